@@ -1,0 +1,30 @@
+# `make` alone lists what there is. Every target sets up what it needs; a second run skips what is done.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+BIN := .venv/bin
+TESTS ?= tests
+MARKERS ?= not gpu
+COVERAGE ?= 85
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Make .venv and install everything into it (with vLLM for the GPU, or for the CPU)
+	@scripts/setup.sh
+
+demo: setup ## Serve the shipped checkpoint with vLLM and ask it about new clips (or MEDIA=file QUESTION="…")
+	@$(BIN)/python -m serve.demo $(if $(MEDIA),--media "$(MEDIA)") $(if $(QUESTION),--question "$(QUESTION)")
+
+test: setup ## Run the tests and measure the coverage of mllm/ (TESTS=path MARKERS="not slow" COVERAGE=0)
+	@$(BIN)/python -m pytest $(TESTS) -m "$(MARKERS)" --cov=mllm --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
+
+lint: setup ## Check style, types of mllm/ and the floors between the packages
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: setup ## Measure speed: serving against Hugging Face generate, media reading against decord
+	@$(BIN)/mllm bench serve
+	@$(BIN)/mllm bench media

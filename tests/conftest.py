@@ -1,0 +1,49 @@
+"""What all tests share: seeds, threads, and the folder of real recordings."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in each run, and no limit of time: machines are slow when they are busy.
+settings.register_profile("mllm", derandomize=True, deadline=None)
+settings.load_profile("mllm")
+
+# Before anything imports torch: tests are small, and more threads than cores only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TERM", "dumb")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real recordings that MLLM_REAL_DATA names; skips where there is none."""
+    folder = os.environ.get("MLLM_REAL_DATA")
+    if not folder:
+        pytest.skip("MLLM_REAL_DATA is not set: name a folder of real recordings")
+    if not Path(folder).is_dir():
+        pytest.fail(f"MLLM_REAL_DATA names {folder}, which is not a folder")
+    return Path(folder)
