@@ -1,0 +1,373 @@
+"""One experiment is one YAML file: model, data, the three stages, evaluation, serving.
+
+    experiment = load_experiment("configs/nano.yaml", ["instruct.lr=1e-3", "instruct.lora=null"])
+
+Every key has a default that suits the nano size, trained from nothing on the generated world. An unknown key
+is an error that names the nearest known one. Overrides are `a.b=value`, the value read as YAML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from mllm.errors import ConfigError
+
+
+def _has_type(part: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(part, dict) and not isinstance(part.get("type"), str):
+        raise ValueError(
+            "needs 'type', a transformers model type such as llama; or write a hub id or a folder"
+        )
+    return part
+
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+# A hub id, a folder, or a configuration: an object with "type" (a transformers model type) and its settings.
+Part = Annotated[str | dict[str, Any], AfterValidator(_has_type)]
+# What a stage can train, by the model's parts; everything else stays frozen.
+Group = Literal["video_tower", "audio_tower", "qformers", "projectors", "space", "embeddings", "decoder"]
+
+NANO_DECODER = {
+    "type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 384,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+NANO_VIDEO = {
+    "type": "timesformer",  # its num_frames is frames_per_window
+    "image_size": 64,
+    "patch_size": 16,
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 384,
+}
+NANO_AUDIO = {
+    "type": "whisper",
+    "d_model": 96,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 384,
+    "num_mel_bins": 80,
+    "max_source_positions": 100,  # 2 s
+}
+NANO_TEXT = {
+    "type": "bert",
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 384,
+}
+
+
+class Section(BaseModel):
+    """A part of an experiment that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class QFormer(Section):
+    """Size of both Q-Formers."""
+
+    width: Positive = 96
+    layers: Positive = 1
+    heads: Positive = 4
+
+
+class Model(Section):
+    """Architecture. `decoder`, `video`, `audio` and `text` are each a hub id, a folder or a configuration."""
+
+    decoder: Part = Field(default=NANO_DECODER)
+    tokenizer_vocab: Positive = (
+        600  # size of the tokenizer that is trained for a decoder given as configuration
+    )
+    video: Part = Field(default=NANO_VIDEO)
+    audio: Part = Field(default=NANO_AUDIO)
+    text: Part | None = Field(
+        default=NANO_TEXT
+    )  # text tower of the shared space; null: a model without search
+    video_queries: Positive = 6
+    audio_queries: Positive = 6
+    qformer: QFormer = QFormer()
+    window_seconds: Rate = 2.0
+    frames_per_window: Positive = 4
+    max_windows: Positive = 16
+    embedding_dim: Positive = 256
+
+
+class Data(Section):
+    """Names for `records.open_source`: `world:train`, or the path of a JSONL file."""
+
+    train: str = "world:train"
+    val: str = "world:val"
+    questions_per_clip: Positive = 4
+    workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0: the training process itself
+
+
+class Stage(Section):
+    """What all stages share: AdamW with warm-up, then cosine."""
+
+    steps: int = Field(default=1000, ge=0)  # 0 skips the stage
+    batch: Positive = 32
+    lr: Rate = 2e-3
+    warmup: int = Field(default=100, ge=0)
+    save_every: Positive = 200
+    log_every: Positive = 10
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    num_threads: Positive | None = None  # of torch; null: as many as there are cores
+
+
+class Text(Stage):
+    """Stage 0, nano only: the decoder as a plain language model."""
+
+    batch: Positive = 64
+    lr: Rate = 3e-3
+
+
+class Curriculum(Section):
+    """An easier source to begin with, such as clips with a single object."""
+
+    source: str
+    steps: Positive  # how long, before the stage turns to data.train
+
+
+class Contrastive(Stage):
+    """Stage 1: adapters and the shared space; InfoNCE and a caption loss together."""
+
+    batch: Positive = 64
+    contrastive_weight: Weight = 1.0
+    caption_weight: Weight = 1.0
+    video_audio_weight: Weight = 0.3
+    curriculum: Curriculum | None = None
+    train: list[Group] = ["video_tower", "audio_tower", "qformers", "projectors", "space", "decoder"]
+
+
+class Lora(Section):
+    """LoRA on the decoder's linear layers."""
+
+    rank: Positive = 16
+    alpha: Rate = 32.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    # A regular expression over module names. Not lm_head: TRL's loss goes past an adapter there.
+    target: str = r".*language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+
+
+class Instruct(Stage):
+    """Stage 2: instruction tuning."""
+
+    tower_lr: Rate | None = None  # null: as lr
+    lora: Lora | None = Lora()  # null: the whole decoder, if "decoder" is in train
+    train: list[Group] = ["qformers", "projectors"]
+    contrastive_weight: Weight = 0.1  # keeps the shared space while the model learns to answer
+
+
+class Eval(Section):
+    """What `mllm eval` scores by default."""
+
+    splits: list[str] = ["val", "comp"]
+    clips: Positive = 500  # per split
+    questions_per_clip: Positive = 4
+    retrieval_clips: Positive = 256
+    batch: Positive = 32
+    max_new_tokens: Positive = 48
+
+
+class Serve(Section):
+    """What `mllm serve` starts vLLM with."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, lt=65536)
+    max_model_len: Positive | None = None  # null: what the decoder allows
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_bytes: Positive = 200_000_000  # of one recording
+    max_seconds: Rate | None = 3600.0
+
+
+class Experiment(Section):
+    """A whole experiment, with every default filled in."""
+
+    name: str = Field(default="nano", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(default=0, ge=0)
+    output: str = "runs"  # run folders are <output>/<name>/<stage>
+    model: Model = Model()
+    data: Data = Data()
+    text: Text = Text()
+    contrastive: Contrastive = Contrastive()
+    instruct: Instruct = Instruct()
+    eval: Eval = Eval()
+    serve: Serve = Serve()
+
+    def dump_yaml(self) -> str:
+        """The resolved experiment as YAML; `load_experiment` reads it back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Reads an experiment and applies overrides such as `instruct.lr=1e-3`, later ones winning.
+
+    Raises:
+        ConfigError: one line with file, line, key and, for an unknown key, the nearest known one.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot read experiment {path}: {reason}: give the path of a YAML file") from None
+    lines: dict[tuple, int] = {}
+    values = _parse_yaml(text, str(path), lines)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: an experiment is `key: value` lines, not a {type(values).__name__}")
+
+    experiment = _validate(values, str(path), lines)
+    if not overrides:
+        return experiment
+    # Overrides change the resolved experiment, so that `model.video.hidden_size=64` keeps the other defaults.
+    values = experiment.model_dump()
+    for override in overrides:
+        _override(values, override)
+        experiment = _validate(values, f"override {override!r}")
+    return experiment
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"override {override!r} is not of the form a.b=value, such as instruct.lr=1e-3")
+    value = _parse_yaml(text, f"override {override!r}")
+    section: Any = values
+    for depth, name in enumerate(names[:-1]):
+        inner = section.get(name)
+        if inner is None and name in section:  # an optional section that is off, such as instruct.lora=null
+            inner = section[name] = {}
+        if not isinstance(inner, dict):
+            problem = "has no keys of its own" if name in section else "is not known"
+            known = "" if name in section else _nearest(name, list(section), names[:depth])
+            raise ConfigError(f"override {override!r}: {'.'.join(names[: depth + 1])!r} {problem}{known}")
+        section = inner
+    section[names[-1]] = value
+
+
+def _validate(
+    values: dict[str, Any], where: str, lines: Mapping[tuple, int] = MappingProxyType({})
+) -> Experiment:
+    """The experiment of plain values; `where` and the lines of keys say where an error is."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors()
+    keys, *others = dict.fromkeys(_keys(problem["loc"]) for problem in problems)
+    problem = problems[0]
+    place = f"{where}:{lines[keys]}" if keys in lines else where
+    name = ".".join(map(str, keys))
+    more = f" (and {len(others)} more)" if others else ""
+    if problem["type"] == "extra_forbidden":
+        near = _nearest(str(keys[-1]), list(_section_at(keys[:-1]).model_fields), keys[:-1])
+        raise ConfigError(f"{place}: unknown key {name!r}{near}{more}")
+    reason = problem["msg"].removeprefix("Value error, ")
+    raise ConfigError(f"{place}: {name} is {problem['input']!r}: {reason[:1].lower()}{reason[1:]}{more}")
+
+
+def _keys(location: tuple) -> tuple:
+    """Pydantic's location without the names of the branches of a union, which are no keys."""
+    return tuple(part for part in location if part != "str" and not str(part).startswith("dict["))
+
+
+def _nearest(name: str, known: Sequence[str], above: Sequence[Any]) -> str:
+    """`: did you mean 'a.b'?`, or the choice there is; looks through all sections if need be."""
+    prefix = "".join(f"{key}." for key in above)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f": did you mean '{prefix}{near[0]}'?"
+    elsewhere = {key.rpartition(".")[2]: key for key in _all_keys(Experiment)}
+    near = get_close_matches(name, elsewhere, n=1, cutoff=0.8)
+    if near:
+        return f": did you mean '{elsewhere[near[0]]}'?"
+    return f": {prefix.rstrip('.') or 'an experiment'} knows {', '.join(known)}"
+
+
+def _all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def _section_at(keys: Sequence[Any]) -> type[Section]:
+    section: type[Section] = Experiment
+    for key in keys:
+        inner = _section_of(section.model_fields[key].annotation)
+        assert inner is not None
+        section = inner
+    return section
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section in `Section` or `Section | None`."""
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `1e-3` as a number (PyYAML takes it for text) and repeated keys refused."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"repeated key {key.value!r}", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str, where: str, lines: dict[tuple, int] | None = None) -> Any:
+    """The value of YAML text; fills `lines` with the line (from 1) of each key path."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if lines is not None:
+            _note_lines(node, (), lines)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark is not None and lines is not None else where
+        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        loader.dispose()
+
+
+def _note_lines(node: Any, path: tuple, lines: dict[tuple, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                lines[(*path, key.value)] = key.start_mark.line + 1
+                _note_lines(value, (*path, key.value), lines)

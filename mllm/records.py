@@ -1,0 +1,335 @@
+"""The conversation record: the only form that trainers and benchmarks read, and where records come from.
+
+A record is one line of a JSONL file; media paths in it are relative to that file:
+
+    {"id": "a1", "messages": [{"role": "user", "content": [{"type": "video", "video": "clips/a.mp4"},
+      {"type": "text", "text": "What is heard?"}]}, {"role": "assistant", "content": "A bell."}],
+     "task": "qa", "source": "mine", "answer"?: "A bell.", "options"?: ["A bell.", "A dog."]}
+
+A record for the contrastive stage has the clip alone as its message, and `captions` (a list, or an object
+with any of the keys video, audio, both) and `labels`. Neighbouring rows on the same clip form one group, read
+and trained together.
+
+A `Source` gives records by index. `open_source("world:train")` finds the generated world through the entry
+point group `mllm.sources`; `open_source("data/train.jsonl")` opens a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote, urlparse
+
+from mllm.chat import Message, media_parts, validate_messages
+from mllm.errors import ChatError, RecordError
+
+SOURCES = "mllm.sources"  # entry point group
+
+Record = dict[str, Any]
+PairRecord = dict[str, Any]
+
+_CAPTION_KEYS = ("video", "audio", "both")
+_STRING_KEYS = ("id", "task", "source", "answer")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Scenes by index, each with the conversations, captions and texts about it."""
+
+    name: str
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        ...
+
+    def conversations(self, index: int) -> list[Record]:
+        """All records of one scene; their media parts are the same (in memory: the identical Clip)."""
+        ...
+
+    def pair(self, index: int) -> PairRecord:
+        """`{"clip": Clip or path, "captions": {"video", "audio", "both": str or None}, "labels": {…}}`.
+
+        A `part` key holds the media part that the clip came from, where there is one.
+        """
+        ...
+
+    def text(self, index: int) -> list[list[Message]]:
+        """Conversations without media, for the plain language model."""
+        ...
+
+
+def open_source(name: str) -> Source:
+    """Opens a data source by name: `world:train`, `world:train,seed=3`, or the path of a JSONL file.
+
+    Raises:
+        RecordError: nothing of that name, or a bad row in the file.
+    """
+    kind, _, rest = name.partition(":")
+    known = {entry.name: entry for entry in entry_points(group=SOURCES)}
+    if kind in known:
+        return known[kind].load()(rest)
+    if Path(name).is_file():
+        return JsonlSource(name)
+    near = get_close_matches(kind, known, n=1)
+    meant = f"did you mean '{near[0]}:{rest}'? " if near and rest else ""
+    raise RecordError(
+        f"no data source {name!r}: {meant}give the path of a JSONL file or one of "
+        + ", ".join(f"{key}:…" for key in sorted(known))
+    )
+
+
+def read_records(path: str | os.PathLike) -> Iterator[Record]:
+    """Yields the validated records of a JSONL file, media paths made absolute.
+
+    Raises:
+        RecordError: naming file, row (from 1) and remedy.
+    """
+    for _, record in _read(Path(path)):
+        yield record
+
+
+def write_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> int:
+    """Writes records as JSONL, whole or not at all, and returns their number.
+
+    Media inside the file's folder are written relative to it, so that the folder can be moved.
+
+    Raises:
+        RecordError: a record is wrong, or holds media in memory.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for record in records:
+                count += 1
+                where = f"{path.name} row {count}"
+                record = validate_record(record, where, path.parent)
+                record = _with_media(record, lambda media, where=where: _portable(media, path.parent, where))
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def validate_record(record: Any, where: str, folder: Path | None = None) -> Record:
+    """Checks one record and returns it with normalised messages and absolute media paths.
+
+    Args:
+        record: see the top of this file; further keys are kept.
+        where: how errors begin, such as "train.jsonl row 12".
+        folder: what relative media paths are relative to; None for the working directory.
+
+    Raises:
+        RecordError: what is wrong, where, what to do.
+    """
+    if not isinstance(record, Mapping):
+        raise RecordError(f"{where}: a record must be an object, not {type(record).__name__}")
+    if "messages" not in record:
+        hint = " (this row has LLaVA's 'conversations': convert it)" if "conversations" in record else ""
+        raise RecordError(f"{where}: no 'messages'{hint}: give a list of {{'role', 'content'}}")
+    record = dict(record)
+    if isinstance(record.get("id"), int):
+        record["id"] = str(record["id"])
+    for key in _STRING_KEYS:
+        if record.get(key) is not None and not isinstance(record[key], str):
+            raise RecordError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
+    _check_strings(record.get("options"), "options", where)
+    try:
+        record["messages"] = validate_messages(record["messages"])
+    except ChatError as error:
+        raise RecordError(f"{where}: {error}") from None
+    record = _with_media(record, lambda media: _existing(media, folder or Path.cwd(), where))
+    if "captions" in record:
+        record["captions"] = _captions(record, where)
+    last = record["messages"][-1]
+    if last["role"] == "assistant":
+        if not "".join(part["text"] for part in last["content"]).strip():
+            raise RecordError(f"{where}: the assistant's answer is empty: write one or drop the row")
+    elif record.get("answer") is None and "captions" not in record and "labels" not in record:
+        raise RecordError(
+            f"{where}: nothing to learn or score: end with an assistant message, or give 'answer', 'captions'"
+        )
+    return record
+
+
+class JsonlSource:
+    """A JSONL file as a Source: one scene for each run of neighbouring rows on the same recording.
+
+    Every row is checked when the file is opened; rows are read from disk when asked for.
+
+    Raises:
+        RecordError: on opening, for the first bad row.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.stem
+        self._scenes: list[list[tuple[int, int]]] = []  # (byte offset, row) of each record
+        previous: object = None
+        for (offset, row), record in _read(self.path):
+            media = _first_media(record)
+            if media is None or media != previous:
+                self._scenes.append([])
+            self._scenes[-1].append((offset, row))
+            previous = media
+        if not self._scenes:
+            raise RecordError(f"{self.path.name} holds no records: write at least one row")
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def conversations(self, index: int) -> list[Record]:
+        """The records of one scene that have an answer to learn."""
+        records = self._records(index)
+        return [
+            record
+            for record in records
+            if record["messages"][-1]["role"] == "assistant" or "answer" in record
+        ]
+
+    def pair(self, index: int) -> PairRecord:
+        """The scene's clip with one caption of each kind.
+
+        `index` may run on past the end: each further round over the scenes takes their next captions.
+
+        Raises:
+            RecordError: the scene has no captions or no media.
+        """
+        round_, index = divmod(index, len(self))
+        records = self._records(index)
+        record = next((record for record in records if record.get("captions")), None)
+        where = f"{self.path.name} row {self._scenes[index][0][1]}"
+        if record is None:
+            raise RecordError(
+                f"{where}: no 'captions', which the contrastive stage needs: add them to the row"
+            )
+        media = [
+            part for message in record["messages"] for part in message["content"] if part["type"] != "text"
+        ]
+        if not media:
+            raise RecordError(f"{where}: captions but no recording: put a media part into the message")
+        captions = {
+            key: texts[round_ % len(texts)] if texts else None for key, texts in record["captions"].items()
+        }
+        return {
+            "clip": media[0][media[0]["type"]],
+            "part": media[0],
+            "captions": captions,
+            "labels": record.get("labels") or {},
+        }
+
+    def text(self, index: int) -> list[list[Message]]:
+        """The conversations of the scene that have no media."""
+        return [record["messages"] for record in self._records(index) if _first_media(record) is None]
+
+    def _records(self, index: int) -> list[Record]:
+        records = []
+        with self.path.open("rb") as file:
+            for offset, row in self._scenes[index]:
+                file.seek(offset)
+                records.append(_parse(file.readline(), f"{self.path.name} row {row}", self.path.parent))
+        return records
+
+
+def _read(path: Path) -> Iterator[tuple[tuple[int, int], Record]]:
+    """((byte offset, row), record) of every row that is not blank."""
+    if not path.is_file():
+        raise RecordError(f"{path} is not a file: give the path of a JSONL file of records")
+    folder = path.absolute().parent
+    offset = 0
+    with path.open("rb") as file:
+        for row, line in enumerate(file, start=1):
+            if line.strip():
+                yield (offset, row), _parse(line, f"{path.name} row {row}", folder)
+            offset += len(line)
+
+
+def _parse(line: bytes, where: str, folder: Path) -> Record:
+    try:
+        record = json.loads(line.decode("utf-8-sig").strip())
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{where}: not UTF-8 text (byte {error.start} of the row): save the file as UTF-8"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise RecordError(
+            f"{where}: not JSON ({error.msg} at column {error.colno}): each row must be one whole JSON object"
+        ) from None
+    return validate_record(record, where, folder)
+
+
+def _with_media(record: Record, change: Any) -> Record:
+    """The record with `change` applied to every media source, sound tracks beside a video included."""
+    messages = [
+        message
+        | {
+            "content": [
+                {
+                    key: change(value) if key in ("video", "audio", "image") else value
+                    for key, value in part.items()
+                }
+                for part in message["content"]
+            ]
+        }
+        for message in record["messages"]
+    ]
+    return record | {"messages": messages}
+
+
+def _existing(media: Any, folder: Path, where: str) -> Any:
+    """A media source with its path absolute; anything that is not a path passes."""
+    if not isinstance(media, (str, os.PathLike)):
+        return media
+    name = os.fspath(media)
+    if name.startswith("file://"):
+        name = unquote(urlparse(name).path)
+    elif name.startswith("data:") or "://" in name:
+        return media
+    path = folder.absolute() / name
+    if not path.exists():
+        raise RecordError(f"{where}: there is no {name!r} in {folder}: paths are relative to the record file")
+    return str(path)
+
+
+def _portable(media: Any, folder: Path, where: str) -> str:
+    if not isinstance(media, (str, os.PathLike)):
+        raise RecordError(f"{where}: media in memory cannot be written: save the clip and give its path")
+    name = os.fspath(media)
+    path = Path(name)
+    return path.relative_to(folder.absolute()).as_posix() if path.is_relative_to(folder.absolute()) else name
+
+
+def _captions(record: Record, where: str) -> dict[str, list[str]]:
+    """Captions by what they describe, each a list; a plain list describes the first recording's kind."""
+    captions = record["captions"]
+    if isinstance(captions, (list, str)):
+        first = media_parts(record["messages"])
+        captions = {"audio" if first and first[0][0] == "audio" else "video": captions}
+    if not isinstance(captions, Mapping) or set(captions) - set(_CAPTION_KEYS):
+        raise RecordError(
+            f"{where}: 'captions' must be a list, or an object with keys {', '.join(_CAPTION_KEYS)}"
+        )
+    lists = {}
+    for key in _CAPTION_KEYS:
+        texts = captions.get(key) or []
+        lists[key] = [texts] if isinstance(texts, str) else texts
+        _check_strings(lists[key], f"captions of {key}", where)
+    return lists if any(lists.values()) else {}
+
+
+def _check_strings(value: Any, key: str, where: str) -> None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        raise RecordError(f"{where}: {key!r} must be a list of strings")
+
+
+def _first_media(record: Record) -> tuple[str, Any, dict[str, Any]] | None:
+    parts = media_parts(record["messages"])
+    return parts[0] if parts else None

@@ -1,0 +1,139 @@
+"""mllm.experiment: reading, overriding, and what errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mllm.errors import ConfigError
+from mllm.experiment import Experiment, load_experiment
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def load(text: str, overrides=()) -> Experiment:
+        path = tmp_path / "e.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_experiment(path, overrides)
+
+    return load
+
+
+def test_an_empty_file_is_the_nano_size(load) -> None:
+    assert load("") == Experiment()
+    assert load("").model.decoder["type"] == "llama"
+
+
+def test_a_dump_reads_back_equal(load) -> None:
+    experiment = load(
+        "name: x\ninstruct: {lora: null, lr: 1e-3}\nmodel: {video: facebook/some-model, text: null}"
+    )
+    assert load(experiment.dump_yaml()) == experiment
+    assert experiment.instruct.lr == 0.001
+
+
+def test_experiments_share_no_state() -> None:
+    Experiment().model.video["hidden_size"] = 7
+    Experiment().model.qformer.width = 7
+    assert Experiment().model.video["hidden_size"] != 7
+    assert Experiment().model.qformer.width != 7
+
+
+def test_overrides_are_typed_by_yaml_and_keep_the_rest(load) -> None:
+    experiment = load(
+        "seed: 1",
+        [
+            "instruct.lr=1e-4",
+            "instruct.lora=null",
+            "contrastive.train=[qformers, space]",
+            "model.video.hidden_size=64",
+            "model.audio=openai/whisper-small",
+            "data.train=world:train,seed=3",
+            "seed=5",
+            "seed=6",
+        ],
+    )
+    assert experiment.instruct.lr == 1e-4
+    assert experiment.instruct.lora is None
+    assert experiment.contrastive.train == ["qformers", "space"]
+    assert experiment.model.video == Experiment().model.video | {"hidden_size": 64}
+    assert experiment.model.audio == "openai/whisper-small"
+    assert experiment.data.train == "world:train,seed=3"
+    assert experiment.seed == 6
+
+
+def test_an_override_switches_an_optional_section_on(load) -> None:
+    assert load("instruct: {lora: null}", ["instruct.lora.rank=4"]).instruct.lora.rank == 4
+
+
+WRONG = [
+    (
+        "contrastive:\n  stepz: 3",
+        r"e.yaml:2: unknown key 'contrastive.stepz': did you mean 'contrastive.steps'\?",
+    ),
+    (
+        "model: {qformer: {widht: 3}}",
+        r"unknown key 'model.qformer.widht': did you mean 'model.qformer.width'\?",
+    ),
+    ("caption_weight: 3", r"unknown key 'caption_weight': did you mean 'contrastive.caption_weight'\?"),
+    (
+        "model:\n  qformer: {zzz: 3}",
+        "unknown key 'model.qformer.zzz': model.qformer knows width, layers, heads",
+    ),
+    ("contrastive:\n  stepz: 3\n  lr: -1", r"\(and 1 more\)"),
+    ("instruct:\n  steps: abc", "e.yaml:2: instruct.steps is 'abc': input should be a valid integer"),
+    ("instruct:\n  train: [towers]", "instruct.train.0 is 'towers': input should be 'video_tower'"),
+    ("model: {window_seconds: 0}", "model.window_seconds is 0: input should be greater than 0"),
+    ("model:\n  video: 3", "e.yaml:2: model.video is 3: input should be a valid string$"),
+    (
+        "model:\n  video: {hidden_size: 3}",
+        "e.yaml:2: model.video is .*: needs 'type', a transformers model type",
+    ),
+    ("name: a/b", "name is 'a/b'"),
+    ("model: 3", "e.yaml:1: model is 3"),
+    ("- a", "an experiment is `key: value` lines, not a list"),
+    ("a: [1\nb: 2", "e.yaml:2: not YAML: expected"),
+    ("name: a\n\nname: b", "e.yaml:3: not YAML: repeated key 'name'"),
+    ("name: a\n\tseed: 1", "e.yaml:2: not YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "error"), WRONG)
+def test_errors_name_file_line_key_and_remedy(load, text: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error) as caught:
+        load(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("instruct.lr", "override 'instruct.lr' is not of the form a.b=value"),
+        ("=3", "is not of the form a.b=value"),
+        ("instruct..lr=3", "is not of the form a.b=value"),
+        (
+            "instruct.lrr=3",
+            "override 'instruct.lrr=3': unknown key 'instruct.lrr': did you mean 'instruct.lr'",
+        ),
+        ("instuct.lr=3", "override 'instuct.lr=3': 'instuct' is not known: did you mean 'instruct'"),
+        ("name.x=3", "override 'name.x=3': 'name' has no keys of its own"),
+        ("seed=[1", r"override 'seed=\[1': not YAML"),
+        ("seed=abc", "override 'seed=abc': seed is 'abc'"),
+    ],
+)
+def test_errors_name_the_override(load, override: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        load("", [override])
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read experiment .*none.yaml: No such file"):
+        load_experiment(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        load_experiment(path)

@@ -1,0 +1,184 @@
+"""mllm.records: reading, writing, checking, grouping, and finding sources by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mllm import records
+from mllm.errors import RecordError
+
+
+def record(video: str = "clips/a.mp4", question: str = "Seen?", answer: str = "A star.", **more) -> dict:
+    user = [{"type": "video", "video": video}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    return {"id": "1", "messages": messages, "task": "qa", "source": "test", **more}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "b.mp4", "a.wav"):
+        (tmp_path / "clips" / name).write_bytes(b"x")
+    return tmp_path
+
+
+def write(folder: Path, *rows) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8"
+    )
+    return path
+
+
+def first_part(read: dict) -> dict:
+    return read["messages"][0]["content"][0]
+
+
+def test_paths_become_absolute_and_extra_keys_stay(folder: Path) -> None:
+    path = write(folder, record(question_id=7), "", record("clips/b.mp4", id=3))
+    first, second = records.read_records(path)
+    assert first_part(first)["video"] == str(folder / "clips/a.mp4")
+    assert first["question_id"] == 7
+    assert second["id"] == "3"
+    assert first["messages"][1]["content"] == [{"type": "text", "text": "A star."}]
+
+
+def test_uris_and_file_urls(folder: Path) -> None:
+    (folder / "clips/a b.mp4").write_bytes(b"x")
+    path = write(folder, record("data:video/mp4;base64,QUJD"), record(f"file://{folder}/clips/a%20b.mp4"))
+    first, second = records.read_records(path)
+    assert first_part(first)["video"].startswith("data:")
+    assert first_part(second)["video"] == str(folder / "clips/a b.mp4")
+
+
+def test_written_records_are_read_back_and_can_be_moved(folder: Path, tmp_path_factory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "c.mp4"
+    outside.write_bytes(b"x")
+    given = [record(str(folder / "clips/a.mp4"), question="Gesehen? 星"), record(str(outside))]
+    path = folder / "out.jsonl"
+    assert records.write_records(path, given) == 2
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [first_part(row)["video"] for row in rows] == ["clips/a.mp4", str(outside)]
+    assert [first_part(row)["video"] for row in records.read_records(path)] == [
+        first_part(row)["video"] for row in given
+    ]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(folder: Path) -> None:
+    path = folder / "out.jsonl"
+    records.write_records(path, [record(str(folder / "clips/a.mp4"))])
+    before = path.read_bytes()
+    clip = SimpleNamespace(waveform=None)
+    with pytest.raises(RecordError, match="out.jsonl row 2: media in memory cannot be written"):
+        records.write_records(path, [record(str(folder / "clips/a.mp4")), record(clip)])
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in folder.iterdir()) == ["clips", "out.jsonl"]
+
+
+WRONG = [
+    ("{", r"data.jsonl row 2: not JSON \(.* at column 2\)"),
+    ("[1]", "data.jsonl row 2: a record must be an object, not list"),
+    ({"id": "x"}, "row 2: no 'messages': give a list"),
+    ({"conversations": []}, "row 2: no 'messages' .this row has LLaVA's 'conversations'"),
+    (
+        record("clips/none.mp4"),
+        "row 2: there is no 'clips/none.mp4' in .*: paths are relative to the record file",
+    ),
+    (record(answer=" "), "row 2: the assistant's answer is empty"),
+    (record() | {"task": 3}, "row 2: 'task' must be a string, not int"),
+    (record(options="yes"), "row 2: 'options' must be a list of strings"),
+    (record(captions=[3]), "row 2: 'captions of video' must be a list of strings"),
+    (
+        record(captions={"picture": "x"}),
+        "row 2: 'captions' must be a list, or an object with keys video, audio, both",
+    ),
+    ({"messages": [{"role": "user", "content": "hi"}]}, "row 2: nothing to learn or score"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "film"}]}]},
+        "row 2: message 0 part 0 has type 'film'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "error"), WRONG)
+def test_errors_name_file_row_and_remedy(folder: Path, row, error: str) -> None:
+    with pytest.raises(RecordError, match=error) as caught:
+        list(records.read_records(write(folder, record(), row)))
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8(folder: Path) -> None:
+    path = folder / "data.jsonl"
+    path.write_bytes(json.dumps(record(answer="Grün."), ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(RecordError, match=r"row 1: not UTF-8 text .*: save the file as UTF-8"):
+        list(records.read_records(path))
+
+
+def test_a_missing_file_and_an_empty_one(folder: Path) -> None:
+    with pytest.raises(RecordError, match="is not a file"):
+        list(records.read_records(folder / "none.jsonl"))
+    with pytest.raises(RecordError, match="holds no records"):
+        records.JsonlSource(write(folder))
+
+
+def test_a_file_is_a_source_of_scenes(folder: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    cut = record()
+    cut["messages"][0]["content"][0] |= {"start": 1.0, "end": 2.0}
+    rows = [record(), record(question="Heard?"), cut, record("clips/b.mp4"), chat, chat, record()]
+    source = records.open_source(str(write(folder, *rows)))
+    assert isinstance(source, records.Source)
+    assert source.name == "data"
+    assert [len(source.conversations(index)) for index in range(len(source))] == [2, 1, 1, 1, 1, 1]
+    assert source.conversations(0)[1]["messages"][0]["content"][1]["text"] == "Heard?"
+    assert source.text(0) == []
+    assert source.text(3)[0][1]["content"] == [{"type": "text", "text": "hello"}]
+
+
+def test_pairs_take_their_captions_in_turn(folder: Path) -> None:
+    alone = [{"role": "user", "content": [{"type": "video", "video": "clips/a.mp4"}]}]
+    sound = [{"role": "user", "content": [{"type": "audio", "audio": "clips/a.wav"}]}]
+    path = write(
+        folder,
+        {
+            "messages": alone,
+            "captions": {"video": ["one", "two", "three"], "both": "all"},
+            "labels": {"n": 1},
+        },
+        {"messages": sound, "captions": ["a bell"]},
+        record("clips/b.mp4"),
+    )
+    source = records.JsonlSource(path)
+    pair = source.pair(0)
+    assert pair["clip"] == str(folder / "clips/a.mp4")
+    assert pair["part"]["type"] == "video"
+    assert pair["captions"] == {"video": "one", "audio": None, "both": "all"}
+    assert pair["labels"] == {"n": 1}
+    assert source.pair(3)["captions"]["video"] == "two"
+    assert source.pair(1)["captions"] == {"video": None, "audio": "a bell", "both": None}
+    assert source.conversations(0) == []
+    with pytest.raises(RecordError, match="data.jsonl row 3: no 'captions'"):
+        source.pair(2)
+
+
+def test_sources_are_found_through_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = SimpleNamespace(name="moon", load=lambda: lambda rest: f"moon of {rest}")
+    monkeypatch.setattr(records, "entry_points", lambda group: [entry] if group == "mllm.sources" else [])
+    assert records.open_source("moon:train,seed=3") == "moon of train,seed=3"
+    with pytest.raises(
+        RecordError, match=r"no data source 'mon:val': did you mean 'moon:val'\? give the path"
+    ):
+        records.open_source("mon:val")
+    with pytest.raises(RecordError, match=r"no data source 'none.jsonl': give the path .* or one of moon:…"):
+        records.open_source("none.jsonl")
+
+
+def test_the_world_is_installed_as_a_source() -> None:
+    source = records.open_source("world:val")
+    assert isinstance(source, records.Source)
+    for found in source.conversations(0):
+        records.validate_record(found, "world")
