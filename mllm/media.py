@@ -1,0 +1,355 @@
+"""Recordings in, `Clip`s out: the only decoder of the project.
+
+    clip = load_clip("holiday.mp4", size=224, choose=lambda seconds: np.linspace(0, seconds, 32))
+
+A source is a path, bytes, a `data:` URI, a folder of frames (png or jpg in the order of their names, with at
+most one sound file, and `fps.txt` where the rate is not 3), or a `Clip`. PyAV probes; decord decodes the
+frames at the size asked for, PyAV where decord cannot (AV1, AVI, open GOPs, deep colours, damage, no wheel);
+PyAV decodes the sound. What cannot be read ends in a MediaError of one line. All of it happens in this
+process: read untrusted uploads in one that may be lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from mllm import decode
+from mllm.errors import MediaError
+from mllm.scan import Scan, scan
+from mllm.sources import MediaLimits, Source, check_bytes, check_frame_bytes, locate
+from mllm.stills import Stills, open_image, read_folder, read_stills
+
+SAMPLE_RATE = 16_000
+HOLD = 0.5  # s: how long the last frame stands in for a picture that ends before the sound
+ON_TIME = 1e-6  # s: a frame that appears this much later counts as on screen
+
+MediaSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Clip"
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a source holds.
+
+    Attributes:
+        duration: s; 0 for an image.
+        has_video: there is a picture, moving or still. Album art is none.
+        has_audio: there is sound.
+        is_image: a single still picture.
+        width, height: pixels, upright; 0 without a picture.
+        rotation: degrees clockwise (0, 90, 180, 270) by which the stored picture is turned.
+        video_codec, audio_codec: as FFmpeg (or Pillow) calls them; None where missing.
+        fps: frames per second on average; None for an image or without a picture.
+    """
+
+    duration: float
+    has_video: bool
+    has_audio: bool
+    is_image: bool = False
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    video_codec: str | None = None
+    audio_codec: str | None = None
+    fps: float | None = None
+
+
+@dataclass
+class Clip:
+    """A recording in memory.
+
+    Attributes:
+        frames: uint8 [frames, height, width, 3], upright RGB; None without a picture.
+        frame_times: float64 [frames] s, ascending, when each frame appears.
+        waveform: float32 [samples], 16 kHz mono, from time 0; None without sound.
+        duration: s.
+        source: what messages call it.
+        is_image: a single still picture.
+        picture_end: s, when the last frame leaves the screen; None: after as long as frames last on average.
+
+    Raises:
+        MediaError: if the arrays have other shapes or types.
+    """
+
+    frames: np.ndarray | None
+    frame_times: np.ndarray
+    waveform: np.ndarray | None
+    duration: float
+    source: str
+    is_image: bool = False
+    picture_end: float | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.frame_times = np.asarray(self.frame_times, np.float64)
+        if self.frames is not None:
+            shape = np.shape(self.frames)
+            if len(shape) != 4 or shape[3] != 3 or self.frames.dtype != np.uint8:
+                raise MediaError(
+                    f"{self.source}: frames must be uint8 [frames, height, width, 3], not {shape}"
+                )
+            if not shape[0] or self.frame_times.shape != shape[:1]:
+                times = self.frame_times.shape
+                raise MediaError(f"{self.source}: {shape[0]} frames need as many frame_times, not {times}")
+        if self.waveform is not None:
+            form = f"{self.waveform.dtype} {self.waveform.shape}"
+            if self.waveform.ndim != 1 or self.waveform.dtype.kind != "f":
+                raise MediaError(f"{self.source}: the waveform must be mono float32 [samples], not {form}")
+            self.waveform = self.waveform.astype(np.float32, copy=False)
+
+    def on_screen(self, times: np.ndarray) -> np.ndarray:
+        """int64, for each time (s) which frame is seen: the last that has appeared, or else the first."""
+        return _on_screen(self.frame_times, times)
+
+    def picture_until(self) -> float:
+        """When the last frame leaves the screen, s."""
+        if self.picture_end is not None or self.frames is None:
+            return self.picture_end or 0.0
+        count = len(self.frame_times)
+        if count == 1:  # a still that accompanies the sound
+            return max(self.duration, float(self.frame_times[0]))
+        return float(self.frame_times[-1] + (self.frame_times[-1] - self.frame_times[0]) / (count - 1))
+
+    def fingerprint(self) -> str:
+        """sha256, hex, of all that a model may see or hear."""
+        shape = None if self.frames is None else self.frames.shape
+        digest = hashlib.sha256(f"{shape} {self.duration!r} {self.is_image} {self.picture_end!r}".encode())
+        for part in (self.frames, self.frame_times, self.waveform):
+            digest.update(b"-" if part is None else np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+
+def probe(source: MediaSource, limits: MediaLimits = MediaLimits()) -> MediaInfo:
+    """What a source holds, without decoding it.
+
+    Raises:
+        MediaError: as `load_clip`.
+    """
+    if isinstance(source, Clip):
+        frames = source.frames
+        height, width = (0, 0) if frames is None else frames.shape[1:3]
+        fps = None if frames is None or source.is_image else _rate(source.frame_times, source.picture_until())
+        has_audio = source.waveform is not None
+        return MediaInfo(
+            source.duration, frames is not None, has_audio, source.is_image, width, height, fps=fps
+        )
+    return _open(source, limits).info()
+
+
+def load_clip(
+    source: MediaSource,
+    *,
+    size: int | None = None,
+    choose: Callable[[float], np.ndarray] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    limits: MediaLimits = MediaLimits(),
+    audio: MediaSource | None = None,
+    want_video: bool = True,
+    want_audio: bool = True,
+) -> Clip:
+    """Read a recording.
+
+    Args:
+        source: path, bytes, `data:` URI, folder of frames, or a Clip (which keeps its frames and their size).
+        size: pixels; frames are squashed to size×size. None keeps theirs.
+        choose: from the duration (s) to the times (s) whose frames are wanted: ascending; one frame for each,
+            the one on screen then. None: every frame once. Only what is needed is decoded.
+        start, end: s; cut the recording. Times then count from start, and so does what `choose` sees.
+        limits: what is too much.
+        audio: a separate recording of the sound, from the same moment on; replaces the source's own.
+        want_video, want_audio: leave one out.
+
+    Raises:
+        MediaError: with source, cause and remedy, if it cannot be read, breaks a limit or ends before start.
+    """
+    if isinstance(source, Clip):
+        return _cut_clip(source, start, end, limits, audio, want_video, want_audio)
+    media = _open(source, limits, want_video)
+    sound = media if audio is None else _open_sound(audio, limits)
+    duration = max(media.duration, sound.duration)
+    is_image = media.is_image and audio is None
+    first, last = (0.0, 0.0) if is_image else _span(media.name, duration, start, end)
+    if limits.max_seconds is not None and last - first > limits.max_seconds:
+        allowed = f"more than the limit of {limits.max_seconds:g} s"
+        raise MediaError(f"{media.name}: {last - first:.1f} s is {allowed}: cut it, or give start and end")
+
+    frames, times, picture_end = None, np.zeros(0), None
+    until = duration if len(media.times) == 1 else media.picture_end  # a lone frame accompanies all the sound
+    if want_video and len(media.times) and first <= until + HOLD:
+        if choose is None or is_image:
+            begin = int(_on_screen(media.times, np.array([first]))[0])
+            wanted: np.ndarray = np.arange(begin, max(begin + 1, np.searchsorted(media.times, last)))
+        else:
+            wanted = _on_screen(media.times, np.asarray(choose(last - first), np.float64).ravel() + first)
+        if len(wanted):
+            info = media.info()
+            check_frame_bytes(
+                media.name, len(wanted), size or info.width, size or info.height, limits.max_frame_bytes
+            )
+            frames, real = media.read_frames(wanted, size)
+            times = np.maximum(media.times[real] - first, 0.0)
+            picture_end = max(0.0, until - first)
+    waveform = sound.read_sound(first, last) if want_audio else None
+    return Clip(frames, times, waveform, last - first, media.name, is_image, picture_end)
+
+
+# --- what a source turns out to be ---
+
+
+class _Recording:
+    """A file or bytes with video, sound or both in it."""
+
+    is_image = False
+
+    def __init__(self, source: Source, limits: MediaLimits, want_video: bool = True):
+        self.source, self.name, self.max_pixels = source, source.name, limits.max_pixels
+        self.found: Scan = scan(source, limits.max_pixels, want_video)
+        self.duration = self.found.duration
+        picture = self.found.picture
+        self.times = picture.times if picture else np.zeros(0)
+        self.picture_end = picture.end if picture else 0.0
+
+    def read_frames(self, wanted: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+        return decode.read_frames(self.source, self.found, wanted, size, self.max_pixels)
+
+    def read_sound(self, start: float, end: float) -> np.ndarray | None:
+        return decode.read_sound(self.source, self.found, start, end, SAMPLE_RATE)
+
+    def info(self) -> MediaInfo:
+        picture, sound = self.found.picture, self.found.sound
+        return MediaInfo(
+            duration=self.duration,
+            has_video=picture is not None,
+            has_audio=sound is not None,
+            width=picture.width if picture else 0,
+            height=picture.height if picture else 0,
+            rotation=picture.turns * 90 if picture else 0,
+            video_codec=picture.codec if picture else None,
+            audio_codec=sound.codec if sound else None,
+            fps=_rate(picture.times, picture.end) if picture else None,
+        )
+
+
+class _Pictures:
+    """An image, an animation, or a folder of frames with its sound."""
+
+    def __init__(self, name: str, stills: Stills, sound: _Recording | None = None):
+        self.name, self.stills, self.sound = name, stills, sound
+        self.is_image = stills.end == 0.0
+        self.times, self.picture_end = stills.times, stills.end
+        self.duration = max(stills.end, sound.duration if sound else 0.0)
+
+    def read_frames(self, wanted: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
+        positions, back = np.unique(wanted, return_inverse=True)
+        return self.stills.read(positions, size)[back], wanted
+
+    def read_sound(self, start: float, end: float) -> np.ndarray | None:
+        return self.sound.read_sound(start, end) if self.sound else None
+
+    def info(self) -> MediaInfo:
+        sound = self.sound.info() if self.sound else None
+        return MediaInfo(
+            duration=self.duration,
+            has_video=True,
+            has_audio=sound is not None,
+            is_image=self.is_image,
+            width=self.stills.width,
+            height=self.stills.height,
+            rotation=self.stills.rotation,
+            video_codec=self.stills.codec,
+            audio_codec=sound.audio_codec if sound else None,
+            fps=None if self.is_image else _rate(self.times, self.picture_end),
+        )
+
+
+def _open(source: MediaSource, limits: MediaLimits, want_video: bool = True) -> _Recording | _Pictures:
+    place = locate(source, limits)
+    if place.path is not None and place.path.is_dir():
+        stills, path = read_folder(place.path, place.name, limits.max_pixels)
+        held = [file.path.stat().st_size for file in stills.files if file.path is not None]
+        check_bytes(place.name, sum(held), limits)
+        return _Pictures(place.name, stills, _open_sound(path, limits) if path else None)
+    image = open_image(place, limits.max_pixels)
+    if image is not None:
+        stills = read_stills(place, image, limits.max_pixels, limits.max_frame_bytes)
+        return _Pictures(place.name, stills)
+    return _Recording(place, limits, want_video)
+
+
+def _open_sound(source: MediaSource, limits: MediaLimits) -> _Recording:
+    """A recording for its sound alone."""
+    if isinstance(source, Clip):
+        raise MediaError(
+            f"{source.source}: a Clip cannot be the sound of another: give a path or bytes as `audio`"
+        )
+    found = _open(source, limits, want_video=False)
+    if not isinstance(found, _Recording) or found.found.sound is None:
+        raise MediaError(f"{found.name}: no sound in it: give a sound file such as wav or flac as `audio`")
+    return found
+
+
+# --- times ---
+
+
+def _on_screen(appear: np.ndarray, times: np.ndarray) -> np.ndarray:
+    return np.maximum(np.searchsorted(appear, times + ON_TIME, "right") - 1, 0)
+
+
+def _rate(times: np.ndarray, end: float) -> float | None:
+    return len(times) / (end - float(times[0])) if len(times) and end > times[0] else None
+
+
+def _span(name: str, duration: float, start: float | None, end: float | None) -> tuple[float, float]:
+    """From when to when, s, within the recording."""
+    first, last = 0.0 if start is None else float(start), math.inf if end is None else float(end)
+    if not 0.0 <= first < last:
+        raise MediaError(
+            f"{name}: a cut from {start} to {end} s is none: start must be 0 or more, and before end"
+        )
+    if first and first >= duration:
+        raise MediaError(
+            f"{name}: start {first:g} s lies behind its end ({duration:.2f} s): choose an earlier one"
+        )
+    return first, min(last, duration)
+
+
+def _cut_clip(
+    clip: Clip,
+    start: float | None,
+    end: float | None,
+    limits: MediaLimits,
+    audio: MediaSource | None,
+    want_video: bool,
+    want_audio: bool,
+) -> Clip:
+    """A Clip without what is not wanted; the very same one if all of it is."""
+    if start is None and end is None and audio is None and want_video and want_audio:
+        return clip
+    duration, waveform = clip.duration, clip.waveform
+    if audio is not None:
+        sound = _open_sound(audio, limits)
+        duration = max(duration, sound.duration)
+        waveform = sound.read_sound(0.0, sound.duration)
+    first, last = (0.0, duration) if clip.is_image else _span(clip.source, duration, start, end)
+    frames, times, until = None, np.zeros(0), clip.picture_until()
+    if want_video and clip.frames is not None and first <= until + HOLD:
+        begin = int(clip.on_screen(np.array([first]))[0])
+        kept = slice(begin, max(begin + 1, int(np.searchsorted(clip.frame_times, last))))
+        frames, times = clip.frames[kept], np.maximum(clip.frame_times[kept] - first, 0.0)
+    if waveform is not None:
+        waveform = waveform[round(first * SAMPLE_RATE) : round(last * SAMPLE_RATE)]
+    return Clip(
+        frames,
+        times,
+        waveform if want_audio and waveform is not None and len(waveform) else None,
+        last - first,
+        clip.source,
+        clip.is_image and audio is None,
+        max(0.0, until - first) if frames is not None else None,
+    )

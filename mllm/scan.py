@@ -1,0 +1,294 @@
+"""One pass over a recording's packets: what is in it, and when. The lower half of `media.py`, private to it.
+
+Times are seconds from the recording's beginning: the first thing to be seen or heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+from mllm.errors import MediaError
+from mllm.sources import Source, check_pixels, clear_errors
+
+# What FFmpeg may open. The others are no recordings: playlists that name further files or hosts, a screen,
+# a text that would be typeset into a film.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,av1,ivf,ogg,nut,mxf,"
+    "dv,rm,mjpeg,yuv4mpegpipe,wav,w64,aiff,au,caf,mp3,aac,ac3,eac3,dts,flac,amr,amrnb,amrwb,tta,wv,ape,voc"
+)
+PADDING = 0.1  # s: more than any encoder needs to fill its last block
+LARGE_PICTURE = 1_000_000  # pixels: from here threads gain more than they cost
+
+Stamp: TypeAlias = tuple[Any, bool, int]  # of a packet: presentation time, keyframe, duration
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A video track.
+
+    Attributes:
+        index: of the stream in the container.
+        pts: int64 [frames], times of appearance in the stream's time base, ascending.
+        times: float64 [frames] s, when each frame appears.
+        keys: int64, positions in `pts` at which decoding can begin.
+        end: s, when the last frame leaves the screen.
+        clock: which of a decoded frame's stamps is its `pts` here, "pts" or "dts"; None: only counting tells.
+        plain: nothing in it over which engines differ: damage, an edit list, frames that refer across a
+            keyframe, a second video stream.
+        turns, mirrored: quarter turns clockwise, then left-right, that put the picture upright.
+        width, height: pixels, upright.
+        codec: FFmpeg's name of the format.
+        depth: bits per colour.
+    """
+
+    index: int
+    pts: np.ndarray
+    times: np.ndarray
+    keys: np.ndarray
+    end: float
+    clock: str | None
+    plain: bool
+    turns: int
+    mirrored: bool
+    width: int
+    height: int
+    codec: str
+    depth: int
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound track: stream index, begin and end (s), codec."""
+
+    index: int
+    start: float
+    end: float
+    codec: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the packets say: container format, origin (s, in the container's time), duration (s), tracks."""
+
+    container: str
+    origin: float
+    duration: float
+    picture: Picture | None
+    sound: Sound | None
+
+
+@contextmanager
+def open_container(source: Source) -> Iterator[Any]:
+    """PyAV's container; recordings only."""
+    try:
+        container = av.open(
+            source.handle(), options={"format_whitelist": CONTAINERS}, metadata_errors="replace"
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{source.name}: {_why_unreadable(source.head(), error)}") from None
+    with container:
+        yield container
+
+
+def _why_unreadable(head: bytes, error: Exception) -> str:
+    if not head.strip(b"\0"):
+        return "it begins with nothing but zeros: copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    if head[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, not a recording: download the file that the page shows"
+    if head[4:8] == b"ftyp":
+        return "its index (moov) is missing or damaged, so the file is incomplete: copy or download it again"
+    if b"\0" not in head:
+        try:
+            head.decode()
+            return "it is text, not a recording: give a video, sound or image file"
+        except UnicodeDecodeError as problem:
+            if problem.start > len(head) - 4 and len(head) > 4:  # a character cut in two
+                return "it is text, not a recording: give a video, sound or image file"
+    cause = getattr(error, "strerror", None) or str(error)
+    return f"not a recording that can be read ({cause}): give a video, sound or image file such as mp4 or png"
+
+
+def scan(source: Source, max_pixels: int | None = None, want_video: bool = True) -> Scan:
+    """Read every packet's time, and decode one frame to know that it can be done.
+
+    Headers lie about duration (truncated files) or are silent (streamed WebM); packets do not.
+
+    Args:
+        source: a file or bytes.
+        max_pixels: of one picture.
+        want_video: False lets a picture pass that cannot be decoded, as if there were none.
+
+    Raises:
+        MediaError: if there is nothing to see or hear, or a picture is larger than max_pixels.
+    """
+    with clear_errors(source.name), open_container(source) as container:
+        video, audio = _streams(container)
+        if video is not None:
+            check_pixels(source.name, video.codec_context.width, video.codec_context.height, max_pixels)
+            configure(video, max_pixels)
+        shown, heard, first, faults = _read(container, video, audio)
+        if shown and first is None:
+            if want_video:
+                codec = video.codec_context.name
+                raise MediaError(
+                    f"{source.name}: its picture ({codec}) cannot be decoded: convert it to H.264"
+                )
+            shown = []
+        # start_time leaves out what the encoder put in front (priming); packets do not.
+        primed = heard and audio.start_time is not None
+        begins = [float((audio.start_time if primed else heard[0][0]) * audio.time_base)] if heard else []
+        if shown:
+            check_pixels(source.name, first.width, first.height, max_pixels)
+            begins.append(float(min(stamp for stamp, _, _ in shown) * video.time_base))
+        if not begins:
+            kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            cause = f"nothing to see or hear in it (its streams: {kinds}; none with content)"
+            raise MediaError(f"{source.name}: {cause}: copy or download it again")
+        form, origin = container.format.name.split(",")[0], min(begins)
+        picture = _picture(video, form, shown, origin, first, faults) if shown else None
+        sound = _sound(audio, heard, begins[0], origin) if heard else None
+        duration = max(picture.end if picture else 0.0, sound.end if sound else 0.0)
+        return Scan(form, origin, duration, picture, sound)
+
+
+def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Stamp], Any, set[str]]:
+    """Stamps of video and of audio packets in the order of the file, the first frame, what is unusual."""
+    shown: list[Stamp] = []
+    heard: list[Stamp] = []
+    first, faults, numbered = None, set(), container.format.name == "avi"
+    for packet in packets(container, [stream for stream in (video, audio) if stream is not None]):
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if video is None or packet.stream_index != video.index:
+            if stamp is not None and not packet.is_discard:
+                heard.append((stamp, True, packet.duration or 0))
+            continue
+        first = first or _first_frame(packet, video)
+        faults |= {name for name in ("is_corrupt", "is_discard") if getattr(packet, name)}
+        faults |= {"unstamped"} if packet.pts is None else set()
+        if not packet.is_discard:
+            # AVI numbers its frames; the pts that FFmpeg derives go to the wrong ones where order changes.
+            stamp = packet.dts if numbered else stamp
+            shown.append((stamp, packet.is_keyframe, packet.duration or 0))
+    if shown:
+        first = first or _first_frame(None, video)
+    if any(stamp is None for stamp, _, _ in shown):
+        # A bare stream without timestamps: its frames follow each other at the nominal rate.
+        shown = [(number * _step(video), key, _step(video)) for number, (_, key, _) in enumerate(shown)]
+    return shown, heard, first, faults
+
+
+def _streams(container: Any) -> tuple[Any, Any]:
+    """The video and audio stream to use; album art is no video, and a codec without a decoder is none."""
+    usable = [stream for stream in container.streams if stream.codec_context is not None]
+    stills = Disposition.attached_pic | Disposition.timed_thumbnails
+    chosen = {}
+    for kind in ("video", "audio"):
+        candidates = [stream for stream in usable if stream.type == kind and not stream.disposition & stills]
+        best = container.streams.best(kind)
+        chosen[kind] = next((stream for stream in candidates if best and stream.index == best.index), None)
+        if candidates and chosen[kind] is None:
+            chosen[kind] = candidates[0]
+    return chosen["video"], chosen["audio"]
+
+
+def configure(video: Any, max_pixels: int | None) -> None:
+    large = video.codec_context.width * video.codec_context.height >= LARGE_PICTURE
+    video.thread_type = "AUTO" if large else "NONE"
+    video.codec_context.thread_count = 0 if large else 1
+    if max_pixels is not None:  # pictures may grow beyond what the header said
+        video.codec_context.options = {"max_pixels": str(max_pixels)}
+
+
+def packets(container: Any, streams: list[Any]) -> Iterator[Any]:
+    """Packets up to the end or to damage that cannot be passed: what came before is still good."""
+    try:
+        if streams:
+            yield from (packet for packet in container.demux(streams) if packet.size)
+    except av.error.FFmpegError:
+        return
+
+
+def decode(packet: Any, stream: Any) -> list[Any]:
+    """The frames that this packet completes (None: those still in the decoder); none if it is damaged."""
+    try:
+        return packet.decode() if packet is not None else stream.codec_context.decode(None)
+    except (av.error.FFmpegError, ValueError):
+        return []
+
+
+def _first_frame(packet: Any, video: Any) -> Any:
+    return next(iter(decode(packet, video)), None)
+
+
+def _step(video: Any) -> int:
+    """Nominal time between frames, in the stream's time base."""
+    rate = video.average_rate or video.guessed_rate or Fraction(25)
+    return max(1, round(1 / rate / video.time_base))
+
+
+def _picture(
+    video: Any, form: str, shown: list[Stamp], origin: float, first: Any, faults: set[str]
+) -> Picture:
+    coded = np.array([stamp for stamp, _, _ in shown], np.int64)  # in the order of the file
+    is_key = np.array([key for _, key, _ in shown])
+    order = np.argsort(coded, kind="stable")
+    pts = coded[order]
+    times = pts * float(video.time_base) - origin
+    unique = bool((np.diff(pts) > 0).all())
+    clock: str | None = "pts"
+    if form == "avi":
+        clock = None if video.codec_context.has_b_frames else "dts"
+    if not unique or "unstamped" in faults:
+        clock = None
+    newest_key = np.maximum.accumulate(np.where(is_key, coded, coded.min()))
+    crossing = bool((coded < newest_key).any())  # decord misses frames after a jump into such a stream
+    missing = video.frames not in (0, len(pts))  # the header of a truncated file promises more
+    alone = len(video.container.streams.video) == 1
+    gap = float(np.median(np.diff(times))) if len(times) > 1 else float(_step(video) * video.time_base)
+    lasts = float(shown[order[-1]][2] * video.time_base)
+    turns, mirrored = _orientation(first)
+    return Picture(
+        index=video.index,
+        pts=pts,
+        times=times,
+        keys=np.flatnonzero(is_key[order]),
+        end=float(times[-1]) + (lasts if lasts > 0 else gap),
+        clock=clock,
+        plain=unique and alone and not (faults or crossing or missing),
+        turns=turns,
+        mirrored=mirrored,
+        width=first.height if turns % 2 else first.width,
+        height=first.width if turns % 2 else first.height,
+        codec=video.codec_context.codec.canonical_name,
+        depth=max((part.bits for part in first.format.components), default=8),
+    )
+
+
+def _orientation(frame: Any) -> tuple[int, bool]:
+    """Quarter turns clockwise, and whether to mirror left-right after them: from the display matrix."""
+    matrices = [np.frombuffer(data, "<i4") for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if not matrices:
+        return 0, False
+    a, b, c, d = (int(matrices[0][place]) for place in (0, 1, 3, 4))
+    mirrored = a * d - b * c < 0
+    # The matrix takes (1, 0) to (a, b), and y points down: a positive angle turns clockwise.
+    return round(np.degrees(np.arctan2(b, -a if mirrored else a)) / 90.0) % 4, mirrored
+
+
+def _sound(audio: Any, heard: list[Stamp], begin: float, origin: float) -> Sound:
+    end = max(float((stamp + duration) * audio.time_base) for stamp, _, duration in heard)
+    if audio.duration is not None:
+        # Leaves out what the encoder put behind. Otherwise an estimate, or the promise of a truncated file.
+        promised = begin + float(audio.duration * audio.time_base)
+        end = promised if 0 < end - promised < PADDING else end
+    return Sound(audio.index, begin - origin, end - origin, audio.codec_context.codec.canonical_name)

@@ -1,0 +1,151 @@
+"""Where a recording comes from, and what is too much of it. Private to `media`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+import av
+
+from mllm.errors import MediaError
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What is too much; None lifts a limit.
+
+    Attributes:
+        max_bytes: of the file.
+        max_seconds: of what is read: the recording, or the cut from start to end.
+        max_pixels: of one picture.
+        max_frame_bytes: of all decoded frames together.
+    """
+
+    max_bytes: int | None = 200_000_000
+    max_seconds: float | None = 3600.0
+    max_pixels: int | None = 64_000_000
+    max_frame_bytes: int | None = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recording comes from, a file or bytes, and what messages call it."""
+
+    name: str
+    path: Path | None = None
+    data: bytes | None = None
+
+    def handle(self) -> Any:
+        """What PyAV and decord take. The path is absolute: FFmpeg reads `a:b.mp4` as protocol `a`."""
+        return io.BytesIO(self.data) if self.data is not None else str(Path(self.path or "").absolute())
+
+    def head(self, size: int = 4096) -> bytes:
+        """The first bytes."""
+        if self.data is not None:
+            return self.data[:size]
+        with open(self.handle(), "rb") as file:
+            return file.read(size)
+
+
+@contextmanager
+def clear_errors(name: str) -> Iterator[None]:
+    """Whatever the libraries raise over bad media, as one line."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except MemoryError:
+        raise MediaError(
+            f"{name}: it does not fit into memory: ask for a smaller size or a shorter cut"
+        ) from None
+    except (av.error.FFmpegError, OSError, ValueError, RuntimeError, SyntaxError) as error:
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        cause = " ".join(cause.split())[:200]
+        raise MediaError(
+            f"{name}: cannot be read ({cause}): check that it plays, or convert it again"
+        ) from None
+
+
+def locate(source: Any, limits: MediaLimits) -> Source:
+    """Check that there is something of an acceptable size, and name it; messages never quote content."""
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        data = _data_uri(source, limits)
+        name = "data: URI"
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        name = f"<bytes, {len(data)} bytes>"
+    elif isinstance(source, (str, Path)):
+        name = "".join(c if c.isprintable() else "?" for c in str(source)[:300])
+        return Source(name, _existing(Path(source), name, limits))
+    else:
+        raise MediaError(
+            f"cannot read media from {type(source).__name__}: give a path, bytes, a data: URI or a Clip"
+        )
+    if not data:
+        raise MediaError(f"{name}: it is empty: send the whole file")
+    check_bytes(name, len(data), limits)
+    return Source(name, data=data)
+
+
+def _existing(path: Path, name: str, limits: MediaLimits) -> Path:
+    with clear_errors(name):
+        if not path.exists():
+            remedy = "download it first, then give its path" if "://" in name else "check the path"
+            raise MediaError(f"{name}: no such file: {remedy}")
+        if path.is_dir():
+            return path
+        if not path.is_file():
+            raise MediaError(f"{name}: not an ordinary file: give a recording or a folder of frames")
+        size = path.stat().st_size
+        if not size:
+            raise MediaError(f"{name}: it is empty (0 bytes): copy or download it again")
+        check_bytes(name, size, limits)
+        try:
+            path.open("rb").close()
+        except PermissionError:
+            raise MediaError(f"{name}: no permission to read it: change its mode or owner") from None
+    return path
+
+
+def _data_uri(text: str, limits: MediaLimits) -> bytes:
+    header, comma, body = text[5:].partition(",")
+    if not comma:
+        raise MediaError("data: URI: no comma in it: write data:video/mp4;base64,…")
+    if not header.lower().rstrip().endswith(";base64"):
+        return unquote_to_bytes(body)
+    body = "".join(unquote(body).split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    check_bytes("data: URI", len(body) * 3 // 4, limits)
+    try:
+        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        problem = str(error).lower()
+        raise MediaError(f"data: URI: not valid base64 ({problem}): encode the whole file again") from None
+
+
+def check_bytes(name: str, size: int, limits: MediaLimits) -> None:
+    if limits.max_bytes is not None and size > limits.max_bytes:
+        allowed = f"more than the limit of {limits.max_bytes / 1e6:g} MB"
+        raise MediaError(f"{name}: {size / 1e6:.1f} MB is {allowed}: shorten it or reduce its quality")
+
+
+def check_pixels(name: str, width: int, height: int, limit: int | None) -> None:
+    """Refuse a picture that is too large before it is decoded."""
+    if limit is not None and width * height > limit:
+        allowed = f"the limit of {limit / 1e6:g} million"
+        raise MediaError(f"{name}: {width}×{height} pixels is more than {allowed}: scale it down")
+
+
+def check_frame_bytes(name: str, count: int, width: int, height: int, limit: int | None) -> None:
+    """Refuse to hold more frames than memory should."""
+    needed = count * width * height * 3
+    if limit is not None and needed > limit:
+        size = f"{needed / 1e9:.1f} GB, more than the limit of {limit / 1e9:g} GB"
+        remedy = "ask for a smaller size, fewer frames or a shorter cut"
+        raise MediaError(f"{name}: {count} frames of {width}×{height} take {size}: {remedy}")

@@ -1,0 +1,151 @@
+"""Makes the recordings that the tests read. Every frame carries its number as bars, every sound may click."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+BITS = 10  # bars per frame: numbers up to 1023
+TICKS = 1000  # per second, the video time base: a frame time of 0.123 s is exact
+
+
+def numbered(number: int, width: int = 80, height: int = 48) -> np.ndarray:
+    """uint8 [height, width, 3]: the number as dark and bright upright bars, lowest bit at the left."""
+    bits = np.array([number >> bit & 1 for bit in range(BITS)])
+    row = np.repeat(bits, -(-width // BITS))[:width]
+    return np.broadcast_to((row * 200 + 20)[None, :, None], (height, width, 3)).astype(np.uint8)
+
+
+def number_of(frame: np.ndarray) -> int:
+    """What `numbered` wrote, whatever size the frame has now."""
+    width = frame.shape[1]
+    places = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
+    bright = frame[frame.shape[0] // 2, places].mean(axis=-1) > 120
+    return int((bright * (1 << np.arange(BITS))).sum())
+
+
+def clicks(seconds: float, rate: int, at: Sequence[float] = (1.0,)) -> np.ndarray:
+    """float32 [samples]: silence with a click of 2 ms at each of these times."""
+    samples = np.zeros(round(seconds * rate), np.float32)
+    for time in at:
+        samples[round(time * rate) : round((time + 0.002) * rate)] = 0.9
+    return samples
+
+
+def tone(seconds: float, rate: int, pitch: float = 440.0) -> np.ndarray:
+    """float32 [samples]: a sine of half amplitude."""
+    return (0.5 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def click_time(waveform: np.ndarray, rate: int = 16_000) -> float:
+    """When the first click begins, s."""
+    loud = np.abs(waveform) > np.abs(waveform).max() / 2
+    return float(np.argmax(loud)) / rate
+
+
+def make(
+    path: str | Path | io.BytesIO,
+    *,
+    times: Sequence[float] | None = None,
+    seconds: float = 1.0,
+    fps: float = 10.0,
+    width: int = 80,
+    height: int = 48,
+    codec: str | None = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+    videos: int = 1,
+    sounds: Sequence[np.ndarray] = (),
+    sound_codec: str = "aac",
+    rate: int = 44_100,
+    layout: str = "mono",
+    sound_format: str | None = None,
+    sound_start: float = 0.0,
+    container: str | None = None,
+    container_options: dict[str, str] | None = None,
+):
+    """Write a recording and return its path.
+
+    Args:
+        times: s, when each frame appears (a variable rate); otherwise `seconds` of `fps`.
+        codec: of the video; None for sound alone.
+        rotation: degrees counter-clockwise, written as display matrix.
+        videos: how many video streams; the second counts from 500.
+        sounds: one stream each, float32 [samples] or [channels, samples] at `rate`.
+        sound_start: s, where the sound begins on the container's clock.
+    """
+    moments = np.arange(round(seconds * fps)) / fps if times is None else times
+    with av.open(path, "w", format=container, container_options=container_options or {}) as out:
+        tracks = []
+        for _ in range(videos if codec else 0):
+            stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
+            stream.width, stream.height, stream.pix_fmt = width, height, pixels
+            stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS)
+            if rotation:
+                stream.set_display_rotation(rotation)
+            tracks.append(stream)
+        voices = []
+        for _ in sounds:
+            stream = out.add_stream(sound_codec, rate=rate)
+            stream.layout = layout
+            if sound_format:
+                stream.format = sound_format
+            voices.append(stream)
+        for which, stream in enumerate(tracks):
+            for number, time in enumerate(moments):
+                frame = av.VideoFrame.from_ndarray(numbered(number + 500 * which, width, height))
+                frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        for samples, stream in zip(sounds, voices, strict=True):
+            channels = len(av.AudioLayout(layout).channels)
+            planes = np.broadcast_to(np.atleast_2d(samples), (channels, samples.shape[-1]))
+            for first in range(0, planes.shape[1], rate):
+                piece = np.ascontiguousarray(planes[:, first : first + rate])
+                frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+                frame.pts = round(sound_start * rate) + first
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+    return path
+
+
+def encoded(**options) -> bytes:
+    """As `make`, in memory; give `container`."""
+    buffer = io.BytesIO()
+    make(buffer, **options)
+    return buffer.getvalue()
+
+
+def can_encode(codec: str) -> bool:
+    """Whether this build of PyAV has the encoder."""
+    try:
+        av.codec.Codec(codec, "w")
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def with_album_art(mp3: bytes) -> bytes:
+    """An mp3 with a front cover (ID3v2.3, APIC)."""
+    cover = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(cover, "JPEG")
+    body = b"\0image/jpeg\0\x03\0" + cover.getvalue()
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\x03\0\0" + size + frame + mp3
+
+
+def frame_folder(folder: Path, count: int = 6, suffix: str = ".png", digits: int = 0) -> Path:
+    """A folder of numbered pictures: frame0, frame1, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.fromarray(numbered(number)).save(folder / f"frame{number:0{digits or 1}d}{suffix}")
+    return folder
