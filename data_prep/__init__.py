@@ -1,0 +1,1 @@
+"""Preparing data: the generated world, and looking at records. Imports `mllm`, never another wing."""

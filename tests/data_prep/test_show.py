@@ -1,0 +1,99 @@
+"""`mllm data show`: what is coloured, what is drawn, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import show
+from mllm import checkpoint
+from mllm.chat import media_parts
+from mllm.errors import RecordError
+from mllm.experiment import Model
+from mllm.media import Clip
+
+FRAMES = np.full((8, 64, 64, 3), 200, np.uint8)
+TONE = np.sin(np.arange(3 * 16_000) / 10).astype(np.float32) / 2
+
+
+def clip(frames: bool = True, sound: bool = True, is_image: bool = False) -> Clip:
+    times = np.arange(8) / 2 if frames else np.zeros(0)
+    if is_image:
+        return Clip(FRAMES[:1], np.zeros(1), None, 0.0, "image", is_image=True)
+    return Clip(FRAMES if frames else None, times, TONE if sound else None, 4.0 if frames else 3.0, "clip")
+
+
+def record(*parts: dict) -> dict:
+    user = [*parts, {"type": "text", "text": "what is seen?"}]
+    return {
+        "id": "r1",
+        "messages": [{"role": "user", "content": user}, {"role": "assistant", "content": "a red star."}],
+        "task": "qa",
+        "source": "test",
+    }
+
+
+@pytest.fixture(scope="module")
+def processor():
+    texts = ["what is seen? a red star moves left [00:02] while a bell rings"] * 20
+    return checkpoint.build_model(Model(video_queries=3, audio_queries=2), texts)[1]
+
+
+@pytest.fixture
+def shown(processor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Shows one record and returns what was printed and the contact sheet, if any."""
+
+    def shown(given: dict) -> tuple[str, Path]:
+        monkeypatch.setattr(checkpoint, "load_processor", lambda model: processor)
+        monkeypatch.setattr(show, "_records", lambda name: iter([given]))
+        out = tmp_path / "sheet.png"
+        show.show("records.jsonl", row=1, model=None, out=out)
+        return capsys.readouterr().out, out
+
+    return shown
+
+
+def test_the_prompt_is_printed_with_placeholders_counted(shown) -> None:
+    printed, sheet = shown(record({"type": "video", "video": clip()}))
+    window = "<|video|>×3<|audio|>×2"
+    assert f"<|bos|><|user|>[00:00]{window}[00:02]{window}what is seen?<|end|>\n" in printed
+    assert "<|assistant|>a red star.<|end|>\n" in printed
+    assert "video: 2 windows, 8 frames, 4.0 of 4.0 s, picture and sound" in printed
+    assert sheet.exists()
+
+
+def test_exactly_the_trained_tokens_are_green(processor) -> None:
+    encoded = processor.encode(record({"type": "audio", "audio": clip(frames=False)})["messages"])
+    text = show.coloured(encoded, processor.tokenizer)
+    green = [text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style)]
+    assert "".join(green) == "a red star.<|end|>"
+
+
+def test_the_sheet_has_a_row_for_each_window_and_recording(shown) -> None:
+    from PIL import Image
+
+    def height(*parts: dict) -> int:
+        return Image.open(shown(record(*parts))[1]).height
+
+    sound_row = show.WAVEFORM + show.MARGIN
+    video_row = show.THUMBNAIL + sound_row
+    assert height({"type": "video", "video": clip()}) == 2 * video_row + show.MARGIN
+    assert height({"type": "audio", "audio": clip(frames=False)}) == 2 * sound_row + show.MARGIN
+    image = {"type": "image", "image": clip(is_image=True)}
+    assert height(image, image) == 2 * (show.THUMBNAIL + show.MARGIN) + show.MARGIN
+
+
+def test_a_record_without_media_draws_nothing(shown) -> None:
+    printed, sheet = shown(record())
+    assert "what is seen?" in printed
+    assert not sheet.exists()
+
+
+def test_records_are_picked_from_sources_and_missing_rows_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = show.pick("world:val", 1)
+    assert media_parts(first["messages"])
+    monkeypatch.setattr(show, "_records", lambda name: iter([first]))
+    with pytest.raises(RecordError, match="x.jsonl has 1 records: there is no row 2"):
+        show.pick("x.jsonl", 2)
