@@ -1,0 +1,118 @@
+"""A model so small that a training step takes milliseconds, and an experiment around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+TINY_MODEL: dict[str, Any] = {
+    "decoder": {
+        "type": "llama",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
+    "tokenizer_vocab": 400,
+    "video": {
+        "type": "timesformer",
+        "image_size": 32,
+        "patch_size": 16,
+        "num_frames": 2,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    },
+    "audio": {
+        "type": "whisper",
+        "d_model": 32,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "num_mel_bins": 16,
+        "max_source_positions": 100,
+    },
+    "text": {
+        "type": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 128,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "video_queries": 2,
+    "audio_queries": 2,
+    "qformer": {"width": 32, "layers": 1, "heads": 2},
+    "frames_per_window": 2,
+    "embedding_dim": 16,
+}
+STAGE = {"steps": 6, "batch": 4, "warmup": 1, "save_every": 3, "log_every": 1}
+ALL = ["video_tower", "audio_tower", "qformers", "projectors", "space"]
+
+
+@pytest.fixture(scope="session")
+def write_experiment():
+    """A function that writes the tiny experiment."""
+    return _write_experiment
+
+
+def _write_experiment(folder: Path, **changes: Any) -> Path:
+    """The tiny experiment as a YAML file in `folder`; `changes` replace whole sections."""
+    values = {
+        "name": "tiny",
+        "output": str(folder / "runs"),
+        "model": TINY_MODEL,
+        "data": {"train": "world:train,frames=2,size=32", "val": "world:val,frames=2,size=32"},
+        "text": STAGE,
+        "contrastive": STAGE,
+        "instruct": STAGE | {"tower_lr": 1e-3, "train": ALL, "lora": {"rank": 4, "alpha": 8}},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values | changes), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def experiment(tmp_path: Path):
+    """The tiny experiment, its runs in the test's own folder."""
+    from mllm.experiment import load_experiment
+
+    return load_experiment(_write_experiment(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def world():
+    """The training split of the world at the tiny model's size."""
+    from mllm.records import open_source
+
+    return open_source("world:train,frames=2,size=32")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, world) -> Path:
+    """The tiny model, random, as a checkpoint folder."""
+    import torch
+
+    from mllm.checkpoint import build_model, save
+    from mllm.experiment import Model
+    from train.cli import source_texts
+
+    torch.manual_seed(0)
+    model, processor = build_model(Model(**TINY_MODEL), list(source_texts(world, 50)))
+    return save(model, processor, tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path):
+    """(model, processor), fresh for each test."""
+    from mllm.checkpoint import load
+
+    return load(tiny_folder)

@@ -1,0 +1,131 @@
+"""Run folders: resumed after a kill with the same losses, refused with other settings, whole to the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mllm.checkpoint import load
+from mllm.errors import ConfigError
+from mllm.experiment import load_experiment
+from train import cli
+from train.run import draw_losses, last_checkpoint, open_run
+
+LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss")
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    logged = json.loads((folder / "metrics.json").read_text())["rows"]
+    return [{key: row[key] for key in ("step", *LOSSES) if key in row} for row in logged]
+
+
+def test_a_run_with_other_settings_is_refused_and_says_what_differs(tmp_path, write_experiment):
+    path = write_experiment(tmp_path)
+    open_run(load_experiment(path), "text")
+    with pytest.raises(ConfigError, match=r"text\.lr: 0\.003 there, 0\.01 here.*--restart") as caught:
+        open_run(load_experiment(path, ["text.lr=0.01"]), "text")
+    assert "\n" not in str(caught.value)
+    open_run(load_experiment(path, ["text.lr=0.01"]), "text", restart=True)
+    # What changes neither the model nor its data may change.
+    open_run(load_experiment(path, ["text.lr=0.01", "text.num_threads=1", "data.workers=1"]), "text")
+    open_run(load_experiment(path, ["text.lr=0.01", "instruct.lr=0.5", "serve.port=1"]), "text")
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path):
+    for step, state in ((3, "{}"), (6, "{}"), (9, '{"global'), (12, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    assert last_checkpoint(tmp_path / "checkpoint-6") is None
+
+
+def test_the_loss_curve_is_drawn_even_of_nothing(tmp_path):
+    draw_losses([], tmp_path / "empty.png", "nothing")
+    draw_losses([{"step": 1, "loss": 2.0, "caption_loss": 0.0}], tmp_path / "one.png", "one")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_command_says_which_settings_differ(tmp_path, write_experiment):
+    path = write_experiment(tmp_path)
+    open_run(load_experiment(path), "instruct")
+    result = CliRunner().invoke(cli.app, ["instruct", str(path), "seed=3"])
+    assert isinstance(result.exception, ConfigError)
+    assert "seed: 0 there, 3 here" in str(result.exception)
+
+
+def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):
+    from train import validate
+
+    monkeypatch.setattr(validate.retrieval, "__defaults__", (8,))
+    monkeypatch.setattr(validate.answers, "__defaults__", (4, 16))
+    path = write_experiment(tmp_path)
+    result = CliRunner().invoke(cli.app, ["all", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "R@1" in result.output
+    assert "answers" in result.output
+    for stage in ("text", "contrastive", "instruct"):
+        folder = tmp_path / "runs/tiny" / stage
+        assert {"experiment.yaml", "metrics.json", "loss.png", "final"} <= {p.name for p in folder.iterdir()}
+        assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5, 6]
+        assert load_experiment(folder / "experiment.yaml") == load_experiment(path)
+        assert {"experiment.yaml", "metrics.json"} <= {p.name for p in (folder / "final").iterdir()}
+        assert not (folder / "README.md").exists()  # TRL's card is not ours
+    assert (tmp_path / "runs/tiny/instruct/final/adapter/adapter_model.safetensors").is_file()
+    model, _ = load(tmp_path / "runs/tiny")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    scores = json.loads((tmp_path / "runs/tiny/instruct/validation.json").read_text())
+    assert set(scores) == {"R@1 of 256", "answers of 64 clips"}
+    # Once more: nothing is left to do.
+    again = CliRunner().invoke(cli.app, ["all", str(path)], catch_exceptions=False)
+    assert again.output.count("finished already") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["contrastive", "instruct"])
+def test_a_killed_run_goes_on_with_the_same_losses(stage, tmp_path, write_experiment):
+    section = {"steps": 9, "batch": 4, "warmup": 1, "save_every": 3, "log_every": 1, "num_threads": 1}
+    if stage == "instruct":
+        section |= {
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+            "train": ["qformers", "projectors"],
+        }
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+        write_experiment(folder, **{stage: section})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "mllm.cli", "train", stage, str(folder / "tiny.yaml")]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    reference, run = start(straight), start(killed)
+    metrics = killed / "runs/tiny" / stage / "metrics.json"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and json.loads(metrics.read_text())["rows"][-1]["step"] >= 5):
+        assert run.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (metrics.parent / "final").exists()
+    run = start(killed)
+    printed = run.communicate(timeout=300)[0]
+    assert run.returncode == 0
+    assert "goes on from checkpoint-" in printed
+    assert reference.wait(timeout=300) == 0
+    resumed, expected = rows(metrics.parent), rows(straight / "runs/tiny" / stage)
+    assert [row["step"] for row in resumed] == list(range(1, 10))
+    for one, other in zip(resumed, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)

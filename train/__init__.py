@@ -1,0 +1,1 @@
+"""Training: language model, contrastive adapters, instruction tuning. Verbs: `mllm train …`."""

@@ -1,0 +1,269 @@
+"""From a data source to the batches of a stage, made on the fly.
+
+A stage trains on `steps × batch` numbers, in order; a collator turns each number into its example inside the
+data workers. So step n sees the same batch however often the run was stopped, a resume skips without
+generating, and nothing waits on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mllm import chat
+from mllm.embedder import text_inputs
+from mllm.errors import RecordError
+from mllm.media import Clip
+from mllm.processor import Encoded, MediaFeatures, MllmProcessor
+from mllm.records import Source
+from train.losses import caption_id
+
+# What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
+CAPTION_REQUESTS = {
+    "video": "describe the picture.",
+    "audio": "describe the sound.",
+    "both": "describe the recording.",
+}
+SHUFFLED_UP_TO = 1 << 20
+
+
+def number_dataset(steps: int, batch: int):
+    """A datasets.Dataset of the numbers 0 … steps × batch − 1, over all processes of a distributed run."""
+    import os
+
+    from datasets import Dataset
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return Dataset.from_dict({"number": np.arange(steps * batch * processes)})
+
+
+class Collator:
+    """Turns numbers into scenes of the source: every epoch in another order that the seed alone decides."""
+
+    def __init__(self, source: Source, processor: MllmProcessor, seed: int):
+        self.source = source
+        self.processor = processor
+        self.seed = seed
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def scene(self, number: int) -> int:
+        """The scene that the run's `number`-th example shows."""
+        epoch, place = divmod(number, len(self.source))
+        if len(self.source) > SHUFFLED_UP_TO:
+            return place
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
+        return int(self._epoch[1][place])
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class TextCollator(Collator):
+    """Stage 0: plain text conversations, every token trained (a language model of the world's words)."""
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        encoded = []
+        for row in rows:
+            for messages in self.source.text(self.scene(row["number"])):
+                example = self.processor.encode(messages)
+                example.labels = list(example.input_ids)
+                encoded.append(example)
+        if not encoded:
+            raise RecordError(f"{self.source.name} has no conversations without media: set text.steps=0")
+        return self.processor.collate(encoded)
+
+
+class PairCollator(Collator):
+    """Stage 1: clips with their captions, as pairs for the shared space and as answers of the decoder."""
+
+    def __init__(
+        self,
+        source: Source,
+        processor: MllmProcessor,
+        seed: int,
+        text_tokens: int,
+        easy: Source | None = None,
+        easy_clips: int = 0,
+    ):
+        super().__init__(source, processor, seed)
+        self.text_tokens = text_tokens
+        self.easy = easy
+        self.easy_clips = easy_clips
+
+    def pair(self, number: int) -> dict[str, Any]:
+        """The run's `number`-th clip: from the easy source as long as the curriculum says."""
+        if self.easy is not None and number < self.easy_clips:
+            return self.easy.pair(number % len(self.easy))
+        return self.source.pair(self.scene(number))
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        pairs = [self.pair(row["number"]) for row in rows]
+        encoded = [
+            self.processor.encode_group(caption_conversations(pair, row["number"]))
+            for pair, row in zip(pairs, rows, strict=True)
+        ]
+        media = [example.media[0] for example in encoded]
+        space = space_batch(media, [pair["captions"] for pair in pairs], self.processor, self.text_tokens)
+        return self.processor.collate(encoded) | {"space": space}
+
+
+class QuestionCollator(Collator):
+    """Stage 2: some of a scene's conversations; those on the same recordings share one media prefix.
+
+    Args:
+        questions: conversations per scene.
+        text_tokens: longest caption for the retained contrastive loss; None leaves that loss out. It looks at
+            the scenes whose records carry `captions`; where none does, half as many pairs join the batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        processor: MllmProcessor,
+        seed: int,
+        questions: int,
+        text_tokens: int | None = None,
+    ):
+        super().__init__(source, processor, seed)
+        self.questions = questions
+        self.text_tokens = text_tokens
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        encoded: list[Encoded] = []
+        captions: list[dict[str, Any]] = []  # of each recording in the batch
+        for row in rows:
+            records = self.source.conversations(self.scene(row["number"]))
+            chosen = np.random.default_rng((self.seed, row["number"])).permutation(len(records))[
+                : self.questions
+            ]
+            told = next((record["captions"] for record in records if record.get("captions")), {})
+            for group in by_prefix(answered(records[i]) for i in sorted(chosen)):
+                example = self.processor.encode_group(group)
+                encoded.append(example)
+                captions += [told if len(example.media) == 1 else {}] * len(example.media)
+        if self.text_tokens is None:
+            return self.processor.collate(encoded)
+        if not any(captions):
+            for row in rows[: max(len(rows) // 2, 1)]:
+                pair = self.source.pair(self.scene(row["number"]))
+                encoded.append(self.processor.encode_group(caption_conversations(pair, row["number"])))
+                captions.append(pair["captions"])
+        media = [item for example in encoded for item in example.media]
+        space = space_batch(media, captions, self.processor, self.text_tokens)
+        return self.processor.collate(encoded) | {"space": space}
+
+
+def answered(record: dict[str, Any]) -> list[dict]:
+    """The messages of a record, with its answer as the last one."""
+    messages = record["messages"]
+    if messages[-1]["role"] == "assistant":
+        return messages
+    return [*messages, {"role": "assistant", "content": record["answer"]}]
+
+
+def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]:
+    """Requests to describe a clip, each with its answer, all beginning with the clip.
+
+    Every other example of a clip with picture and sound asks for both at once, the rest for each alone.
+    Timelines, where the source has them among its labels, name every attribute and its moment.
+    """
+    part = pair.get("part") or media_part(pair["clip"])
+    answers = {
+        kind: pair["labels"].get(f"timeline_{kind}") or _one(pair["captions"].get(kind), number)
+        for kind in CAPTION_REQUESTS
+    }
+    if answers["video"] and answers["audio"] and answers["both"]:
+        answers = (
+            {"both": answers["both"]}
+            if number % 2
+            else {"video": answers["video"], "audio": answers["audio"]}
+        )
+    elif answers["video"] or answers["audio"]:
+        answers.pop("both")
+    return [
+        [
+            {"role": "user", "content": [part, {"type": "text", "text": CAPTION_REQUESTS[kind]}]},
+            {"role": "assistant", "content": answer},
+        ]
+        for kind, answer in answers.items()
+        if answer
+    ]
+
+
+def media_part(clip: Clip) -> dict[str, Any]:
+    """The message part for a clip in memory."""
+    modality = "image" if clip.is_image else "audio" if clip.frames is None else "video"
+    return {"type": modality, modality: clip}
+
+
+def _one(captions: str | Sequence[str] | None, number: int) -> str | None:
+    """One of several captions, another one each time the clip comes by."""
+    if captions is None or isinstance(captions, str):
+        return captions
+    return captions[number % len(captions)] if captions else None
+
+
+def by_prefix(conversations: Iterable[list[dict]]) -> list[list[list[dict]]]:
+    """Conversations in groups that begin with the same parts up to their last recording."""
+    groups: dict[tuple, list[list[dict]]] = {}
+    for messages in conversations:
+        groups.setdefault(_prefix(messages), []).append(messages)
+    return list(groups.values())
+
+
+def _prefix(messages: list[dict]) -> tuple:
+    parts: list[tuple] = []
+    end = 0
+    for message in chat.validate_messages(messages):
+        for part in message["content"]:
+            # In-memory clips have no equality: the same recording is the same object.
+            values = tuple((key, id(v) if isinstance(v, Clip) else v) for key, v in sorted(part.items()))
+            parts.append((message["role"], values))
+            if part["type"] != "text":
+                end = len(parts)
+    return tuple(parts[:end])
+
+
+def space_batch(
+    media: Sequence[MediaFeatures],
+    captions: Sequence[dict[str, Any]],
+    processor: MllmProcessor,
+    text_tokens: int,
+) -> dict[str, torch.Tensor]:
+    """What the shared space needs to know about a batch of recordings.
+
+    Args:
+        media: every recording of the batch, in order.
+        captions: of each recording, by CAPTION_REQUESTS' kinds; {} leaves it out of the loss.
+        text_tokens: longest caption that the text tower reads.
+
+    Returns:
+        video_windows, image_windows, audio_windows: [clips], query rows of each clip, 0 where it has none;
+        text_ids, text_mask: [texts, tokens], each different caption once;
+        captions: [clips, 3], row of the caption in text_ids for video, audio, both; -1 where there is none;
+        caption_ids: [clips, 3], equal for equal captions in every process.
+    """
+    texts: dict[str, int] = {}
+    rows = np.full((len(media), len(CAPTION_REQUESTS)), -1)
+    ids = np.zeros(rows.shape, np.int64)
+    for clip, of_clip in enumerate(captions):
+        for column, kind in enumerate(CAPTION_REQUESTS):
+            text = _one(of_clip.get(kind), 0)
+            # A missing caption gets a number of its own, so that it equals no other.
+            ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column
+            if text:
+                rows[clip, column] = texts.setdefault(text, len(texts))
+    tokens = text_inputs(processor, list(texts) or [""], text_tokens)
+    return {
+        "video_windows": torch.tensor([sum(window[1] for window in item.layout) for item in media]),
+        "image_windows": torch.tensor([int(item.modality == "image") for item in media]),
+        "audio_windows": torch.tensor([int(item.window_counts.sum()) for item in media]),
+        "text_ids": tokens["input_ids"],
+        "text_mask": tokens["attention_mask"],
+        "captions": torch.from_numpy(rows),
+        "caption_ids": torch.from_numpy(ids),
+    }

@@ -1,0 +1,359 @@
+"""One stage of one experiment: its folder, its resume point, its trainer and what it writes down.
+
+    runs/<name>/<stage>/experiment.yaml   the resolved experiment
+                        metrics.json      every logged row, rewritten whole at each log
+                        loss.png          the curves of every loss component
+                        checkpoint-<n>/   what a resume needs (weights that train, optimizer, random state)
+                        final/            the stage's result, loadable with mllm.checkpoint.load
+
+A stage that was killed goes on from its last complete checkpoint when the same command is given again, and
+logs the same losses as if it had never stopped: batches depend on the step alone (see `data.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from mllm import checkpoint
+from mllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mllm.experiment import Experiment
+
+STAGES = ("text", "contrastive", "instruct")
+
+# What each word of an experiment's `train:` lists stands for, as prefixes of parameter names.
+MODULE_GROUPS = {
+    "video_tower": ("model.video_tower.",),
+    "audio_tower": ("model.audio_tower.",),
+    "qformers": ("model.video_qformer.", "model.audio_qformer."),
+    "projectors": ("model.video_projector.", "model.audio_projector."),
+    "space": ("model.space.",),
+    "embeddings": ("model.language_model.embed_tokens.", "lm_head."),
+    "decoder": ("model.language_model.", "lm_head."),
+}
+FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
+TOWERS = ("video_tower.", "audio_tower.")
+
+# Settings that change speed or output but not the result: a resumed run may change them.
+FREE_SETTINGS = {"workers", "num_threads", "log_every", "save_every"}
+
+
+@dataclass
+class Run:
+    """A stage's folder and where to go on: `resume` is a checkpoint folder, or None for a fresh start."""
+
+    experiment: Experiment
+    stage: str
+    folder: Path
+    resume: Path | None = None
+
+    @property
+    def settings(self) -> Any:
+        """The stage's own section of the experiment."""
+        return getattr(self.experiment, self.stage)
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final"
+
+    @property
+    def finished(self) -> bool:
+        return self.final.is_dir()
+
+
+def stage_folder(experiment: Experiment, stage: str) -> Path:
+    return Path(experiment.output) / experiment.name / stage
+
+
+def open_run(experiment: Experiment, stage: str, restart: bool = False) -> Run:
+    """The run folder of a stage, made or found again.
+
+    Raises:
+        ConfigError: if the folder belongs to an experiment with other settings; names what differs.
+    """
+    run = Run(experiment, stage, stage_folder(experiment, stage))
+    resolved = experiment.model_dump(mode="json")
+    written = run.folder / "experiment.yaml"
+    if restart and run.folder.exists():
+        shutil.rmtree(run.folder)
+    if written.exists():
+        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+        changes = list(_differences(_that_matters(before, stage), _that_matters(resolved, stage)))
+        if changes:
+            raise ConfigError(
+                f"{run.folder} was made with other settings ({'; '.join(changes[:5])}): give the run another "
+                "name= or start it afresh with --restart"
+            )
+        run.resume = last_checkpoint(run.folder)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(written, experiment.dump_yaml())
+    return run
+
+
+def _that_matters(resolved: dict[str, Any], stage: str) -> dict[str, Any]:
+    kept = {key: resolved.get(key) for key in ("seed", "model", "data", stage)}
+    for section in ("data", stage):
+        kept[section] = {k: v for k, v in (kept[section] or {}).items() if k not in FREE_SETTINGS}
+    return kept
+
+
+def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+    elif before != now:
+        yield f"{where}: {before} there, {now} here"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete `checkpoint-<n>` of a stage; one that a kill left half-written is passed over."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for candidate in found:
+        try:  # trainer_state.json is written last
+            json.loads((candidate / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return candidate
+    return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside `path`, then rename over it: a reader never sees half a file."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:
+    """Freeze everything but the named module groups.
+
+    Raises:
+        ConfigError: for a name that MODULE_GROUPS does not have.
+    """
+    groups = list(groups)
+    for group in groups:
+        if group not in MODULE_GROUPS:
+            raise ConfigError(
+                f"unknown module group '{group}' in train: choose from {', '.join(MODULE_GROUPS)}"
+            )
+    prefixes = tuple(prefix for group in groups for prefix in MODULE_GROUPS[group])
+    for name, parameter in model.named_parameters():
+        fixed = any(part in name for part in FIXED)
+        parameter.requires_grad_(name.startswith(prefixes) and not fixed)
+
+
+def trainer_arguments(run: Run) -> dict[str, Any]:
+    """What TrainingArguments and SFTConfig take alike, from the stage's settings."""
+    settings = run.settings
+    workers = run.experiment.data.workers
+    return {
+        "output_dir": str(run.folder),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.batch,
+        "learning_rate": settings.lr,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.03},
+        "warmup_steps": settings.warmup,
+        "bf16": settings.bf16,
+        "use_cpu": not torch.cuda.is_available(),  # asked for by name, or bf16 is refused
+        "gradient_checkpointing": False,  # switched on by `prepare_model`, never re-entrant
+        "seed": run.experiment.seed,
+        "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        "dataloader_prefetch_factor": 4 if workers else None,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "report_to": [],
+    }
+
+
+def prepare_model(model: Any, run: Run) -> None:
+    """Threads and gradient checkpointing of a stage."""
+    if run.settings.num_threads:
+        torch.set_num_threads(run.settings.num_threads)
+    if not torch.cuda.is_available():
+        # The fused kernel's backward pass on a CPU costs twice the plain one at these sizes.
+        parts = [
+            model.model.language_model,
+            model.model.audio_tower.encoder,
+        ]  # TimeSformer knows no other kind
+        for part in parts + ([model.model.space.text_tower.encoder] if hasattr(model.model, "space") else []):
+            part.set_attn_implementation("eager")
+        torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
+    if run.settings.gradient_checkpointing:
+        # The re-entrant kind drops gradients silently where the inputs are frozen.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Only the re-entrant kind needs inputs with gradients, and TimeSformer's embeddings cannot have them.
+        model.disable_input_require_grads()
+
+
+class StageTrainer(Trainer):
+    """What the three stages add to a Trainer: loss parts in the log, tower learning rate, small checkpoints.
+
+    Checkpoints hold the weights that train, and nothing else: the rest is the previous stage's result.
+    """
+
+    run: Run
+    tower_lr: float | None = None
+
+    def __init__(self, run: Run, **kwargs: Any):
+        self.run = run
+        self.parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(RunCallback(run))
+
+    def add_parts(self, parts: dict[str, torch.Tensor]) -> None:
+        """Note components of this step's loss; their means appear in the next logged row."""
+        for name, value in parts.items():
+            self.parts[name].append(value.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name, values in self.parts.items():
+            logs[name] = torch.stack(values).float().mean().item()
+        self.parts.clear()
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            decay = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups[(any(tower in name for tower in TOWERS), name in decay)].append(parameter)
+            factory, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = factory(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                        "lr": self.tower_lr if tower and self.tower_lr else self.args.learning_rate,
+                    }
+                    for (tower, decays), parameters in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if state_dict is None:
+            state_dict = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        state_dict = {name: tensor.contiguous() for name, tensor in state_dict.items()}
+        safetensors.torch.save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        state_dict = safetensors.torch.load_file(Path(resume_from_checkpoint) / "model.safetensors")
+        wrong = (model or self.model).load_state_dict(state_dict, strict=False).unexpected_keys
+        if wrong:
+            raise ConfigError(f"{resume_from_checkpoint} does not fit this model ({wrong[0]}): use --restart")
+
+    def run_stage(self, model: nn.Module, processor: Any) -> Path:
+        """Train from the start or the resume point, then write `final/`; returns its path."""
+        self.train(resume_from_checkpoint=str(self.run.resume) if self.run.resume else None)
+        if self.is_world_process_zero():
+            draw_losses(self.state.log_history, self.run.folder / "loss.png", self.run.stage)
+            extra = {
+                name: (self.run.folder / name).read_text() for name in ("experiment.yaml", "metrics.json")
+            }
+            checkpoint.save(model, processor, self.run.final, extra)
+        return self.run.final
+
+
+class RunCallback(TrainerCallback):
+    """metrics.json and a progress bar with clips/s (plain lines where nobody watches a terminal)."""
+
+    def __init__(self, run: Run):
+        self.stage_run = run
+        self.bar = None
+        self.last = (time.monotonic(), 0)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.last = (time.monotonic(), state.global_step)
+        if state.is_world_process_zero and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.stage_run.stage)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % state.save_steps == 0:
+            control.should_log = True  # so that a resumed run averages over the same steps
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+        return control
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        now, (then, step) = time.monotonic(), self.last
+        self.last = (now, state.global_step)
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        clips = (state.global_step - step) * args.train_batch_size * args.world_size / max(now - then, 1e-9)
+        state.log_history[-1]["clips_per_second"] = round(clips, 1)
+        rows = [row for row in state.log_history if "loss" in row]
+        metrics = {"stage": self.stage_run.stage, "steps": state.max_steps, "rows": rows}
+        write_atomically(self.stage_run.folder / "metrics.json", json.dumps(metrics, indent=1))
+        parts = {
+            k: v for k, v in rows[-1].items() if k not in ("epoch", "step", "clips_per_second", "num_tokens")
+        }
+        line = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) + f"  {clips:.0f} clips/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(line)
+        else:
+            print(f"{self.stage_run.stage} {state.global_step}/{state.max_steps}  {line}", flush=True)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            draw_losses(state.log_history, self.stage_run.folder / "loss.png", self.stage_run.stage)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def draw_losses(rows: list[dict[str, float]], path: Path, title: str) -> None:
+    """The curve of every loss component over the steps, on a logarithmic scale, as a PNG."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "loss" in row]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in sorted({key for row in rows for key in row if key.endswith("loss")}):
+        points = [(row["step"], row[name]) for row in rows if row.get(name, 0) > 0]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name)
+    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log")
+    if rows:
+        axes.legend()
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format="png", dpi=110)
+    os.replace(partial, path)

@@ -1,0 +1,75 @@
+"""Quick scores between stages: retrieval of 256 clips, answers about 64; `mllm eval` does it in full."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from mllm.records import Source
+from mllm.scores import exact_match, recall_at_k
+
+PAIRED = ("video", "audio")
+LONGEST_ANSWER = 48  # tokens
+
+
+def retrieval(model: Any, processor: Any, source: Source, clips: int = 256) -> dict[str, float]:
+    """R@1 of text to clip and back, for picture and for sound, over the first `clips` that have them."""
+    from mllm.embedder import Embedder
+
+    embedder = Embedder(model, processor)
+    clips_of: dict[str, list[Any]] = {kind: [] for kind in PAIRED}
+    texts_of: dict[str, list[str]] = {kind: [] for kind in PAIRED}
+    for index in range(min(len(source), 4 * clips)):
+        if min(map(len, texts_of.values())) >= clips:
+            break
+        pair = source.pair(index)
+        for kind in PAIRED:
+            caption = pair["captions"].get(kind)
+            if caption and len(texts_of[kind]) < clips and not getattr(pair["clip"], "is_image", False):
+                clips_of[kind].append(pair["clip"])
+                texts_of[kind].append(caption)
+    scores = {}
+    for kind in PAIRED:
+        if not texts_of[kind]:
+            continue
+        media = embedder.embed_clips(clips_of[kind], kind)  # type: ignore[arg-type]
+        text = embedder.embed_text(texts_of[kind])
+        labels = texts_of[kind]
+        scores[f"{kind} to text"] = recall_at_k(media @ text.T, labels, labels)["R@1"]
+        scores[f"text to {kind}"] = recall_at_k(text @ media.T, labels, labels)["R@1"]
+    return scores
+
+
+@torch.inference_mode()
+def answers(model: Any, processor: Any, source: Source, clips: int = 64, batch: int = 64) -> dict[str, float]:
+    """Share of greedy answers that are exactly right, per task and over `all`, on the first `clips`."""
+    model.eval()
+    asked: list[tuple[str, list[dict], str]] = []
+    for index in range(min(len(source), clips)):
+        for record in source.conversations(index):
+            messages, truth = question_of(record)
+            asked.append((str(record.get("task", "qa")), messages, truth))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for first in range(0, len(asked), batch):
+        rows = asked[first : first + batch]
+        inputs = processor.batch([messages for _, messages, _ in rows])
+        length = inputs["input_ids"].shape[1]
+        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+        tokens = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER)[:, length:]
+        said = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        for (task, _, truth), answer in zip(rows, said, strict=True):
+            for name in (task, "all"):
+                right[name].append(exact_match(answer, truth))
+    return {name: sum(values) / len(values) for name, values in sorted(right.items())}
+
+
+def question_of(record: dict[str, Any]) -> tuple[list[dict], str]:
+    """(messages up to the last question, the right answer) of a record."""
+    messages = record["messages"]
+    if messages[-1]["role"] != "assistant":
+        return messages, record["answer"]
+    content = messages[-1]["content"]
+    spoken = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return messages[:-1], record.get("answer") or spoken
