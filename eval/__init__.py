@@ -1,0 +1,1 @@
+"""Scoring: benchmarks, metrics, baselines, reports. Verbs: `mllm eval …`."""

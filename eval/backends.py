@@ -1,0 +1,219 @@
+"""Who answers: a checkpoint in this process, or any OpenAI-compatible server. The same prompts, both greedy.
+
+A backend has `name` and `answer(conversations, tell) -> list of texts`; a conversation is a list of messages
+(see `mllm.chat`) that ends with a user's. To add one, write the class and give it a flag in `eval.cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import mimetypes
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from mllm import chat
+from mllm.errors import ChatError, MllmError
+
+Tell = Callable[[int], None]  # called with the number of answers that have just come
+MAX_TOKENS = 48  # mllm.experiment.Eval.max_new_tokens: the longest caption of the world has 36
+
+
+class Backend(Protocol):
+    """Answers conversations in their order."""
+
+    name: str
+
+    def answer(self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None) -> list[str]:
+        """One text per conversation."""
+        ...
+
+
+class HfBackend:
+    """Greedy `generate()` in this process, in batches padded at the left."""
+
+    def __init__(
+        self, model: Any, processor: Any, name: str = "", batch: int = 32, max_tokens: int = MAX_TOKENS
+    ):
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name or str(getattr(model.config, "_name_or_path", "model"))
+        self.batch = batch
+        self.max_tokens = max_tokens
+        # The questions about one clip come one after another: read it once.
+        self._read = lru_cache(maxsize=64)(self._read_part)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path | None, dtype: str = "float32", device: str | None = None, **options
+    ):
+        """The backend of a checkpoint folder; None takes the one that ships with mllm."""
+        import torch
+
+        from mllm.checkpoint import find_default_checkpoint, load
+
+        folder = folder or find_default_checkpoint()
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load(folder, dtype=dtype, device=device)
+        return cls(model, processor, name=str(folder), **options)
+
+    def answer(self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None) -> list[str]:
+        import torch
+
+        answers: list[str] = []
+        with torch.inference_mode():
+            for first in range(0, len(conversations), self.batch):
+                some = conversations[first : first + self.batch]
+                answers += self._generate([self._encode(messages) for messages in some])
+                tell(len(some))
+        return answers
+
+    def _generate(self, encoded: list[Any]) -> list[str]:
+        inputs = self.processor.collate(encoded, "left")
+        inputs.pop("labels")
+        length = inputs["input_ids"].shape[1]
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_tokens)[:, length:]
+        return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def _encode(self, messages: list[dict]) -> Any:
+        messages = chat.validate_messages(messages)
+        media = [self._read(_Part(part)) for part in chat.media_parts(messages)]
+        return self.processor.encode(messages, add_generation_prompt=True, media=media)
+
+    def _read_part(self, part: _Part) -> Any:
+        modality, source, options = part.value
+        return self.processor.media(source, modality, **options)
+
+
+class _Part:
+    """A media part as a cache key: the same path, or the identical object."""
+
+    def __init__(self, value: tuple[str, Any, dict[str, Any]]):
+        self.value = value
+        modality, source, options = value
+        self.key = (modality, str(source) if isinstance(source, str | Path) else id(source), repr(options))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Part) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class OpenAIBackend:
+    """A server, through the official client, with several requests under way at once.
+
+    Args:
+        url: with or without `/v1`.
+        model: as the server calls it; None asks the server for its only one.
+        concurrent: requests under way at once.
+        file_urls: send `file://` paths, which the server must be allowed to read, instead of the bytes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        concurrent: int = 16,
+        max_tokens: int = MAX_TOKENS,
+        file_urls: bool = False,
+        timeout: float = 300.0,
+    ):
+        self.url = url.rstrip("/") if url.rstrip("/").endswith("/v1") else url.rstrip("/") + "/v1"
+        self.concurrent = concurrent
+        self.max_tokens = max_tokens
+        self.file_urls = file_urls
+        self.timeout = timeout
+        self.model = model or self._only_model()
+        self.name = f"{self.model} at {self.url}"
+
+    def answer(self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None) -> list[str]:
+        return asyncio.run(self._answer(conversations, tell))
+
+    async def _answer(self, conversations: Sequence[list[dict]], tell: Tell) -> list[str]:
+        import openai
+
+        places = asyncio.Semaphore(self.concurrent)
+
+        async def ask(client: openai.AsyncOpenAI, messages: list[dict]) -> str:
+            async with places:
+                reply = await client.chat.completions.create(
+                    model=self.model,
+                    messages=to_openai(messages, self.file_urls),
+                    temperature=0.0,
+                    max_tokens=self.max_tokens,
+                )
+            tell(1)
+            return reply.choices[0].message.content or ""
+
+        async with openai.AsyncOpenAI(base_url=self.url, api_key=_api_key(), timeout=self.timeout) as client:
+            tasks = [asyncio.ensure_future(ask(client, messages)) for messages in conversations]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except openai.OpenAIError as error:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise MllmError(f"the server at {self.url} failed: {_cause(error)}") from error
+
+    def _only_model(self) -> str:
+        import openai
+
+        try:
+            served = [
+                m.id for m in openai.OpenAI(base_url=self.url, api_key=_api_key(), timeout=30).models.list()
+            ]
+        except openai.OpenAIError as error:
+            start = "start one with mllm serve CKPT"
+            raise MllmError(f"no server answers at {self.url} ({_cause(error)}): {start}") from error
+        if not served:
+            raise MllmError(f"the server at {self.url} serves no model")
+        return served[0]
+
+
+def to_openai(messages: Sequence[dict], file_urls: bool = False) -> list[dict]:
+    """Messages in OpenAI's shape: media become `video_url`, `audio_url` and `image_url` parts.
+
+    Raises:
+        ChatError: for media that has no file, or that is cut by `start`, `end` or `audio`.
+    """
+    translated = []
+    for message in chat.validate_messages(messages):
+        parts = []
+        for part in message["content"]:
+            kind = part["type"]
+            if kind == "text":
+                parts.append({"type": "text", "text": part["text"]})
+                continue
+            if set(part) - {"type", kind}:
+                raise ChatError(
+                    f"a {kind} with {', '.join(sorted(set(part) - {'type', kind}))} can't go over HTTP"
+                )
+            parts.append({"type": f"{kind}_url", f"{kind}_url": {"url": _url(part[kind], kind, file_urls)}})
+        only_text = len(parts) == 1 and parts[0]["type"] == "text"
+        translated.append({"role": message["role"], "content": parts[0]["text"] if only_text else parts})
+    return translated
+
+
+def _url(source: Any, kind: str, file_urls: bool) -> str:
+    if isinstance(source, str) and source.startswith(("data:", "http://", "https://", "file://")):
+        return source
+    if isinstance(source, str | Path):
+        path = Path(source).absolute()
+        if file_urls:
+            return path.as_uri()
+        mime = mimetypes.guess_type(path.name)[0] or f"{kind}/*"
+        return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    raise ChatError(f"a {kind} in memory can't go over HTTP: write the clips to files")
+
+
+def _api_key() -> str:
+    return os.environ.get("OPENAI_API_KEY", "none")
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

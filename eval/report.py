@@ -1,0 +1,142 @@
+"""Results for people: tables in the terminal, and one page as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Console
+
+WAYS = {"text_to_media": "text → {}", "media_to_text": "{} → text"}
+GROUP_COLOURS = {
+    "audio": "#d97706",
+    "video": "#2563eb",
+    "joint": "#7c3aed",
+    "image": "#0891b2",
+    "two": "#059669",
+    "missing": "#6b7280",
+    "chat": "#9ca3af",
+    "other": "#374151",
+}
+
+
+def print_tables(metrics: dict[str, Any], console: Console) -> None:
+    """The scores of `world.write_results`, a table a split."""
+    from rich.table import Table
+
+    for split, result in metrics["splits"].items():
+        table = Table(title=f"{split}: exact match", title_justify="left", box=None, header_style="bold")
+        for i, name in enumerate(("type", "questions", "score", "majority", "prior", "blind")):
+            table.add_column(name, justify="right" if i else "left")
+        for group, of_group in result["groups"].items():
+            table.add_row(group, *_cells(of_group), style="bold")
+            for name, of_type in result["types"].items():
+                if of_type["group"] == group and name != group:
+                    table.add_row(f"  {name}", *_cells(of_type))
+        table.add_row("all", *_cells(result["overall"]), style="bold")
+        console.print(table)
+        for name, of_caption in result["captions"].items():
+            blind = "" if of_caption["blind"] is None else f" (blind {of_caption['blind']:.2f})"
+            words = f"token F1 {of_caption['f1']:.2f}{blind}, {of_caption['exact']:.2f} word for word"
+            console.print(f"{name}: {words}, {of_caption['count']} captions", highlight=False)
+        if result["retrieval"]:
+            console.print(_retrieval_table(result["retrieval"]))
+        console.print()
+
+
+def _retrieval_table(retrieval: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    rows = recall_rows(retrieval)
+    table = Table(*rows[0], box=None, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def recall_rows(retrieval: dict[str, Any]) -> list[list[str]]:
+    """A header and a row per way of searching, as text."""
+    rows: list[list[str]] = []
+    for kind, result in retrieval.items():
+        name = "video + audio" if kind == "both" else kind
+        for way, phrase in WAYS.items():
+            recalls = {key: value for key, value in result[way].items() if key.startswith("R@")}
+            if not rows:
+                rows.append(["retrieval", "clips", *recalls])
+            rows.append(
+                [phrase.format(name), str(result["clips"]), *(f"{value:.2f}" for value in recalls.values())]
+            )
+    return rows
+
+
+def draw_page(metrics: dict[str, Any], path: Path) -> None:
+    """One page: per split the score of every type beside majority and blind, and the retrieval table."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    splits = metrics["splits"]
+    with_recall = any(result["retrieval"] for result in splits.values())
+    figure = Figure(figsize=(11, 1.2 + (5.2 if with_recall else 3.7) * len(splits)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{metrics['model']}   ·   {metrics['created'][:10]}", x=0.01, ha="left", fontsize=11)
+    heights = [3.7, 1.5] * len(splits) if with_recall else [3.7] * len(splits)
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for i, (split, result) in enumerate(splits.items()):
+        _draw_types(axes[i * (2 if with_recall else 1)], split, result)
+        if with_recall:
+            _draw_recall(axes[2 * i + 1], result["retrieval"])
+    aside = path.with_name(path.name + ".part")
+    figure.savefig(aside, dpi=120, format="png")
+    aside.replace(path)
+
+
+def _draw_types(axes: Axes, split: str, result: dict[str, Any]) -> None:
+    types = [(n, t) for group in result["groups"] for n, t in result["types"].items() if t["group"] == group]
+    colours = [GROUP_COLOURS.get(t["group"], GROUP_COLOURS["other"]) for _, t in types]
+    places = range(len(types))
+    scores = [t["score"] for _, t in types]
+    axes.bar(places, scores, color=colours, width=0.7, zorder=2)
+    known = [(p, t["majority"]) for p, (_, t) in zip(places, types, strict=True) if t["majority"] is not None]
+    lines = [(height, place - 0.42, place + 0.42) for place, height in known]
+    if lines:
+        heights, left, right = zip(*lines, strict=True)
+        axes.hlines(heights, left, right, color="black", lw=1.6, zorder=3, label="majority answer")
+    blind = [(p, t["blind"]) for p, (_, t) in zip(places, types, strict=True) if t["blind"] is not None]
+    if blind:
+        axes.scatter(*zip(*blind, strict=True), marker="x", color="black", zorder=4, label="blind (no media)")
+    for place, score in zip(places, scores, strict=True):
+        text = "1" if score == 1 else f"{score:.2f}".lstrip("0")
+        axes.annotate(text, (place, score), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_xticks(list(places), [name for name, _ in types], rotation=40, ha="right", fontsize=8)
+    axes.set_ylim(0, 1.08)
+    axes.set_ylabel("exact match")
+    axes.grid(axis="y", lw=0.4, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    overall = result["overall"]
+    beside = [f"{n} {overall[n]:.2f}" for n in ("majority", "prior", "blind") if overall[n] is not None]
+    groups = "  ".join(f"{name} {of_group['score']:.2f}" for name, of_group in result["groups"].items())
+    axes.set_title(
+        f"{split}: {overall['score']:.2f} of {overall['count']} questions ({', '.join(beside)})\n{groups}",
+        loc="left",
+        fontsize=9,
+    )
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7, frameon=False)
+
+
+def _draw_recall(axes: Axes, retrieval: dict[str, Any]) -> None:
+    axes.axis("off")
+    rows = recall_rows(retrieval)
+    if rows:
+        table = axes.table(rows[1:], colLabels=rows[0], loc="center", cellLoc="center", edges="horizontal")
+        table.auto_set_font_size(False)
+        table.set_fontsize(8)
+
+
+def _cells(scores: dict[str, Any]) -> list[str]:
+    numbers = [scores[name] for name in ("score", "majority", "prior", "blind")]
+    return [str(scores["count"]), *("" if number is None else f"{number:.2f}" for number in numbers)]

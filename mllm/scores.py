@@ -1,0 +1,82 @@
+"""The three scores that training and evaluation share, so that both mean the same by them.
+
+Small on purpose: exact match, token F1 (Rajpurkar et al., 2016, arXiv:1606.05250) and recall at k.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+RECALL_AT = (1, 5, 10)
+_EDGES = " \t\n\r.,;!?'\"“”‘’`"
+
+
+def normalise(answer: str) -> str:
+    """An answer as it is compared: Unicode NFKC, lower case, single spaces, no punctuation at either end."""
+    return " ".join(unicodedata.normalize("NFKC", answer).casefold().split()).strip(_EDGES)
+
+
+def exact_match(prediction: str, truth: str) -> bool:
+    """True if both say the same after `normalise`. An empty prediction is never right."""
+    said = normalise(prediction)
+    return bool(said) and said == normalise(truth)
+
+
+def token_f1(prediction: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over words, with multiplicity: for captions. 0.0 to 1.0."""
+    said, wanted = (
+        Counter(word.strip(_EDGES) for word in normalise(text).split()) for text in (prediction, truth)
+    )
+    for words in (said, wanted):
+        words.pop("", None)
+    if not said or not wanted:
+        return float(said == wanted)
+    shared = sum((said & wanted).values())
+    return 2 * shared / (sum(said.values()) + sum(wanted.values()))
+
+
+def majority_score(truths: Iterable[str]) -> float:
+    """Exact match of always giving the most frequent of these answers: the floor that a model has to beat."""
+    counts = Counter(normalise(truth) for truth in truths)
+    return max(counts.values()) / sum(counts.values()) if counts else 0.0
+
+
+def recall_at_k(
+    similarity: np.ndarray,
+    query_labels: Sequence[Hashable],
+    item_labels: Sequence[Hashable],
+    ks: Sequence[int] = RECALL_AT,
+) -> dict[str, float]:
+    """Share of queries that have an item of their own label among their k most similar items.
+
+    Several items may carry one label (two clips with the same caption): any of them is a hit. An item of
+    another label that is exactly as similar counts as ranked before, so that a collapsed space scores 0.
+
+    Args:
+        similarity: [queries, items].
+        query_labels, item_labels: one label a row, one a column.
+
+    Returns:
+        {"R@1": …, "R@5": …, …, "median_rank": …}; ranks begin at 1. A query without any item of its label
+        never hits.
+
+    Raises:
+        ValueError: if the labels do not fit the matrix.
+    """
+    similarity = np.asarray(similarity)
+    if similarity.shape != (len(query_labels), len(item_labels)):
+        labels = f"{len(query_labels)} queries and {len(item_labels)} items"
+        raise ValueError(f"similarity is {list(similarity.shape)} for {labels}")
+    if not similarity.size:
+        return {f"R@{k}": 0.0 for k in ks} | {"median_rank": 0.0}
+    number = {label: i for i, label in enumerate(dict.fromkeys([*query_labels, *item_labels]))}
+    same = np.equal.outer([number[label] for label in query_labels], [number[label] for label in item_labels])
+    best = np.where(same, similarity, -np.inf).max(axis=1, keepdims=True)
+    # `not (… < …)` rather than `>=`: a NaN, from a model that diverged, must not look like a hit.
+    rank = 1 + np.sum(~same & ~(similarity < best), axis=1)
+    rank[~same.any(axis=1)] = len(item_labels) + 1
+    return {f"R@{k}": float(np.mean(rank <= k)) for k in ks} | {"median_rank": float(np.median(rank))}

@@ -1,0 +1,124 @@
+"""A checkpoint as backend, and `mllm eval world` from end to end, with a tiny model of random weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from eval import world
+from eval.backends import HfBackend
+from eval.cli import app
+from mllm.checkpoint import save
+from mllm.errors import ConfigError
+from mllm.experiment import Experiment
+from mllm.records import open_source
+from tests.tiny import tiny
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def nano():
+    model, processor = tiny()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # As initialised, every layer is a small change, and no recording would change an answer.
+            if parameter.dim() > 1 and "queries" not in name and "embed" not in name:
+                parameter.mul_(4.0)
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(nano, tmp_path_factory):
+    experiment = Experiment.model_validate({"eval": {"clips": 3, "retrieval_clips": 4, "splits": ["comp"]}})
+    folder = tmp_path_factory.mktemp("run") / "nano"
+    return save(*nano, folder, {"experiment.yaml": experiment.dump_yaml()})
+
+
+@pytest.fixture
+def small_prior(monkeypatch):
+    """The prior of few scenes: the real one reads thousands."""
+    train_prior = world.train_prior
+    monkeypatch.setattr(world, "train_prior", lambda: train_prior(50))
+
+
+def test_answers_do_not_depend_on_the_batch(nano):
+    questions = world.collect(open_source("world:val,clips=6,frames=2,size=32"))
+    conversations = [*(q.messages for q in questions[:12]), questions[0].without_media]
+    told = []
+    together = HfBackend(*nano, batch=5, max_tokens=6).answer(conversations, told.append)
+    alone = HfBackend(*nano, batch=1, max_tokens=6).answer(conversations)
+    assert together == alone
+    assert sum(told) == len(conversations)
+    assert len(set(alone)) > 1
+
+
+def test_a_clip_is_read_once_for_all_its_questions(nano, monkeypatch):
+    model, processor = nano
+    read = []
+    media = processor.media
+    monkeypatch.setattr(
+        processor, "media", lambda *args, **options: read.append(args) or media(*args, **options)
+    )
+    questions = world.collect(open_source("world:val,clips=3,media=av,frames=2,size=32"))
+    assert len(questions) > 6
+    HfBackend(model, processor, max_tokens=1).answer([q.messages for q in questions])
+    assert len(read) == 3
+
+
+def test_eval_world_on_arrays(checkpoint, tmp_path, monkeypatch, small_prior):
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(
+        app, ["world", "--model", str(checkpoint), "--media", "arrays", "--max-tokens", "4"]
+    )
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs/eval").iterdir()
+    assert folder.name.endswith("nano")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["clips"], metrics["backend"], metrics["max_tokens"]) == (3, "transformers", 4)
+    assert list(metrics["splits"]) == ["comp"]  # as the checkpoint's experiment says
+    comp = metrics["splits"]["comp"]
+    assert comp["retrieval"]["both"]["clips"] == 4
+    assert comp["overall"]["blind"] is not None
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert sum(row["group"] != "caption" for row in rows) == comp["overall"]["count"]
+    assert (folder / "report.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_eval_world_on_files(checkpoint, tmp_path, monkeypatch, small_prior):
+    words = ["world", "--model", str(checkpoint), "--split", "val", "--clips", "2", "--questions", "2"]
+    words += [
+        "--max-tokens",
+        "4",
+        "--search-clips",
+        "0",
+        "--no-blind",
+        "--clips-folder",
+        str(tmp_path / "clips"),
+    ]
+    result = runner.invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["splits"]["val"]["retrieval"] == {}
+    # The files serve the next run.
+    monkeypatch.setattr(world.subprocess, "run", lambda *args, **options: pytest.fail("written again"))
+    source = world.write_files("val", 2, 2, 0, tmp_path / "clips")
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [question.id for question in world.collect(source)] == [row["id"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--split", "test"], "choose from val, comp"),
+        (["--media", "gif"], "choose mp4 or arrays"),
+        (["--media", "arrays", "--url", "http://127.0.0.1:9"], "with --url take --media mp4"),
+    ],
+)
+def test_wrong_words(checkpoint, words, message):
+    model = [] if "--url" in words else ["--model", str(checkpoint)]
+    with pytest.raises(ConfigError, match=message):
+        runner.invoke(app, ["world", *model, *words], catch_exceptions=False)

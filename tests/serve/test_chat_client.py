@@ -1,0 +1,217 @@
+"""`mllm chat`: words, both engines, the conversation in the terminal."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from mllm.errors import ChatError, MediaError, MllmError
+from serve.chat import (
+    LocalEngine,
+    RemoteEngine,
+    ask_once,
+    converse,
+    openai_messages,
+    parse_words,
+    user_message,
+)
+
+
+def test_recordings_keep_their_order(tmp_path):
+    words = ["--video", "a.mp4", "--audio=b.wav", "--video", "c.mp4", "Which?"]
+    assert parse_words(words) == (
+        None,
+        [("video", "a.mp4"), ("audio", "b.wav"), ("video", "c.mp4")],
+        "Which?",
+    )
+    assert parse_words([str(tmp_path), "--image", "d.png"]) == (str(tmp_path), [("image", "d.png")], None)
+    assert parse_words(["model", "Why?"]) == ("model", [], "Why?")
+    assert parse_words([]) == (None, [], None)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--vidoe", "a.mp4"], "no option --vidoe"),
+        (["--video"], "--video needs a file"),
+        (["model", "what", "is", "it"], "quotes"),
+    ],
+)
+def test_wrong_words(words, says):
+    with pytest.raises(MllmError, match=says):
+        parse_words(words)
+
+
+def test_openai_parts(media):
+    message = user_message(
+        [("video", str(media / "short.mp4")), ("image", "http://example.org/x.png")], "Which?"
+    )
+    (sent,) = openai_messages([message])
+    video, image, text = sent["content"]
+    head, _, data = video["video_url"]["url"].partition(",")
+    assert head == "data:video/mp4;base64"
+    assert base64.b64decode(data) == (media / "short.mp4").read_bytes()
+    assert image == {"type": "image_url", "image_url": {"url": "http://example.org/x.png"}}
+    assert text == {"type": "text", "text": "Which?"}
+    assert openai_messages([user_message([], "Hello")]) == [{"role": "user", "content": "Hello"}]
+    json.dumps(sent)
+
+
+def test_openai_parts_cannot_say_everything(media):
+    part = {"type": "video", "video": str(media / "short.mp4"), "start": 1.0}
+    with pytest.raises(ChatError, match="whole recordings"):
+        openai_messages([{"role": "user", "content": [part]}])
+    with pytest.raises(MediaError, match="no such file"):
+        openai_messages([user_message([("audio", "missing.wav")], "?")])
+
+
+@pytest.fixture(scope="module")
+def engine(reference):
+    return LocalEngine(*reference, max_tokens=8)
+
+
+def test_local_engine_streams_what_generate_says(engine, reference, media):
+    import torch
+
+    model, processor = reference
+    question = [user_message([("video", str(media / "red_low.mp4"))], "What is seen?")]
+    batch = processor.batch([question])
+    with torch.inference_mode():
+        ids = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
+    assert "".join(engine.stream(question)) == processor.tokenizer.decode(ids, skip_special_tokens=True)
+    frames = 2 * processor.frames_per_window
+    assert engine.report == f"2 windows, {frames} frames, 3.0 of 3.0 s, picture and sound"
+
+
+def test_media_are_encoded_once_in_a_conversation(engine, media, monkeypatch):
+    first = [user_message([("audio", str(media / "low.wav"))], "What is heard?")]
+    answer = "".join(engine.stream(first))
+    second = [*first, {"role": "assistant", "content": answer or "Yes."}, user_message([], "And now?")]
+    expected = "".join(engine.stream(second))
+
+    def never(*arguments, **options):
+        raise AssertionError("the towers ran again")
+
+    monkeypatch.setattr(engine.model.model, "audio_query_outputs", never)
+    assert "".join(engine.stream(second)) == expected
+
+
+def test_failure_in_generate_reaches_the_caller(engine, monkeypatch):
+    def broken(**inputs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.model, "generate", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(engine.stream([user_message([], "Hello")]))
+
+
+class Echo:
+    """An engine that says what it was asked."""
+
+    report = "1 window"
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self, modality, source):
+        if source == "missing":
+            raise MediaError("no such file: missing")
+        return "3 windows"
+
+    def stream(self, messages):
+        self.asked.append(messages)
+        if "fail" in messages[-1]["content"][-1]["text"]:
+            raise MediaError("cannot read it")
+        yield from ("an", "swer")
+
+
+def test_conversation(monkeypatch, capsys):
+    typed = iter(
+        [
+            "/video a.mp4",
+            "/audio 'b c.wav'",
+            "/image missing",
+            "What?",
+            "",
+            "/help",
+            "fail",
+            "And?",
+            "/clear",
+            "New?",
+            "/quit",
+        ]
+    )
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    echo = Echo()
+    converse(echo, [("image", "first.png")])
+    shapes = [
+        [
+            (m["role"], [p["type"] for p in m["content"]] if m["role"] == "user" else m["content"])
+            for m in turn
+        ]
+        for turn in echo.asked
+    ]
+    first = ("user", ["image", "video", "audio", "text"])
+    assert shapes == [
+        [first],
+        [first, ("assistant", "answer"), ("user", ["text"])],  # failed: not kept
+        [first, ("assistant", "answer"), ("user", ["text"])],
+        [("user", ["text"])],
+    ]
+    out, errors = capsys.readouterr()
+    assert out.splitlines() == ["answer", "answer", "answer"]
+    assert "error: no such file: missing" in errors
+    assert "error: cannot read it" in errors
+    assert "(1 window)" in errors
+
+
+def test_conversation_ends_with_the_input(monkeypatch):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    converse(Echo())
+
+
+def test_no_server_at_url():
+    with pytest.raises(MllmError, match="no OpenAI-compatible server at http://127.0.0.1:9"):
+        RemoteEngine("http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_remote_engine_says_what_the_local_one_says(server, engine, media, capsys):
+    remote = RemoteEngine(server.url, max_tokens=8)
+    assert remote.model == "nano"
+    question = (
+        [("video", str(media / "red_low.mp4")), ("audio", str(media / "high.flac"))],
+        "Which is louder?",
+    )
+    # vLLM holds back half of a letter of several bytes.
+    assert ask_once(remote, *question) == ask_once(engine, *question).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert remote.report.endswith("8 out")
+    assert "2 windows" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_remote_engine_passes_on_what_the_server_refuses(server, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(MllmError, match="says: cannot use video"):
+        ask_once(RemoteEngine(server.url), [("video", str(bad))], "What?")
+
+
+@pytest.mark.slow
+def test_command_line(checkpoint, media, capfd):
+    from mllm.cli import main
+
+    with pytest.raises(SystemExit) as done:
+        main(
+            ["chat", str(checkpoint), "--image", str(media / "red.png"), "--max-tokens", "4", "Which colour?"]
+        )
+    assert done.value.code == 0
+    with pytest.raises(SystemExit) as done:
+        main(["chat", str(checkpoint), "--image", "missing.png", "Which colour?"])
+    assert done.value.code == 2
+    assert capfd.readouterr().err.strip().splitlines()[-1].startswith("error: ")

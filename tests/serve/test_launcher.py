@@ -1,0 +1,234 @@
+"""Starting, waiting, stopping and failing, with a small program in vLLM's place."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mllm.errors import ConfigError, MllmError
+from serve import launcher
+from serve.launcher import Server, ServerError, last_error, last_line
+
+FAKE = """
+import http.server, subprocess, sys
+arguments = sys.argv[1:]
+if "--fail" in arguments:
+    print("(EngineCore pid=7) ERROR 11-21 09:31:13 [core.py:5] ValueError: the model is too large")
+    sys.exit(3)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *a): pass
+http.server.HTTPServer(("127.0.0.1", int(arguments[arguments.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+class FakeServer(Server):
+    """A server that is up at once, with a child process as vLLM has."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", FAKE, *self.flags]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def wait_until_gone(pid: int) -> bool:
+    for _ in range(50):
+        if not alive(pid):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_start_and_stop_leave_nothing(folder):
+    server = FakeServer(folder, port=0)
+    with server:
+        assert server.healthy()
+        assert server.port > 0
+        child = int(last_line(server.log).split()[1])
+        assert alive(child)
+        log = server.log
+    assert wait_until_gone(child)
+    assert not server.healthy()
+    assert not log.exists()
+    server.stop()  # again: nothing to do
+
+
+def test_says_why_vllm_did_not_start(folder):
+    server = FakeServer(folder, port=0, flags=["--fail"])
+    with pytest.raises(ServerError, match="ValueError: the model is too large"):
+        server.start()
+    assert server.log.exists()
+
+
+def test_says_when_vllm_dies_later(folder):
+    with FakeServer(folder, port=0) as server:
+        os.killpg(server.process.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match="vLLM died"):
+            server.wait()
+
+
+def test_port_in_use(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="choose another --port"):
+            FakeServer(folder, port=taken.getsockname()[1]).start()
+
+
+def test_serve_forever_ends_on_sigterm(folder, tmp_path):
+    program = tmp_path / "run.py"
+    program.write_text(
+        f"import sys\nsys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
+        "from test_launcher import FakeServer\nfrom serve.launcher import serve_forever\n"
+        f"sys.exit(serve_forever(FakeServer({str(folder)!r}, port=0)))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().startswith("curl http://127.0.0.1:")
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    assert children
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert "is served at" in errors
+    assert all(wait_until_gone(int(pid)) for pid in children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the child on Linux alone")
+def test_killed_launcher_takes_vllm_with_it(folder, tmp_path):
+    program = tmp_path / "run.py"
+    program.write_text(
+        f"import sys\nsys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
+        "from test_launcher import FakeServer\n"
+        f"server = FakeServer({str(folder)!r}, port=0)\nserver.start()\n"
+        "print(server.process.pid, flush=True)\n"
+        "server.wait()\n"
+    )
+    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    assert wait_until_gone(pid)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(launcher, "_vllm_is_for_cpu", lambda: True)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(launcher, "_vllm_is_for_cpu", lambda: False)
+
+
+def test_command_on_a_cpu(folder, on_cpu):
+    server = Server(folder, flags=["--max-model-len", "512"], allowed_media=[folder], max_media_mb=5)
+    command = server.command()
+    assert command[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    assert command[-2:] == ["--max-model-len", "512"]
+    assert "--enforce-eager" in command
+    assert command[command.index("--served-model-name") + 1] == "my-model" == server.model
+    assert command[command.index("--allowed-local-media-path") + 1] == str(folder)
+    variables = server.variables()
+    assert variables["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["VLLM_MEDIA_CONNECTOR"] == "mllm"
+    assert variables["MLLM_MAX_MEDIA_BYTES"] == "5000000"
+
+
+def test_command_on_a_gpu_leaves_vllm_its_defaults(folder, on_gpu):
+    server = Server(folder)
+    assert server.command()[3:] == ["--model", str(folder), "--served-model-name", "my-model"]
+    assert "VLLM_CPU_KVCACHE_SPACE" not in server.variables()
+
+
+@pytest.mark.parametrize("flag", ["--block-size=64", "--block_size=64", "--no-enforce-eager"])
+def test_given_flags_win(folder, on_cpu, flag):
+    command = Server(folder, flags=[flag, "--served-model-name=other"]).command()
+    name = flag.split("=")[0].replace("_", "-").replace("--no-", "--")
+    assert name not in command
+    assert flag in command
+    assert Server(folder, flags=["--served-model-name=other"]).model == "other"
+
+
+def test_adapter_folder_is_served_beside_its_base(folder, on_cpu):
+    tuned = folder.parent / "tuned"
+    tuned.mkdir()
+    settings = {"base_model_name_or_path": str(folder), "r": 12}
+    (tuned / "adapter_config.json").write_text(json.dumps(settings))
+    command = Server(tuned).command()
+    assert command[command.index("--model") + 1] == str(folder)
+    assert command[command.index("--lora-modules") + 1] == f"tuned={tuned}"
+    assert command[command.index("--max-lora-rank") + 1] == "16"
+    assert command[command.index("--served-model-name") + 1] == "tuned-base"
+
+
+def test_missing_checkpoint(on_cpu, tmp_path):
+    with pytest.raises(MllmError, match="no checkpoint at"):
+        Server(tmp_path / "nothing").command()
+
+
+def test_without_vllm(folder, monkeypatch):
+    def missing(name):
+        raise launcher.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(launcher.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(launcher.importlib.metadata, "version", missing)
+    with pytest.raises(ConfigError, match="serve-cpu"):
+        Server(folder).command()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["api_server.py: error: unrecognized arguments: --foo"], "error: unrecognized arguments: --foo"),
+        (
+            [
+                "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+                "  Value error, max_model_len (9999) is greater than 1024 [type=value_error, input=…]",
+            ],
+            "Value error, max_model_len (9999) is greater than 1024",
+        ),
+        (
+            [
+                "(EngineCore pid=1) ERROR [core.py:9] ValueError: not enough memory",
+                "RuntimeError: Engine core initialization failed. See root cause above.",
+            ],
+            "ValueError: not enough memory",
+        ),
+        (["loading …", "Killed"], "Killed"),
+        ([], "it said nothing"),
+    ],
+)
+def test_last_error(tmp_path, lines, said):
+    log = tmp_path / "vllm.log"
+    log.write_text("\n".join(lines))
+    assert last_error(log) == said
