@@ -1,0 +1,1 @@
+"""Serving and asking: vLLM launcher, chat, index, search. Verbs: `mllm serve | chat | index | search`."""

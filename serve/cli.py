@@ -1,0 +1,119 @@
+"""`mllm serve` and `mllm chat`; `mllm index` and `mllm search` come from `serve.library` when called.
+
+Both verbs here take words they don't know: `serve` hands flags on to vLLM, `chat` keeps the order in which
+recordings of different kinds were named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mllm.errors import MllmError
+
+FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("index_app", "search"):
+        from serve import library
+
+        return getattr(library, name)
+    raise AttributeError(name)
+
+
+def serve(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CKPT] [any vLLM flag …]", help="Checkpoint folder first; then flags for vLLM."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    allowed_media_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder that file:// URLs may name; repeatable. None by default."),
+    ] = None,
+    max_media_mb: Annotated[
+        float | None, typer.Option(min=0.001, help="Largest file accepted, in MB.")
+    ] = None,
+    max_media_seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Longest recording accepted, in seconds.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="File for vLLM's output.")] = None,
+) -> None:
+    """Serve a checkpoint with vLLM, OpenAI-compatible. Any flag not listed here goes to vLLM.
+
+    Videos carry picture and sound: send them as video_url; also audio_url, input_audio, image_url.
+    """
+    from serve.launcher import Server, serve_forever
+
+    words = list(words or [])
+    checkpoint = words.pop(0) if words and not words[0].startswith("-") else default_checkpoint()
+    server = Server(
+        checkpoint,
+        host=host,
+        port=port,
+        allowed_media=allowed_media_path or [],
+        max_media_mb=max_media_mb,
+        max_media_seconds=max_media_seconds,
+        flags=words,
+        log=log,
+    )
+    raise typer.Exit(serve_forever(server))
+
+
+serve.context_settings = FORWARDING  # type: ignore[attr-defined]
+
+
+def chat(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CKPT] [--video|--audio|--image FILE …] [QUESTION]",
+            help="Recordings as the model shall see them; without a question, a conversation starts.",
+        ),
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server instead.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the model at --url; by default its first.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.0,
+) -> None:
+    """Ask about recordings: once, or in a conversation.
+
+    mllm chat --video clip.mp4 --audio x.wav "Which bell is louder?"
+    """
+    from serve.chat import LocalEngine, RemoteEngine, ask_once, converse, parse_words
+
+    checkpoint, media, question = parse_words(words or [])
+    if url is None:
+        engine: Any = LocalEngine.load(checkpoint or default_checkpoint(), max_tokens, temperature)
+    elif checkpoint is not None:
+        raise MllmError(f"--url asks a server, which has its own model: leave out {checkpoint}")
+    else:
+        engine = RemoteEngine(url, model, max_tokens, temperature)
+    if question is None:
+        converse(engine, media)
+    else:
+        ask_once(engine, media, question)
+
+
+chat.context_settings = FORWARDING  # type: ignore[attr-defined]
+
+
+def default_checkpoint() -> Path:
+    """The checkpoint that is shipped.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    from mllm.checkpoint import find_default_checkpoint
+
+    return Path(find_default_checkpoint())

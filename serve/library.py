@@ -1,0 +1,156 @@
+"""`mllm index` and `mllm search`: fill an index with recordings, and find them by what is seen and heard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mllm.embedder import Embedder
+
+index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
+
+DEFAULT_INDEX = Path(".mllm/index")  # mllm.index.DEFAULT_FOLDER, without loading the store for `--help`
+
+IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Checkpoint folder or hub id. Default: the model that filled the index, or ours."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@index_app.command("add")
+def add(
+    paths: Annotated[list[Path], typer.Argument(help="Media files, or folders of them.", show_default=False)],
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    rebuild: Annotated[
+        bool, typer.Option(help="Empty the index first and stamp it with this model.")
+    ] = False,
+    prune: Annotated[bool, typer.Option(help="Remove what is gone from these folders.")] = False,
+) -> None:
+    """Add recordings; what is in the index already, unchanged, is skipped.
+
+    A file that cannot be read costs one line and no more; the exit status is 1 only if every file failed.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from mllm.index import Index
+
+    console = Console()
+    opened = Index.open(index, _embedder(model, None if rebuild else index), rebuild=rebuild)
+    with console.status("reading") as status:
+
+        def tell(path: Path, became: str) -> None:
+            if became.startswith("failed"):
+                console.print(f"[red]failed[/] {escape(became.removeprefix('failed: '))}", soft_wrap=True)
+            status.update(f"{became} {escape(str(path))}")
+
+        report = opened.add(paths, prune=prune, progress=tell)
+    console.print(f"{report.line()} in {index}", soft_wrap=True, highlight=False)
+    if not (report.added or report.unchanged or report.failed or report.pruned):
+        console.print("no media file found there")
+    elif report.added:
+        console.print(
+            'next: mllm search "what you look for"' + _index_flag(index), highlight=False, soft_wrap=True
+        )
+    if report.failed and not (report.added or report.unchanged):
+        raise typer.Exit(1)
+
+
+@index_app.command("info")
+def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> None:
+    """What an index holds and which model filled it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mllm.index import describe
+
+    found = describe(index)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), default=str))
+        return
+    table = Table(show_header=False, box=None)
+    rows = ", ".join(f"{count} {modality}" for modality, count in found.rows.items() if count) or "none"
+    for name, value in (
+        ("folder", str(found.folder)),
+        ("model", f"{found.model} ({found.stamp[:12]})"),
+        ("created", found.created),
+        ("recordings", f"{found.recordings}, {found.seconds:.0f} s in all"),
+        ("rows", f"{rows}; {found.dim} numbers each"),
+    ):
+        table.add_row(f"[bold]{name}", value)
+    Console().print(table)
+
+
+def search(
+    text: Annotated[str, typer.Argument(help="What is seen or heard, in words.", show_default=False)],
+    modality: Annotated[
+        str | None, typer.Option(help="video, audio or image alone. Default: picture and sound together.")
+    ] = None,
+    index: IndexOption = DEFAULT_INDEX,
+    model: ModelOption = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many recordings.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Find recordings, and the moment in them, by a description."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mllm.index import Index, check_modality, describe
+
+    check_modality(modality)
+    describe(index)  # a missing index is told before a model is loaded
+    found = Index.open(index, _embedder(model, index), create=False).find(text, k, modality)
+    if as_json:
+        typer.echo(json.dumps([asdict(hit) for hits in found.values() for hit in hits], ensure_ascii=False))
+        return
+    if not found:
+        typer.echo(f"nothing {f'with {modality} ' if modality else ''}in index {index}")
+        return
+    table = Table("file", "time", "modality", "score", box=None, header_style="bold")
+    table.columns[3].justify = "right"
+    for path, hits in found.items():
+        for i, hit in enumerate(hits[:3]):  # the best moments of a recording
+            time = "" if hit.modality == "image" else f"{clock(hit.start)}–{clock(hit.end, up=True)}"
+            modality_shown = "video+audio" if hit.modality == "both" else hit.modality
+            table.add_row(Text(_short(path) if i == 0 else ""), time, modality_shown, f"{hit.score:.3f}")
+    Console().print(table)
+
+
+def clock(seconds: float, up: bool = False) -> str:
+    """Seconds as mm:ss, rounded down, or up for the end of a span."""
+    whole = int(-(-seconds // 1)) if up else int(seconds)
+    return f"{whole // 60:02d}:{whole % 60:02d}"
+
+
+def _embedder(model: str | None, index: Path | None) -> Embedder:
+    """The model asked for, else the one that filled the index, else the one that ships."""
+    from mllm import index as library
+    from mllm.embedder import Embedder
+
+    if model is None and index is not None and library.exists(index):
+        filled_by = library.describe(index).model
+        # A folder that has been moved since: the default may be the same model, and the stamp will tell.
+        model = filled_by if Path(filled_by).exists() or not Path(filled_by).is_absolute() else None
+    return Embedder.from_pretrained(model)
+
+
+def _short(path: str) -> str:
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _index_flag(index: Path) -> str:
+    return "" if index == DEFAULT_INDEX else f" --index {index}"
