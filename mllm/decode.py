@@ -136,17 +136,12 @@ class FrameWalk:
 
     def at(self, position: int) -> tuple[int, Any]:
         """The frame at this position, or the nearest before it that is not damaged; with its own position."""
-        keys = self.picture.keys
-        key = (
-            int(keys[np.searchsorted(keys, position, "right") - 1])
-            if len(keys) and keys[0] <= position
-            else 0
-        )
+        keys = self.picture.keys[self.picture.keys <= position]
+        key = int(keys[-1]) if len(keys) else 0
         reached = max((item[0] for item in (self.held, self.ahead) if item), default=0)
         jumped = self.may_jump and key > reached
         if jumped:
-            self.container.seek(int(self.picture.pts[key]), stream=self.video)
-            self.ahead, self.decoded = None, self._decoded()
+            self._jump(key)
         while self.held is None or self.held[0] != position:
             self.ahead = self.ahead or next(self.decoded, None)
             if self.ahead is None or self.ahead[0] > position:
@@ -154,14 +149,17 @@ class FrameWalk:
             self.held, self.ahead = self.ahead, None
         if jumped and (self.held is None or self.held[0] < key):
             # The jump went too far, or the keyframe is damaged: walk from the beginning.
-            self.may_jump, self.held, self.ahead = False, None, None
-            self.container.seek(int(self.picture.pts[0]), stream=self.video)
-            self.decoded = self._decoded()
+            self.may_jump, self.held = False, None
+            self._jump(0)
             return self.at(position)
         frame = self.held or self.ahead
         if frame is None:
-            raise MediaError(f"{self.name}: none of its frames can be decoded: convert it to H.264 mp4")
+            raise MediaError(f"{self.name}: none of its frames can be decoded: copy it again, or convert it")
         return frame
+
+    def _jump(self, key: int) -> None:
+        self.container.seek(int(self.picture.pts[key]), stream=self.video)
+        self.ahead, self.decoded = None, self._decoded()
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """(position, frame) from wherever the container stands."""

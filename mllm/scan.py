@@ -139,9 +139,10 @@ def scan(source: Source, max_pixels: int | None = None, want_video: bool = True)
         shown, heard, first, faults = _read(container, video, audio)
         if shown and first is None:
             if want_video:
-                codec = video.codec_context.name
+                codec = video.codec_context.codec.canonical_name
+                cause = f"its picture ({codec}) cannot be decoded"
                 raise MediaError(
-                    f"{source.name}: its picture ({codec}) cannot be decoded: convert it to H.264"
+                    f"{source.name}: {cause}: copy it again if it is damaged, or convert it to mp4"
                 )
             shown = []
         # start_time leaves out what the encoder put in front (priming); packets do not.
@@ -151,8 +152,8 @@ def scan(source: Source, max_pixels: int | None = None, want_video: bool = True)
             check_pixels(source.name, first.width, first.height, max_pixels)
             begins.append(float(min(stamp for stamp, _, _ in shown) * video.time_base))
         if not begins:
-            kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            cause = f"nothing to see or hear in it (its streams: {kinds}; none with content)"
+            kinds = " and ".join(sorted({stream.type for stream in container.streams}))
+            cause = f"its streams ({kinds}) hold nothing to see or hear" if kinds else "it has no streams"
             raise MediaError(f"{source.name}: {cause}: copy or download it again")
         form, origin = container.format.name.split(",")[0], min(begins)
         picture = _picture(video, form, shown, origin, first, faults) if shown else None
@@ -221,7 +222,7 @@ def packets(container: Any, streams: list[Any]) -> Iterator[Any]:
 def decode(packet: Any, stream: Any) -> list[Any]:
     """The frames that this packet completes (None: those still in the decoder); none if it is damaged."""
     try:
-        return packet.decode() if packet is not None else stream.codec_context.decode(None)
+        return list(packet.decode() if packet is not None else stream.codec_context.decode(None))
     except (av.error.FFmpegError, ValueError):
         return []
 
@@ -233,7 +234,8 @@ def _first_frame(packet: Any, video: Any) -> Any:
 def _step(video: Any) -> int:
     """Nominal time between frames, in the stream's time base."""
     rate = video.average_rate or video.guessed_rate or Fraction(25)
-    return max(1, round(1 / rate / video.time_base))
+    step: int = round(1 / rate / video.time_base)
+    return max(1, step)
 
 
 def _picture(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,20 @@ from urllib.parse import unquote, unquote_to_bytes
 import av
 
 from mllm.errors import MediaError
+
+# What PyAV and, less tidily, Pillow raise over damaged files.
+READING_ERRORS = (
+    av.error.FFmpegError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ def clear_errors(name: str) -> Iterator[None]:
         raise MediaError(
             f"{name}: it does not fit into memory: ask for a smaller size or a shorter cut"
         ) from None
-    except (av.error.FFmpegError, OSError, ValueError, RuntimeError, SyntaxError) as error:
+    except READING_ERRORS as error:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         cause = " ".join(cause.split())[:200]
         raise MediaError(

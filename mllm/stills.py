@@ -15,8 +15,8 @@ from mllm.errors import MediaError
 from mllm.sources import Source, check_frame_bytes, check_pixels, clear_errors
 
 # JPEG includes MPO, what phones write.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
-ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}  # several pictures in the others are pages or views
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}  # several pictures in a JPEG are views
 NOMINAL_DELAY = 0.1  # s: how long browsers show a frame that names no time
 FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus"}
@@ -99,9 +99,9 @@ def require_image(source: Source, max_pixels: int | None) -> Image.Image:
 
 def read_stills(source: Source, image: Image.Image, max_pixels: int | None, max_bytes: int | None) -> Stills:
     """An image, or an animation with its own times (max_bytes: what its frames may take)."""
-    count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
     delays = []
     with clear_errors(source.name), image:
+        count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
         rotation = {3: 180, 6: 90, 8: 270}.get(image.getexif().get(0x0112, 1), 0)
         if count > 1:
             check_frame_bytes(source.name, count, *image.size, max_bytes)

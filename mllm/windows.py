@@ -50,7 +50,8 @@ class WindowSpec:
         starts = np.asarray(self.starts(duration), np.float64)[:, None]
         ends = np.minimum(starts + self.window_seconds, max(duration, 0.0))
         steps = (np.arange(self.frames_per_window) + 0.5) / self.frames_per_window
-        return starts + steps * np.maximum(ends - starts, 0.0)
+        times: np.ndarray = starts + steps * np.maximum(ends - starts, 0.0)
+        return times
 
 
 @dataclass

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
+
+from mllm import decode
+from mllm.media import Clip
 
 BITS = 10  # bars per frame: numbers up to 1023
 TICKS = 1000  # per second, the video time base: a frame time of 0.123 s is exact
@@ -28,6 +32,17 @@ def number_of(frame: np.ndarray) -> int:
     places = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
     bright = frame[frame.shape[0] // 2, places].mean(axis=-1) > 120
     return int((bright * (1 << np.arange(BITS))).sum())
+
+
+def numbers(clip: Clip) -> list[int]:
+    """Which frames a clip holds."""
+    assert clip.frames is not None
+    return [number_of(frame) for frame in clip.frames]
+
+
+def at(*times: float):
+    """A `choose` for these times."""
+    return lambda _: np.array(times)
 
 
 def clicks(seconds: float, rate: int, at: Sequence[float] = (1.0,)) -> np.ndarray:
@@ -149,3 +164,28 @@ def frame_folder(folder: Path, count: int = 6, suffix: str = ".png", digits: int
     for number in range(count):
         Image.fromarray(numbered(number)).save(folder / f"frame{number:0{digits or 1}d}{suffix}")
     return folder
+
+
+def write_film(tmp_path_factory) -> Path:
+    """4 s, 25 frames/s, a keyframe every 10 frames, sound with a click at 1 s; the index at the front.
+
+    A session fixture in the files that use it, as `use_engine` is a fixture with the parameters ENGINES.
+    """
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    options = {"g": "10", "crf": "10", "preset": "ultrafast"}
+    front = {"movflags": "faststart"}
+    hiss = np.random.default_rng(0).uniform(-0.02, 0.02, 4 * 44_100).astype(np.float32)
+    sounds = [clicks(4, 44_100) + hiss]
+    return make(path, seconds=4, fps=25, options=options, sounds=sounds, container_options=front)
+
+
+ENGINES = ["decord", "pyav"]
+
+
+def use_engine(request, monkeypatch) -> str:
+    """Both engines in turn."""
+    if request.param == "pyav":
+        monkeypatch.setattr(decode, "decord", None)
+    elif decode.decord is None:
+        pytest.skip("decord is not installed")
+    return request.param
