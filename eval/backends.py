@@ -7,8 +7,6 @@ A backend has `name` and `answer(conversations, tell) -> list of texts`; a conve
 from __future__ import annotations
 
 import asyncio
-import base64
-import mimetypes
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mllm import chat
-from mllm.errors import ChatError, MllmError
+from mllm.errors import MllmError
+from mllm.openai_parts import to_openai
 
 Tell = Callable[[int], None]  # called with the number of answers that have just come
 MAX_TOKENS = 48  # mllm.experiment.Eval.max_new_tokens: the longest caption of the world has 36
@@ -173,42 +172,6 @@ class OpenAIBackend:
         if not served:
             raise MllmError(f"the server at {self.url} serves no model")
         return served[0]
-
-
-def to_openai(messages: Sequence[dict], file_urls: bool = False) -> list[dict]:
-    """Messages in OpenAI's shape: media become `video_url`, `audio_url` and `image_url` parts.
-
-    Raises:
-        ChatError: for media that has no file, or that is cut by `start`, `end` or `audio`.
-    """
-    translated = []
-    for message in chat.validate_messages(messages):
-        parts = []
-        for part in message["content"]:
-            kind = part["type"]
-            if kind == "text":
-                parts.append({"type": "text", "text": part["text"]})
-                continue
-            if set(part) - {"type", kind}:
-                raise ChatError(
-                    f"a {kind} with {', '.join(sorted(set(part) - {'type', kind}))} can't go over HTTP"
-                )
-            parts.append({"type": f"{kind}_url", f"{kind}_url": {"url": _url(part[kind], kind, file_urls)}})
-        only_text = len(parts) == 1 and parts[0]["type"] == "text"
-        translated.append({"role": message["role"], "content": parts[0]["text"] if only_text else parts})
-    return translated
-
-
-def _url(source: Any, kind: str, file_urls: bool) -> str:
-    if isinstance(source, str) and source.startswith(("data:", "http://", "https://", "file://")):
-        return source
-    if isinstance(source, str | Path):
-        path = Path(source).absolute()
-        if file_urls:
-            return path.as_uri()
-        mime = mimetypes.guess_type(path.name)[0] or f"{kind}/*"
-        return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    raise ChatError(f"a {kind} in memory can't go over HTTP: write the clips to files")
 
 
 def _api_key() -> str:

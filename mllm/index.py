@@ -116,32 +116,26 @@ class Index:
             ConfigError: if another model filled it, or if there is none and `create` is False.
         """
         folder = Path(folder)
-        if not rebuild and exists(folder):
+        if not rebuild and (exists(folder) or not create):
             table = _open_table(folder)
-            stamp = _stamp_of(table, folder)
-            if stamp["stamp"] != embedder.fingerprint():
-                theirs, ours = stamp["stamp"][:12], embedder.fingerprint()[:12]
-                raise ConfigError(
-                    f"index {folder} was filled by model {stamp['model']} ({theirs}), not by {embedder.name} "
-                    f"({ours}), and their vectors don't compare: use --model {stamp['model']}, or fill it "
-                    f"anew with mllm index add DIR --index {folder} --rebuild"
-                )
+            _check_model(_stamp_of(table, folder), embedder, folder)
             return cls(folder, table, embedder)
-        if not (create or rebuild):
-            raise ConfigError(
-                f"there is no index in {folder}: make one with mllm index add DIR --index {folder}"
-            )
         stamp = {
             "model": embedder.name,
             "stamp": embedder.fingerprint(),
             "dim": embedder.dim,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write index {folder}: {error.strerror}: name another with --index"
+            ) from error
         schema = _schema(embedder.dim).with_metadata({_STAMP: json.dumps(stamp).encode()})
-        table = lancedb.connect(folder).create_table(
-            _TABLE, schema=schema, mode="overwrite" if rebuild else "create"
-        )
+        mode = "overwrite" if rebuild else "create"
+        table = lancedb.connect(folder).create_table(_TABLE, schema=schema, mode=mode, exist_ok=not rebuild)
+        _check_model(_stamp_of(table, folder), embedder, folder)  # another process may have been first
         return cls(folder, table, embedder)
 
     # --- fill -----------------------------------------------------------------------------------------------
@@ -366,6 +360,19 @@ def _stamp_of(table: Any, folder: Path) -> dict[str, Any]:
     if stamp is None:
         raise ConfigError(f"{folder} was not made by mllm: name another folder with --index")
     return json.loads(stamp)
+
+
+def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:
+    if stamp["stamp"] == embedder.fingerprint():
+        return
+    theirs, ours = f"{stamp['model']} ({stamp['stamp'][:12]})", f"({embedder.fingerprint()[:12]})"
+    rebuild = f"fill it anew with mllm index add DIR --index {folder} --rebuild"
+    if stamp["model"] == embedder.name:
+        reason = f"before its weights changed {ours}, and their vectors don't compare: {rebuild}"
+    else:
+        choice = f"use --model {stamp['model']}, or {rebuild}"
+        reason = f"not by {embedder.name} {ours}, and their vectors don't compare: {choice}"
+    raise ConfigError(f"index {folder} was filled by model {theirs}, {reason}")
 
 
 def _media_id(path: Path) -> str:

@@ -251,6 +251,19 @@ def test_another_model_is_refused(index, library):
         Index.open(index.folder, CountingEmbedder())
 
 
+def test_model_that_changed_under_its_name_is_refused(index):
+    changed = CountingEmbedder("model-a")
+    changed.fingerprint = lambda: "f" * 64
+    with pytest.raises(ConfigError, match=r"before its weights changed \(ffffffffffff\).*--rebuild"):
+        Index.open(index.folder, changed)
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write index"):
+        Index.open(tmp_path / "file/index", CountingEmbedder())
+
+
 def test_missing_index_and_foreign_folder(tmp_path):
     assert not exists(tmp_path)
     for attempt in (

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eval.backends import OpenAIBackend, to_openai
-from mllm.errors import ChatError, MllmError
+from eval.backends import OpenAIBackend
+from mllm.errors import MllmError
 
 
 class Server(BaseHTTPRequestHandler):
@@ -111,35 +111,3 @@ def test_server_errors_are_one_line(server):
     assert "\n" not in str(error.value)
     with pytest.raises(MllmError, match="mllm serve"):
         OpenAIBackend("http://127.0.0.1:9")
-
-
-def test_to_openai_keeps_turns_and_order(tmp_path):
-    (tmp_path / "a.wav").write_bytes(b"a")
-    (tmp_path / "b.png").write_bytes(b"b")
-    messages = [
-        {"role": "system", "content": "be brief"},
-        {
-            "role": "user",
-            "content": [
-                {"type": "audio", "audio": tmp_path / "a.wav"},
-                {"type": "text", "text": "and"},
-                {"type": "image", "image": str(tmp_path / "b.png")},
-                {"type": "text", "text": "what?"},
-            ],
-        },
-        {"role": "assistant", "content": "that."},
-        {"role": "user", "content": "why?"},
-    ]
-    sent = to_openai(messages)
-    assert [m["role"] for m in sent] == ["system", "user", "assistant", "user"]
-    assert [part["type"] for part in sent[1]["content"]] == ["audio_url", "text", "image_url", "text"]
-    assert sent[1]["content"][2]["image_url"]["url"] == "data:image/png;base64,Yg=="
-    assert (sent[0]["content"], sent[3]["content"]) == ("be brief", "why?")
-
-
-def test_what_cannot_go_over_http_is_refused():
-    cut = [{"type": "video", "video": "a.mp4", "start": 1.0}, {"type": "text", "text": "q"}]
-    with pytest.raises(ChatError, match="start"):
-        to_openai([{"role": "user", "content": cut}])
-    with pytest.raises(ChatError, match="write the clips to files"):
-        to_openai(question("q", b"bytes"))  # type: ignore[arg-type]
