@@ -81,16 +81,15 @@ def _run(
     # up to ten times slower on a machine that had anything else to do, a data worker say.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
-    from transformers.utils import logging
-
     from mllm.experiment import load_experiment
 
-    logging.disable_progress_bar()  # ours counts clips, not shards
     experiment = load_experiment(config, overrides or [])
     try:
         for stage in stages:
-            if len(stages) == 1 or getattr(experiment, stage).steps:
+            if getattr(experiment, stage).steps:
                 run_stage(experiment, stage, restart, validate)
+            elif len(stages) == 1:
+                print(f"{stage}: nothing to do, {stage}.steps is 0")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from None
@@ -104,32 +103,55 @@ def run_stage(experiment: Experiment, stage: str, restart: bool = False, validat
     """
     import importlib
 
+    import torch
+
     from train.run import open_run
 
-    run = open_run(experiment, stage, restart)
-    if run.finished:
-        print(f"{stage}: finished already, {run.final}")
-        return run.final
-    if run.resume:
-        print(f"{stage}: goes on from {run.resume.name}")
-    if run.settings.num_threads:
-        import torch
-
-        torch.set_num_threads(run.settings.num_threads)
-    model, processor = starting_point(experiment, stage, run.folder)
+    threads = getattr(experiment, stage).num_threads
+    if threads:
+        torch.set_num_threads(threads)
+    first, turn = _first_process()
+    with turn():
+        run = open_run(experiment, stage, restart and first)
+        if run.finished:
+            print(f"{stage}: finished already, {run.final}")
+            return run.final
+        if run.resume and first:
+            print(f"{stage}: goes on from {run.resume.name}")
+        model, processor = starting_point(experiment, stage, run.folder)
     began = time.monotonic()
     final = importlib.import_module(f"train.{stage}").train(run, model, processor)
-    print(f"{stage}: {final} after {(time.monotonic() - began) / 60:.1f} minutes")
-    if validate:
-        report(experiment, stage, run.folder)
+    if first:
+        print(f"{stage}: {final} after {(time.monotonic() - began) / 60:.1f} minutes")
+        if validate:
+            report(experiment, stage, run.folder)
     return final
 
 
+def _first_process() -> tuple[bool, Any]:
+    """Whether this process writes, and a context in which it goes first; torchrun starts several."""
+    import os
+    from contextlib import nullcontext
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True, nullcontext
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.is_main_process, state.main_process_first
+
+
 def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[Any, Any]:
-    """The previous stage's result, or a new model where there is none."""
+    """The previous stage's result, or a new model where every stage before is switched off.
+
+    Raises:
+        ConfigError: if the stage before has not finished.
+    """
     from transformers import set_seed
 
     from mllm.checkpoint import build_model, load, save
+    from mllm.errors import ConfigError
     from mllm.records import open_source
     from train.run import STAGES, stage_folder
 
@@ -138,6 +160,11 @@ def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[An
         final = stage_folder(experiment, earlier) / "final"
         if final.is_dir():
             return load(final)
+        if getattr(experiment, earlier).steps:
+            raise ConfigError(
+                f"the stage {earlier} comes before {stage} and has not finished ({final} is missing): run "
+                f"`mllm train {earlier}`, or leave it out with {earlier}.steps=0"
+            )
     start = folder / "start"
     if start.is_dir():
         return load(start)

@@ -7,7 +7,6 @@ once a step: the same Q-Former outputs go to the shared space and, projected, to
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import TrainingArguments
 from mllm.errors import ConfigError
 from mllm.model import MediaQueries, MllmForConditionalGeneration, MllmModel
 from mllm.processor import IGNORE
-from train.data import CAPTION_REQUESTS, PairCollator, number_dataset
+from train.data import CAPTION_REQUESTS, PROCESSES, PairCollator, number_dataset
 from train.losses import info_nce
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
 
@@ -140,7 +139,6 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
     prepare_model(model, run)
     objective = ContrastiveObjective(model, settings)
     torch.manual_seed(run.experiment.seed)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = ContrastiveTrainer(
         run=run,
         model=objective,
@@ -152,7 +150,7 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
             run.experiment.seed,
             longest_caption(model),
             open_source(settings.curriculum.source) if settings.curriculum else None,
-            settings.curriculum.steps * settings.batch * world_size if settings.curriculum else 0,
+            settings.curriculum.steps * settings.batch * PROCESSES if settings.curriculum else 0,
         ),
     )
     return trainer.run_stage(model, processor)

@@ -7,6 +7,7 @@ generating, and nothing waits on disk.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,16 +29,15 @@ CAPTION_REQUESTS = {
     "both": "describe the recording.",
 }
 SHUFFLED_UP_TO = 1 << 20
+RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def number_dataset(steps: int, batch: int):
     """A datasets.Dataset of the numbers 0 … steps × batch − 1, over all processes of a distributed run."""
-    import os
-
     from datasets import Dataset
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return Dataset.from_dict({"number": np.arange(steps * batch * processes)})
+    return Dataset.from_dict({"number": np.arange(steps * batch * PROCESSES)})
 
 
 class Collator:
@@ -254,7 +254,7 @@ def space_batch(
         for column, kind in enumerate(CAPTION_REQUESTS):
             text = _one(of_clip.get(kind), 0)
             # A missing caption gets a number of its own, so that it equals no other.
-            ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column
+            ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
             if text:
                 rows[clip, column] = texts.setdefault(text, len(texts))
     tokens = text_inputs(processor, list(texts) or [""], text_tokens)

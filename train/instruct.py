@@ -19,8 +19,6 @@ from train.contrastive import longest_caption, space_losses, weighted
 from train.data import QuestionCollator, number_dataset
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
 
-VIDEO_AUDIO_WEIGHT = 0.3
-
 
 def add_lora(model: MllmForConditionalGeneration, lora: Any | None) -> nn.Module:
     """LoRA (Hu et al. 2021) on the decoder, leaving trainable whatever `set_trainable` left so."""
@@ -63,7 +61,10 @@ class InstructTrainer(StageTrainer, SFTTrainer):
             outputs = forward(*args, media_queries=queries, **inputs)
             losses = space_losses(base.model, queries, space)
             self.add_parts(losses)
-            self.space_loss = outputs["space_loss"] = weighted(losses, VIDEO_AUDIO_WEIGHT)
+            # The space that stage 1 made is kept by stage 1's own weights.
+            video_audio_weight = self.run.experiment.contrastive.video_audio_weight
+            # In the outputs, too, where distributed wrappers look for what is used.
+            self.space_loss = outputs.aux_loss = weighted(losses, video_audio_weight)
             return outputs
 
         base.forward = forward_with_space

@@ -21,25 +21,24 @@ def caption_id(text: str) -> int:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes, in rank order, with gradients: [rows, …] -> [all_rows, …]."""
+    """Rows of all processes, in rank order: [rows, …] -> [all_rows, …]; gradients reach this process's own.
+
+    Processes with fewer rows than the longest are filled up with zeros.
+
+    Every process then computes the loss of the whole batch, and gets the part of its gradient that belongs to
+    its own rows. Distributed wrappers average over processes what should be added up here: hence the factor.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows
-    if torch.distributed.get_world_size() == 1:
-        return rows
-    if not rows.is_floating_point():
-        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(rows.contiguous()))
-
-
-def _first_row(rows: int) -> int:
-    """Where this process's rows begin among the gathered ones (every process holds equally many)."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0
-    return torch.distributed.get_rank() * rows
+    processes = torch.distributed.get_world_size()
+    longest = torch.tensor(len(rows), device=rows.device)
+    torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+    rows = torch.cat([rows, rows.new_zeros(int(longest) - len(rows), *rows.shape[1:])])
+    parts = [torch.empty_like(rows) for _ in range(processes)]
+    torch.distributed.all_gather(parts, rows.detach().contiguous())
+    if rows.is_floating_point():
+        parts[torch.distributed.get_rank()] = rows * processes - (rows * (processes - 1)).detach()
+    return torch.cat(parts)
 
 
 def info_nce(left: Tensor, right: Tensor, scale: Tensor | float, ids: Tensor, present: Tensor) -> Tensor:
@@ -55,15 +54,16 @@ def info_nce(left: Tensor, right: Tensor, scale: Tensor | float, ids: Tensor, pr
     Returns:
         the mean over the present rows of both directions; zero, with zero gradients, where there are none.
     """
-    rows = len(left)
-    all_left, all_right, all_ids, all_present = gather(left), gather(right), gather(ids), gather(present)
-    own = torch.arange(rows, device=left.device) + _first_row(rows)
-    same = (ids[:, None, :] == all_ids[None, :, :]).any(-1)
-    hidden = same | ~all_present[None, :]
-    hidden[torch.arange(rows, device=left.device), own] = False
-    weights = present.to(left.dtype)
+    left, right, ids, present = gather(left), gather(right), gather(ids), gather(present)  # zeros are absent
+    same = (ids[:, None, :] == ids[None, :, :]).any(-1)
+    own = torch.eye(len(left), dtype=torch.bool, device=left.device)
+    hidden = (same | ~present) & ~own
+    logits = (scale * left @ right.T).float()
+    targets = torch.arange(len(left), device=left.device)
     total = left.new_zeros(())
-    for queries, keys in ((left, all_right), (right, all_left)):
-        logits = (scale * queries @ keys.T).float().masked_fill(hidden, float("-inf"))
-        total = total + (functional.cross_entropy(logits, own, reduction="none") * weights).sum()
-    return total / (2 * weights.sum().clamp(min=1))
+    for directed in (logits, logits.T):
+        losses = functional.cross_entropy(
+            directed.masked_fill(hidden, float("-inf")), targets, reduction="none"
+        )
+        total = total + losses[present].sum()
+    return total / (2 * present.sum().clamp(min=1))

@@ -53,6 +53,8 @@ TOWERS = ("video_tower.", "audio_tower.")
 # Settings that change speed or output but not the result: a resumed run may change them.
 FREE_SETTINGS = {"workers", "num_threads", "log_every", "save_every"}
 
+NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds", "num_tokens"}  # of a row, on the terminal
+
 
 @dataclass
 class Run:
@@ -98,7 +100,7 @@ def open_run(experiment: Experiment, stage: str, restart: bool = False) -> Run:
         if changes:
             raise ConfigError(
                 f"{run.folder} was made with other settings ({'; '.join(changes[:5])}): give the run another "
-                "name= or start it afresh with --restart"
+                f"name= or start the stage afresh with `mllm train {stage} … --restart`"
             )
         run.resume = last_checkpoint(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -283,9 +285,9 @@ class StageTrainer(Trainer):
         self.train(resume_from_checkpoint=str(self.run.resume) if self.run.resume else None)
         if self.is_world_process_zero():
             draw_losses(self.state.log_history, self.run.folder / "loss.png", self.run.stage)
-            extra = {
-                name: (self.run.folder / name).read_text() for name in ("experiment.yaml", "metrics.json")
-            }
+            experiment = (self.run.folder / "experiment.yaml").read_text(encoding="utf-8")
+            metrics = json.dumps(metrics_of(self.run, self.state, history=True), indent=1)
+            extra = {"experiment.yaml": experiment, "metrics.json": metrics}
             checkpoint.save(model, processor, self.run.final, extra)
         return self.run.final
 
@@ -297,9 +299,11 @@ class RunCallback(TrainerCallback):
         self.stage_run = run
         self.bar = None
         self.last = (time.monotonic(), 0)
+        self.seconds = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.last = (time.monotonic(), state.global_step)
+        self.seconds = state.log_history[-1].get("seconds", 0.0) if state.log_history else 0.0
         if state.is_world_process_zero and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -315,16 +319,14 @@ class RunCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         now, (then, step) = time.monotonic(), self.last
         self.last = (now, state.global_step)
+        self.seconds += now - then
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
         clips = (state.global_step - step) * args.train_batch_size * args.world_size / max(now - then, 1e-9)
-        state.log_history[-1]["clips_per_second"] = round(clips, 1)
-        rows = [row for row in state.log_history if "loss" in row]
-        metrics = {"stage": self.stage_run.stage, "steps": state.max_steps, "rows": rows}
+        state.log_history[-1] |= {"clips_per_second": round(clips, 1), "seconds": round(self.seconds, 1)}
+        metrics = metrics_of(self.stage_run, state)
         write_atomically(self.stage_run.folder / "metrics.json", json.dumps(metrics, indent=1))
-        parts = {
-            k: v for k, v in rows[-1].items() if k not in ("epoch", "step", "clips_per_second", "num_tokens")
-        }
+        parts = {name: value for name, value in state.log_history[-1].items() if name not in NOT_SHOWN}
         line = "  ".join(f"{name} {value:.4g}" for name, value in parts.items()) + f"  {clips:.0f} clips/s"
         if self.bar is not None:
             self.bar.set_postfix_str(line)
@@ -338,6 +340,30 @@ class RunCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.bar is not None:
             self.bar.close()
+
+
+def metrics_of(run: Run, state: Any, history: bool = False) -> dict[str, Any]:
+    """What metrics.json holds: the stage, its machine and every logged row.
+
+    Args:
+        history: add the earlier stages, each with its last row, under `earlier`.
+    """
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    metrics: dict[str, Any] = {
+        "stage": run.stage,
+        "steps": state.max_steps,
+        "batch": run.settings.batch,
+        "machine": machine,
+        "rows": [row for row in state.log_history if "loss" in row],
+    }
+    if history:
+        metrics["earlier"] = []
+        for stage in STAGES[: STAGES.index(run.stage)]:
+            path = stage_folder(run.experiment, stage) / "metrics.json"
+            if path.is_file():
+                earlier = json.loads(path.read_text(encoding="utf-8"))
+                metrics["earlier"].append(earlier | {"rows": earlier["rows"][-1:]})
+    return metrics
 
 
 def draw_losses(rows: list[dict[str, float]], path: Path, title: str) -> None:

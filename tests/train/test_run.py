@@ -64,6 +64,15 @@ def test_the_command_says_which_settings_differ(tmp_path, write_experiment):
     assert "seed: 0 there, 3 here" in str(result.exception)
 
 
+def test_a_stage_wants_the_one_before_it_or_none(tmp_path, write_experiment):
+    path = write_experiment(tmp_path)
+    result = CliRunner().invoke(cli.app, ["instruct", str(path)])
+    assert isinstance(result.exception, ConfigError)
+    assert "contrastive comes before instruct and has not finished" in str(result.exception)
+    result = CliRunner().invoke(cli.app, ["instruct", str(path), "instruct.steps=0"], catch_exceptions=False)
+    assert "nothing to do" in result.output
+
+
 def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):
     from train import validate
 
@@ -91,19 +100,37 @@ def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):
     assert again.output.count("finished already") == 3
 
 
+def test_the_probe_reads_labels_from_the_query_outputs(tiny_folder):
+    source = "world:{},frames=2,size=32,objects=1,media=av"
+    options = ["--train", source.format("train"), "--val", source.format("val"), "--clips", "40"]
+    result = CliRunner().invoke(cli.app, ["probe", str(tiny_folder), *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    scores = {line.split()[0]: float(line.split()[1]) for line in result.output.splitlines()}
+    assert scores.keys() == {"colour", "shape", "motion"}
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_a_linear_probe_finds_what_is_linear():
+    import torch
+
+    from train.probe import fit
+
+    points = torch.randn(60, 5)
+    targets = (points[:, 2] > 0).long() + 2 * (points[:, 4] > 0).long()
+    assert (fit(points, targets, 4)(points).argmax(-1) == targets).float().mean() > 0.95
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["contrastive", "instruct"])
-def test_a_killed_run_goes_on_with_the_same_losses(stage, tmp_path, write_experiment):
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, write_experiment):
+    stage = (
+        "instruct"  # random dropout, the retained contrastive loss, weights that stay frozen: all there is
+    )
     section = {"steps": 9, "batch": 4, "warmup": 1, "save_every": 3, "log_every": 1, "num_threads": 1}
-    if stage == "instruct":
-        section |= {
-            "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
-            "train": ["qformers", "projectors"],
-        }
+    section |= {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "train": ["qformers", "projectors", "space"]}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()
-        write_experiment(folder, **{stage: section})
+        write_experiment(folder, text={"steps": 0}, contrastive={"steps": 0}, **{stage: section})
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(folder: Path) -> subprocess.Popen:
