@@ -141,13 +141,10 @@ def world(
 
 def _settings(model: str | None, url: str | None) -> Any:
     """The section `eval` of the experiment that lies in the checkpoint folder, or the defaults."""
-    from mllm.checkpoint import resolve
-    from mllm.experiment import Eval, load_experiment
+    from mllm.checkpoint import experiment_of
+    from mllm.experiment import Eval
 
-    if model is None and url:
-        return Eval()
-    beside = Path(resolve(model)[0]) / "experiment.yaml"
-    return load_experiment(beside).eval if beside.is_file() else Eval()
+    return Eval() if model is None and url else experiment_of(model).eval
 
 
 def _form(processor: Any) -> str:

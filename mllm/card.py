@@ -79,8 +79,8 @@ def write_model_card(folder: str | Path, info: Mapping[str, Any]) -> Path:
 def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     parts = [
         f"{name} {values['model_type']}"
-        for name in ("video", "audio", "text")
-        if isinstance(values := config.get(f"{name}_config"), dict)
+        for name, key in {"video": "video", "audio": "audio", "decoder": "text", "captions": "space"}.items()
+        if isinstance(values := config.get(f"{key}_config"), dict)
     ]
     from safetensors import safe_open
 

@@ -28,6 +28,7 @@ import typer
 from mllm.build import build_model, greedy_generation, train_tokenizer
 from mllm.card import card_info, write_model_card
 from mllm.errors import MllmError
+from mllm.experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
     from mllm.model import MllmForConditionalGeneration
@@ -41,6 +42,7 @@ PROVENANCE = ("experiment.yaml", "metrics.json", "README.md")
 __all__ = [
     "build_model",
     "card_info",
+    "experiment_of",
     "export",
     "find_default_checkpoint",
     "load",
@@ -162,6 +164,12 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
             f"{path} holds no checkpoint (no config.json): was the training stopped before it finished?"
         )
     return str(path), path / ADAPTER if (path / ADAPTER / "adapter_config.json").is_file() else None
+
+
+def experiment_of(folder: str | Path | None) -> Experiment:
+    """The experiment that made a checkpoint, from the YAML beside it; the defaults where there is none."""
+    beside = Path(resolve(folder)[0]) / "experiment.yaml"
+    return load_experiment(beside) if beside.is_file() else Experiment()
 
 
 def merge_lora(model: Any) -> MllmForConditionalGeneration:

@@ -29,10 +29,10 @@ class TimesformerTower(Tower):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.encoder = TimesformerModel(config)
-        # transformers starts these at zero: frames are then alike until training tells them apart, and a
-        # tower that begins from nothing takes far longer to see which way a thing moves. Pretrained weights
-        # overwrite it.
-        init.normal_(self.encoder.embeddings.time_embeddings, std=0.5)
+        # transformers starts these near zero, where a tower that begins from nothing can't tell which way a
+        # thing moves: next to the pixels, place and time are too faint. Pretrained weights overwrite both.
+        init.normal_(self.encoder.embeddings.position_embeddings, std=1.0)
+        init.normal_(self.encoder.embeddings.time_embeddings, std=1.0)
         self.frames = config.num_frames
         self.width = config.hidden_size
         self.tokens_per_window = 1 + config.num_frames * (config.image_size // config.patch_size) ** 2

@@ -17,6 +17,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from mllm import chat
 from mllm.config import MEL_FRAMES_PER_SECOND, MllmConfig
+from mllm.errors import MediaError
 from mllm.media import SAMPLE_RATE, Clip, load_clip
 from mllm.windows import Seen, Window, WindowSpec, cut, load_windows, time_mark
 
@@ -131,6 +132,8 @@ class MllmProcessor(ProcessorMixin):
         """
         if modality == "image":
             clip = source if isinstance(source, Clip) else load_clip(source, size=self.image_size, **options)
+            if clip.frames is None:
+                raise MediaError(f"{clip.source}: it has no picture to take as an image: send it as audio")
             return self.media_from_windows(cut(clip, self.spec)[:1], "image")
         windows, seen = load_windows(source, self.spec, want_video=modality == "video", **options)
         return self.media_from_windows(windows, modality, seen)

@@ -82,7 +82,7 @@ def measure_vllm(
     """Figures of a running server; `clips` holds one more than `repeats`, the first warms up."""
     import openai
 
-    from serve.chat import as_url
+    from mllm.openai_parts import media_url
 
     client = openai.OpenAI(base_url=f"{url.rstrip('/')}/v1", api_key="none", max_retries=0)
     model = next(iter(client.models.list())).id
@@ -102,7 +102,7 @@ def measure_vllm(
     def first_token(clip: bytes) -> float:
         began = time.perf_counter()
         parts = [
-            {"type": "video_url", "video_url": {"url": as_url(clip, "video")}},
+            {"type": "video_url", "video_url": {"url": media_url(clip, "video")}},
             {"type": "text", "text": QUESTION},
         ]
         messages: Any = [{"role": "user", "content": parts}]

@@ -9,15 +9,14 @@ after which `engine.report` says, in one line, what of the recordings was seen o
 
 from __future__ import annotations
 
-import base64
-import mimetypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
 from mllm import chat
-from mllm.errors import ChatError, MediaError, MllmError
+from mllm.errors import MediaError, MllmError
+from mllm.openai_parts import to_openai
 
 MODALITIES = ("video", "audio", "image")
 HELP = "/video FILE  /audio FILE  /image FILE  add to the next question    /clear  start anew    /quit"
@@ -155,7 +154,7 @@ class RemoteEngine:
         try:
             chunks = self.client.chat.completions.create(
                 model=self.model,
-                messages=openai_messages(messages),  # type: ignore[arg-type]
+                messages=to_openai(messages),  # type: ignore[arg-type]
                 max_tokens=self.max_tokens,
                 temperature=self.temperature,
                 stream=True,
@@ -183,49 +182,6 @@ def _reason(error: Exception) -> str:
     if isinstance(body, dict) and body.get("message"):
         return str(body["message"])
     return str(error) or type(error).__name__
-
-
-def openai_messages(messages: Sequence[chat.Message]) -> list[dict[str, Any]]:
-    """Messages with OpenAI's own parts: `video_url`, `audio_url`, `image_url`, files as data: URIs.
-
-    Raises:
-        MediaError: a file is missing.
-        ChatError: a part names a stretch of a recording or a separate sound, which OpenAI's parts cannot say.
-    """
-    out = []
-    for message in chat.validate_messages(messages):
-        parts: list[dict[str, Any]] = []
-        for part in message["content"]:
-            modality = part["type"]
-            if modality == "text":
-                parts.append({"type": "text", "text": part["text"]})
-                continue
-            if any(
-                part.get(option) is not None for option in ("start", "end", "audio") if option != modality
-            ):
-                raise ChatError(
-                    "a server takes whole recordings: cut the file instead of giving start, end or audio"
-                )
-            parts.append(
-                {"type": f"{modality}_url", f"{modality}_url": {"url": as_url(part[modality], modality)}}
-            )
-        content: Any = parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
-        out.append({"role": message["role"], "content": content})
-    return out
-
-
-def as_url(source: Any, modality: str) -> str:
-    """A URL as it is; a file or bytes as a data: URI."""
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:", "file://")):
-        return source
-    if isinstance(source, bytes):
-        data, kind = source, None
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise MediaError(f"no such file: {path}")
-        data, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0]
-    return f"data:{kind or modality + '/*'};base64,{base64.b64encode(data).decode()}"
 
 
 # --- the terminal ---------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
     allowed_media_path: Annotated[
         list[Path] | None,
         typer.Option(help="Folder that file:// URLs may name; repeatable. None by default."),
@@ -49,19 +49,25 @@ def serve(
 ) -> None:
     """Serve a checkpoint with vLLM, OpenAI-compatible. Any flag not listed here goes to vLLM.
 
-    Videos carry picture and sound: send them as video_url; also audio_url, input_audio, image_url.
+    Videos carry picture and sound: send them as video_url; also audio_url, input_audio, image_url. What is
+    not said here comes from the section `serve` of the checkpoint's experiment.
     """
-    from serve.launcher import Server, serve_forever
+    from mllm.checkpoint import experiment_of
+    from serve.launcher import MEGABYTE, Server, is_given, serve_forever
 
     words = list(words or [])
     checkpoint = words.pop(0) if words and not words[0].startswith("-") else default_checkpoint()
+    settings = experiment_of(checkpoint).serve
+    for flag, value in (("--max-model-len", settings.max_model_len), ("--dtype", settings.dtype)):
+        if value is not None and not is_given(flag, words):
+            words += [flag, str(value)]
     server = Server(
         checkpoint,
-        host=host,
-        port=port,
+        host=host or settings.host,
+        port=settings.port if port is None else port,
         allowed_media=allowed_media_path or [],
-        max_media_mb=max_media_mb,
-        max_media_seconds=max_media_seconds,
+        max_media_mb=max_media_mb or settings.max_bytes / MEGABYTE,
+        max_media_seconds=max_media_seconds or settings.max_seconds,
         flags=words,
         log=log,
     )

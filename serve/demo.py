@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import MllmError
+from mllm.openai_parts import to_openai
 from mllm.scores import exact_match
-from serve.chat import openai_messages
-from serve.launcher import Server, ServerError, stop_signals
+from serve.launcher import Server, stop_signals
 
-CLIPS = 3
+SCENES = 12  # made, so that there are enough with picture and sound among the silent and the still ones
+CLIPS = 3  # asked about
 QUESTIONS_PER_CLIP = 5
 PASS = 0.8  # share of right answers below which the demo fails
 OUT = Path("runs/demo")
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             return 130
-        except (MllmError, ServerError) as error:
+        except MllmError as error:
             print("error:", error, file=sys.stderr)
             return 1
 
@@ -80,9 +81,7 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
     server = Server(checkpoint, port=0)
     try:
         with console.status("starting vLLM …") as status:
-            server.start(
-                lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s (less than a minute)")
-            )
+            server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s"))
         console.print(
             f"vLLM serves [bold]{server.model}[/] at {server.api}, ready in {server.seconds_to_start:.0f} s"
         )
@@ -103,9 +102,9 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
 def make_clips(out: Path) -> subprocess.Popen:
     """Begin to make clips with a seed of chance; vLLM starts meanwhile."""
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     seed = random.SystemRandom().randrange(10**6, 10**9)
-    words = ["data", "world", "--clips", str(CLIPS), "--split", "val", "--seed", str(seed), "--out", str(out)]
+    words = ["data", "world", "--split", "val", "--clips", str(SCENES), "--questions", "6"]
+    words += ["--seed", str(seed), "--workers", "1", "--out", str(out)]
     return subprocess.Popen(
         [sys.executable, "-m", "mllm.cli", *words],
         stdin=subprocess.DEVNULL,
@@ -125,35 +124,25 @@ def finish(maker: subprocess.Popen | None, out: Path) -> list[dict[str, Any]]:
 
     assert maker is not None
     _, errors = maker.communicate()
-    files = sorted(out.rglob("*.jsonl"))
-    if maker.returncode or not files:
-        raise MllmError(
-            f"cannot make clips: {(errors or 'no records were written').strip().splitlines()[-1]}"
-        )
-    return [record for file in files for record in read_records(file)]
+    if maker.returncode:
+        raise MllmError(f"cannot make clips: {(errors or 'no reason given').strip().splitlines()[-1]}")
+    return list(read_records(out / "records.jsonl"))
 
 
 def questions(records: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]], str]]:
-    """(clip, messages without the answer, truth): several questions of each clip, of different kinds."""
-    clips: dict[str, list[dict[str, Any]]] = {}
+    """(clip, messages without the answer, truth): several questions of each video, of different kinds."""
+    videos: dict[str, dict[str, dict[str, Any]]] = {}
+    random.shuffle(records)
     for record in records:
-        sources = [part[part["type"]] for part in record["messages"][0]["content"] if part["type"] != "text"]
-        if record.get("answer") and len(sources) == 1:
-            clips.setdefault(str(sources[0]), []).append(record)
-    # Clips with a picture and sound have the most questions; single images and the like the fewest.
-    fullest = sorted(clips, key=lambda clip: -len(clips[clip]))[:CLIPS]
-    for clip in fullest:
-        mine = clips[clip]
-        random.shuffle(mine)
-        kinds: dict[str, dict[str, Any]] = {}
-        for record in mine:
-            kinds.setdefault(str(record.get("task")), record)
-        chosen = [*kinds.values(), *(record for record in mine if record not in kinds.values())]
-        for record in chosen[:QUESTIONS_PER_CLIP]:
-            messages = record["messages"]
-            if messages[-1]["role"] == "assistant":
-                messages = messages[:-1]
-            yield clip, messages, record["answer"]
+        media = [part for part in record["messages"][0]["content"] if part["type"] != "text"]
+        if len(media) != 1 or media[0]["type"] != "video" or len(record["messages"]) != 2:
+            continue
+        # A description can be right in other words: ask what has one answer.
+        if record.get("answer") and not record["task"].startswith("caption"):
+            videos.setdefault(str(media[0]["video"]), {}).setdefault(record["task"], record)
+    for clip in sorted(videos, key=lambda clip: -len(videos[clip]))[:CLIPS]:
+        for record in list(videos[clip].values())[:QUESTIONS_PER_CLIP]:
+            yield clip, record["messages"][:1], record["answer"]
 
 
 def own_question(media: str, question: str | None) -> tuple[str, list[dict[str, Any]], None]:
@@ -185,7 +174,7 @@ def ask(client: Any, model: str, clip: str, messages: list[dict[str, Any]], trut
     """One streamed request."""
     import openai
 
-    sent = openai_messages(messages)
+    sent = to_openai(messages)
     began = time.perf_counter()
     pieces: list[str] = []
     first = 0.0
@@ -204,24 +193,25 @@ def ask(client: Any, model: str, clip: str, messages: list[dict[str, Any]], trut
 
 
 def table_of(asked: list[Asked]) -> Any:
-    """The answers so far."""
+    """The answers so far, each clip under its name."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("clip", "question", "answer", "truth", "", "first token", "whole", box=None, pad_edge=False)
+    table = Table("question", "answer", "truth", "", "first token", "whole", box=None, pad_edge=False)
     clip = None
     for one in asked:
+        if one.clip != clip:
+            table.add_row(Text(one.clip, style="dim"))
+            clip = one.clip
         mark = "" if one.truth is None else "[green]✓[/]" if one.right else "[red]✗[/]"
         table.add_row(
-            Text("" if one.clip == clip else one.clip, style="dim"),
             Text(one.question),
-            Text(one.answer, style="bold"),
+            Text(one.answer[:60], style="bold"),
             Text(one.truth or ""),
             mark,
             f"{one.first_token * 1000:.0f} ms",
             f"{one.whole * 1000:.0f} ms",
         )
-        clip = one.clip
     return table
 
 

@@ -187,7 +187,7 @@ class Server:
         if cpu:
             # CPU blocks are 128 tokens by default: a short prompt would never hit the prefix cache.
             defaults += [("--block-size", "32"), ("--max-num-seqs", "32"), ("--enforce-eager",)]
-        chosen = [word for default in defaults if not _is_given(default[0], self.flags) for word in default]
+        chosen = [word for default in defaults if not is_given(default[0], self.flags) for word in default]
         return [
             sys.executable,
             "-m",
@@ -218,7 +218,7 @@ class Server:
         variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MEDIA_CONNECTOR": "mllm"}
         if self._is_local:
             variables["HF_HUB_OFFLINE"] = "1"
-        if _vllm_is_for_cpu() and not _is_given("--kv-cache-memory-bytes", self.flags):
+        if _vllm_is_for_cpu() and not is_given("--kv-cache-memory-bytes", self.flags):
             variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         if self.allowed_media:
             folders = [str(Path(folder).resolve()) for folder in self.allowed_media]
@@ -231,7 +231,8 @@ class Server:
 
     def curl(self) -> str:
         """One line to try the server with."""
-        body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": "Hello!"}]})
+        messages = [{"role": "user", "content": "Hello!"}]
+        body = json.dumps({"model": self.model, "messages": messages, "max_tokens": 32})
         return f"curl {self.api}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
@@ -243,7 +244,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _is_given(flag: str, flags: Sequence[str]) -> bool:
+def is_given(flag: str, flags: Sequence[str]) -> bool:
+    """Whether vLLM's `flag` is among words of the command line, in any of its spellings."""
     # vLLM takes --block-size and --block_size, and --flag=value.
     names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("-")}
     return flag in names or flag.replace("--", "--no-", 1) in names

@@ -328,6 +328,7 @@ def test_the_card_gathers_training_and_scores(built, tmp_path):
         "| text → video | 0.90 | 0.90 | 256 |",
     ):
         assert line in card, card
+    assert "video timesformer, audio whisper, decoder llama, captions bert; 0." in card
     assert "million weights; windows of 2 s: 2 frames, 2 video tokens and 2 audio tokens" in card
     with pytest.raises(MllmError, match="mllm eval world"):
         checkpoint.export(tmp_path / "model", tmp_path / "out", scores=tmp_path / "none.json")

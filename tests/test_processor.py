@@ -8,6 +8,7 @@ import torch
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from mllm.chat import ChatError
+from mllm.errors import MediaError
 from mllm.processor import IGNORE, MllmProcessor, block_mask
 from tests.tiny import ask, clip, still, tiny
 
@@ -177,3 +178,9 @@ def test_a_group_whose_questions_stand_before_the_recording_is_refused(processor
     recording = clip(2)
     with pytest.raises(ChatError, match="conversation 2 does not begin with the recordings of the first"):
         processor.encode_group([ask(recording, "a?", answer="b"), ask("a?", recording, answer="b")])
+
+
+def test_an_image_part_that_holds_sound_alone_is_refused(processor):
+    sound = [{"role": "user", "content": [{"type": "image", "image": clip(2, picture=False)}]}]
+    with pytest.raises(MediaError, match="noise 0: it has no picture to take as an image"):
+        processor.encode(sound)

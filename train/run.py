@@ -201,11 +201,10 @@ def prepare_model(model: Any, run: Run) -> None:
         torch.set_num_threads(run.settings.num_threads)
     if not torch.cuda.is_available():
         # The fused kernel's backward pass on a CPU costs twice the plain one at these sizes.
-        parts = [
-            model.model.language_model,
-            model.model.audio_tower.encoder,
-        ]  # TimeSformer knows no other kind
-        for part in parts + ([model.model.space.text_tower.encoder] if hasattr(model.model, "space") else []):
+        parts = [model.model.language_model, model.model.audio_tower.encoder]
+        if hasattr(model.model, "space"):
+            parts.append(model.model.space.text_tower.encoder)
+        for part in parts:  # TimeSformer has no other kind
             part.set_attn_implementation("eager")
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
     if run.settings.gradient_checkpointing:

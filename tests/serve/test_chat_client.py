@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from mllm.errors import ChatError, MediaError, MllmError
+from mllm.errors import MediaError, MllmError
+from mllm.openai_parts import to_openai
 from serve.chat import (
     LocalEngine,
     RemoteEngine,
     ask_once,
     converse,
-    openai_messages,
     parse_words,
     user_message,
 )
@@ -48,23 +48,15 @@ def test_openai_parts(media):
     message = user_message(
         [("video", str(media / "short.mp4")), ("image", "http://example.org/x.png")], "Which?"
     )
-    (sent,) = openai_messages([message])
+    (sent,) = to_openai([message])
     video, image, text = sent["content"]
     head, _, data = video["video_url"]["url"].partition(",")
     assert head == "data:video/mp4;base64"
     assert base64.b64decode(data) == (media / "short.mp4").read_bytes()
     assert image == {"type": "image_url", "image_url": {"url": "http://example.org/x.png"}}
     assert text == {"type": "text", "text": "Which?"}
-    assert openai_messages([user_message([], "Hello")]) == [{"role": "user", "content": "Hello"}]
+    assert to_openai([user_message([], "Hello")]) == [{"role": "user", "content": "Hello"}]
     json.dumps(sent)
-
-
-def test_openai_parts_cannot_say_everything(media):
-    part = {"type": "video", "video": str(media / "short.mp4"), "start": 1.0}
-    with pytest.raises(ChatError, match="whole recordings"):
-        openai_messages([{"role": "user", "content": [part]}])
-    with pytest.raises(MediaError, match="no such file"):
-        openai_messages([user_message([("audio", "missing.wav")], "?")])
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mllm import cli
 from mllm.errors import ConfigError, MllmError
 from serve import launcher
 from serve.launcher import Server, ServerError, last_error, last_line
@@ -232,3 +233,15 @@ def test_last_error(tmp_path, lines, said):
     log = tmp_path / "vllm.log"
     log.write_text("\n".join(lines))
     assert last_error(log) == said
+
+
+def test_what_is_not_said_comes_from_the_checkpoints_experiment(folder, monkeypatch):
+    (folder / "experiment.yaml").write_text("serve: {port: 8123, dtype: float32, max_bytes: 5000000}\n")
+    served = []
+    monkeypatch.setattr("serve.launcher.serve_forever", lambda server: served.append(server) or 0)
+    for words in ([str(folder)], [str(folder), "--dtype", "bfloat16", "--port", "0"]):
+        with pytest.raises(SystemExit):
+            cli.main(["serve", *words])
+    read, said = served
+    assert (read.port, read.max_media_mb, list(read.flags)) == (8123, 5.0, ["--dtype", "float32"])
+    assert (said.port, list(said.flags)) == (0, ["--dtype", "bfloat16"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mllm.checkpoint import load
-from serve.chat import as_url
+from mllm.openai_parts import media_url
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def for_openai(messages: list[dict[str, Any]], media: Path, web: str) -> list[di
             data = base64.b64encode(path.read_bytes()).decode()
             return {"type": "input_audio", "input_audio": {"data": data, "format": path.suffix[1:]}}
         url = {
-            "data": lambda: as_url(path, kind),
+            "data": lambda: media_url(path, kind),
             "file": lambda: f"file://{path}",
             "http": lambda: f"{web}/{path.name}",
         }[piece["how"]]()

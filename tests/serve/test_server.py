@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.chat import as_url
+from mllm.openai_parts import media_url
 
 pytestmark = pytest.mark.slow
 
@@ -49,13 +49,13 @@ def test_health_and_curl_line(server):
 
 def test_usage_counts_the_tokens_of_the_recording(client, media, reference):
     processor = reference[1]
-    reply = ask(client, url_part("image", as_url(media / "red.png", "image")))
+    reply = ask(client, url_part("image", media_url(media / "red.png", "image")))
     alone = ask(client)
     assert reply.usage.prompt_tokens - alone.usage.prompt_tokens == processor.video_queries
 
 
 def test_a_recording_can_be_named_by_uuid_again(client, media):
-    first = url_part("video", as_url(media / "red_low.mp4", "video")) | {"uuid": "a clip"}
+    first = url_part("video", media_url(media / "red_low.mp4", "video")) | {"uuid": "a clip"}
     again = {"type": "video_url", "video_url": None, "uuid": "a clip"}
     assert ask(client, again | first).choices[0].message == ask(client, again).choices[0].message
 
@@ -79,14 +79,14 @@ def test_bad_bytes(client, media, modality, what):
 
 
 def test_media_of_another_kind(client, media):
-    assert_rejected(client, url_part("audio", as_url(media / "blue_silent.mp4", "audio")), "no sound")
-    assert_rejected(client, url_part("image", as_url(media / "low.wav", "image")), "no still picture")
-    assert_rejected(client, url_part("image", as_url(media / "short.mp4", "image")), "no still picture")
-    assert_rejected(client, url_part("audio", as_url(media / "red.png", "audio")), "no sound")
+    assert_rejected(client, url_part("audio", media_url(media / "blue_silent.mp4", "audio")), "no sound")
+    assert_rejected(client, url_part("image", media_url(media / "low.wav", "image")), "no still picture")
+    assert_rejected(client, url_part("image", media_url(media / "short.mp4", "image")), "no still picture")
+    assert_rejected(client, url_part("audio", media_url(media / "red.png", "audio")), "no sound")
 
 
 def test_sound_sent_as_video_is_heard(client, media):
-    assert ask(client, url_part("video", as_url(media / "low.wav", "video"))).choices
+    assert ask(client, url_part("video", media_url(media / "low.wav", "video"))).choices
 
 
 def test_bad_base64(client):
@@ -144,7 +144,7 @@ def test_too_large_and_too_long(client, media, web):
 
 
 def test_too_much_for_the_prompt(client, media):
-    clip = url_part("video", as_url(media / "long.mp4", "video"))
+    clip = url_part("video", media_url(media / "long.mp4", "video"))
     assert_rejected(client, *[clip] * 40)
 
 
@@ -170,7 +170,7 @@ def test_many_bad_requests_at_once_do_not_harm_a_good_one(client, media):
 
     import openai
 
-    good = url_part("video", as_url(media / "red_low.mp4", "video"))
+    good = url_part("video", media_url(media / "red_low.mp4", "video"))
     before = ask(client, good).choices[0].message.content
 
     def send(index: int) -> Any:
@@ -206,7 +206,7 @@ def test_real_media(client, real_data):
         modality = kinds[path.suffix.lower()]
         name = str(path.relative_to(real_data))
         try:
-            reply = ask(client, url_part(modality, as_url(path, modality)))
+            reply = ask(client, url_part(modality, media_url(path, modality)))
             outcomes[name] = (200, f"{reply.usage.prompt_tokens} tokens")
         except openai.APIStatusError as error:
             outcomes[name] = (error.status_code, error.body["message"])
