@@ -40,6 +40,7 @@ def check_command(line: str) -> None:
 def commands(text: str) -> list[str]:
     """Lines of fenced blocks, or of a comment, that run mllm or make."""
     lines = [line.strip().removeprefix("#").strip().removeprefix("$ ") for line in text.splitlines()]
+    lines = [re.sub(r"^torchrun .*--no-python ", "", line) for line in lines]
     return [line for line in lines if re.match(r"(mllm|make) \w", line)]
 
 
