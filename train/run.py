@@ -351,7 +351,7 @@ def metrics_of(run: Run, state: Any, history: bool = False) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "stage": run.stage,
         "steps": state.max_steps,
-        "batch": run.settings.batch,
+        "batch": run.settings.batch * int(os.environ.get("WORLD_SIZE", "1")),  # clips a step, all processes
         "machine": machine,
         "rows": [row for row in state.log_history if "loss" in row],
     }
