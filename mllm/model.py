@@ -130,9 +130,6 @@ class MllmPreTrainedModel(PreTrainedModel):
         tuple.
         """
 
-    def disable_input_require_grads(self) -> None:
-        """See `enable_input_require_grads`."""
-
 
 class MllmModel(MllmPreTrainedModel, MediaEncoder):
     """Everything but the language-model head."""

@@ -93,7 +93,7 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
     set_trainable(model, settings.train)
     torch.manual_seed(run.experiment.seed)
     tuned = add_lora(model, settings.lora)
-    prepare_model(model, run)  # after PEFT, which would ask for inputs with gradients
+    prepare_model(model, run)
     trainer = InstructTrainer(
         run=run,
         base=model,

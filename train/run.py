@@ -210,8 +210,6 @@ def prepare_model(model: Any, run: Run) -> None:
     if run.settings.gradient_checkpointing:
         # The re-entrant kind drops gradients silently where the inputs are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        # Only the re-entrant kind needs inputs with gradients, and TimeSformer's embeddings cannot have them.
-        model.disable_input_require_grads()
 
 
 class StageTrainer(Trainer):

@@ -97,3 +97,17 @@ def test_records_are_picked_from_sources_and_missing_rows_are_named(monkeypatch:
     monkeypatch.setattr(show, "_records", lambda name: iter([first]))
     with pytest.raises(RecordError, match="x.jsonl has 1 records: there is no row 2"):
         show.pick("x.jsonl", 2)
+
+
+def test_a_written_world_is_shown_with_the_shipped_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing stands in for anything here: real files, the real processor."""
+    from data_prep.world.source import open_world
+    from data_prep.world.write import write_world
+
+    folder, sheet = tmp_path / "world", tmp_path / "sheet.png"
+    write_world(folder, open_world("val,clips=1,media=av"), workers=1)
+    show.show(str(folder / "records.jsonl"), row=1, model=None, out=sheet)
+    assert "<|assistant|>" in capsys.readouterr().out
+    assert sheet.stat().st_size > 0
