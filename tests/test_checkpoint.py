@@ -16,39 +16,19 @@ from mllm import build, chat, checkpoint
 from mllm.errors import ConfigError, MllmError
 from mllm.experiment import Model
 from mllm.media import Clip
+from tests.tiny import SETTINGS
 
 TEXTS = [
     f"what colour is the {shape}? the {shape} is {colour}."
     for shape in ("star", "square")
     for colour in "rgb"
 ]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-MODEL = {
-    "decoder": {"type": "llama", "max_position_embeddings": 256, "tie_word_embeddings": True} | SMALL,
-    "tokenizer_vocab": 400,
-    "video": {"type": "timesformer", "image_size": 32, "patch_size": 16, "num_frames": 2} | SMALL,
-    "audio": {
-        "type": "whisper",
-        "d_model": 32,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 48,
-        "num_mel_bins": 16,
-        "max_source_positions": 100,
-    },
-    "text": {"type": "bert", "max_position_embeddings": 64} | SMALL,
-    "video_queries": 2,
-    "audio_queries": 2,
-    "qformer": {"width": 32, "layers": 1, "heads": 2},
-    "frames_per_window": 2,
-    "embedding_dim": 16,
-}
 
 
 @pytest.fixture
 def built():
     torch.manual_seed(0)
-    model, processor = checkpoint.build_model(Model(**MODEL), TEXTS)
+    model, processor = checkpoint.build_model(Model(**SETTINGS), TEXTS)
     for parameter in model.parameters():  # far from the tiny initial values, whose answers never change
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -228,11 +208,11 @@ def test_what_is_no_checkpoint_is_named(tmp_path, monkeypatch):
     ("change", "message"),
     [
         (
-            {"video": MODEL["video"] | {"hiden_size": 3}},
+            {"video": SETTINGS["video"] | {"hiden_size": 3}},
             r"model\.video has no field 'hiden_size': did you mean hidden",
         ),
         (
-            {"video": MODEL["video"] | {"num_frames": 5}},
+            {"video": SETTINGS["video"] | {"num_frames": 5}},
             r"model\.video\.num_frames is 5, but the rest of the model needs 2",
         ),
         ({"decoder": {"type": "lama"}}, r"model\.decoder\.type is 'lama'"),
@@ -242,33 +222,33 @@ def test_what_is_no_checkpoint_is_named(tmp_path, monkeypatch):
 )
 def test_a_wrong_model_section_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
-        checkpoint.build_model(Model(**MODEL | change), TEXTS)
+        checkpoint.build_model(Model(**SETTINGS | change), TEXTS)
 
 
 def test_a_decoder_from_nothing_needs_texts():
     with pytest.raises(ConfigError, match="texts"):
-        checkpoint.build_model(Model(**MODEL))
+        checkpoint.build_model(Model(**SETTINGS))
 
 
 def test_a_model_without_search_has_no_space(inputs):
-    model, _ = checkpoint.build_model(Model(**MODEL | {"text": None}), TEXTS)
+    model, _ = checkpoint.build_model(Model(**SETTINGS | {"text": None}), TEXTS)
     assert not hasattr(model.model, "space")
 
 
 def test_towers_come_with_their_weights_and_stretch_to_more_frames(tmp_path):
     from transformers import TimesformerConfig, TimesformerModel, WhisperConfig, WhisperModel
 
-    fields = {key: value for key, value in MODEL["video"].items() if key != "type"}
+    fields = {key: value for key, value in SETTINGS["video"].items() if key != "type"}
     video = TimesformerModel(TimesformerConfig(**fields | {"num_frames": 4}))
     torch.nn.init.normal_(video.embeddings.time_embeddings)
     video.save_pretrained(tmp_path / "video")
-    fields = {key: value for key, value in MODEL["audio"].items() if key != "type"}
+    fields = {key: value for key, value in SETTINGS["audio"].items() if key != "type"}
     sizes = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "vocab_size": 64}
     tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
     audio = WhisperModel(WhisperConfig(**fields, **sizes, **tokens))
     audio.save_pretrained(tmp_path / "audio")
     paths = {"video": str(tmp_path / "video"), "audio": str(tmp_path / "audio")}
-    model, _ = checkpoint.build_model(Model(**MODEL | paths), TEXTS)
+    model, _ = checkpoint.build_model(Model(**SETTINGS | paths), TEXTS)
     tower = model.model.video_tower.encoder
     assert torch.equal(
         tower.encoder.layer[0].intermediate.dense.weight, video.encoder.layer[0].intermediate.dense.weight
@@ -329,7 +309,7 @@ def test_the_card_gathers_training_and_scores(built, tmp_path):
     ):
         assert line in card, card
     assert "video timesformer, audio whisper, decoder llama, captions bert; 0." in card
-    assert "million weights; windows of 2 s: 2 frames, 2 video tokens and 2 audio tokens" in card
+    assert "million weights; windows of 2 s: 2 frames, 3 video tokens and 2 audio tokens" in card
     with pytest.raises(MllmError, match="mllm eval world"):
         checkpoint.export(tmp_path / "model", tmp_path / "out", scores=tmp_path / "none.json")
 
@@ -352,7 +332,7 @@ def test_a_pretrained_decoder_still_speaks_as_before(real_data: Path, tmp_path):
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     folder = str(real_data / "stories260k")
-    model, processor = checkpoint.build_model(Model(**MODEL | {"decoder": folder}))
+    model, processor = checkpoint.build_model(Model(**SETTINGS | {"decoder": folder}))
     plain, tokenizer = LlamaForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("Once upon a time, there was a little girl", return_tensors="pt").input_ids
     assert torch.equal(

@@ -8,51 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-TINY_MODEL: dict[str, Any] = {
-    "decoder": {
-        "type": "llama",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    },
+from tests.tiny import SETTINGS
+
+# Room for the captions of the world.
+TINY_MODEL: dict[str, Any] = SETTINGS | {
     "tokenizer_vocab": 400,
-    "video": {
-        "type": "timesformer",
-        "image_size": 32,
-        "patch_size": 16,
-        "num_frames": 2,
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-    },
-    "audio": {
-        "type": "whisper",
-        "d_model": 32,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 48,
-        "num_mel_bins": 16,
-        "max_source_positions": 100,
-    },
-    "text": {
-        "type": "bert",
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 48,
-        "max_position_embeddings": 128,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
-    "video_queries": 2,
-    "audio_queries": 2,
-    "qformer": {"width": 32, "layers": 1, "heads": 2},
-    "frames_per_window": 2,
-    "embedding_dim": 16,
+    "text": SETTINGS["text"] | {"max_position_embeddings": 128},
 }
 STAGE = {"steps": 6, "batch": 4, "warmup": 1, "save_every": 3, "log_every": 1}
 ALL = ["video_tower", "audio_tower", "qformers", "projectors", "space"]
