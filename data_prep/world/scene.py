@@ -27,7 +27,7 @@ EMOTIONS = ("happy", "sad", "angry", "calm")
 SPLITS = ("train", "val", "comp")
 
 # How often each form of conversation comes; `both` is video with sound, `chat` has no media at all.
-FORMS = {"both": 0.485, "video": 0.145, "audio": 0.15, "image": 0.12, "two": 0.068, "chat": 0.032}
+FORMS = {"both": 0.47, "video": 0.14, "audio": 0.14, "image": 0.13, "two": 0.085, "chat": 0.035}
 COMP_FORMS = {"both": 0.5, "video": 0.2, "audio": 0.2, "two": 0.1}
 MEDIA_FORMS = {"av": "both", "video": "video", "audio": "audio", "image": "image"}  # names in a source's spec
 
