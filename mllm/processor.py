@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -255,9 +256,9 @@ class MllmProcessor(ProcessorMixin):
     def encode_group(self, conversations: list[list[dict]]) -> Encoded:
         """Several conversations on the same recordings, packed behind one copy of the media.
 
-        The prefix up to the last placeholder is shared; each rest follows with positions that go on from the
-        prefix, and the block mask of `collate` keeps the rests blind to each other. Each question's loss is
-        what it would be alone, at a third of the cost.
+        The prefix up to the last placeholder is shared, or, without recordings, all that is alike. Each rest
+        follows with positions that go on from the prefix, and the block mask of `collate` keeps the rests
+        blind to each other. Each question's loss is what it would be alone, at a third of the cost.
 
         Raises:
             ChatError: if the conversations don't begin with the same recordings.
@@ -267,7 +268,10 @@ class MllmProcessor(ProcessorMixin):
         if len(encodings) == 1:
             return first
         placeholders = set(self.token_ids.values())
-        shared = 1 + max((i for i, token in enumerate(first.input_ids) if token in placeholders), default=0)
+        shared = 1 + max((i for i, token in enumerate(first.input_ids) if token in placeholders), default=-1)
+        if not shared:
+            columns = zip(*(encoding.input_ids for encoding in encodings), strict=False)
+            shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
         packed = Encoded(
             first.input_ids[:shared], first.labels[:shared], first.media, list(range(shared)), [0] * shared
         )

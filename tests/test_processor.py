@@ -123,12 +123,12 @@ def test_what_was_seen_is_reported(processor):
     assert (seen.windows, seen.frames, seen.seconds, seen.duration) == (4, 8, 8.0, 20.0)
 
 
-def test_a_group_packs_questions_behind_one_copy_of_the_recording(processor):
-    recording = clip(2)
-    questions = [ask(recording, f"question {i}?", answer=f"answer {i}") for i in range(3)]
+@pytest.mark.parametrize("told", [clip(2), "a star moves left."], ids=["recording", "text"])
+def test_a_group_packs_questions_behind_one_copy_of_what_they_share(told, processor):
+    questions = [ask(told, f"question {i}?", answer=f"answer {i}") for i in range(3)]
     packed = processor.encode_group(questions)
     alone = [processor.encode(question) for question in questions]
-    assert len(packed.media) == 1
+    assert len(packed.media) == len(alone[0].media)
     shared = packed.segment_ids.count(0)
     for number, single in enumerate(alone, start=1):
         where = [i for i, segment in enumerate(packed.segment_ids) if segment in (0, number)]

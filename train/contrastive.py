@@ -70,7 +70,7 @@ def weighted(losses: dict[str, Tensor], video_audio_weight: float) -> Tensor:
     return texts / 3 + video_audio_weight * losses["video_audio_loss"]
 
 
-def caption_loss(
+def answer_loss(
     model: MllmForConditionalGeneration, queries: MediaQueries, labels: Tensor, **inputs
 ) -> Tensor:
     """Mean next-token loss of the decoder; only positions that are trained reach the head."""
@@ -91,7 +91,13 @@ class ContrastiveObjective(nn.Module):
         self.config = model.config
         self.settings = settings
 
-    def forward(self, space: dict[str, Tensor], labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        space: dict[str, Tensor],
+        labels: Tensor,
+        text: dict[str, Tensor] | None = None,
+        **inputs: Tensor,
+    ) -> dict[str, Tensor]:
         """A batch of `data.PairCollator` -> {"loss": total, and every component by name}."""
         media = {
             name: inputs.pop(name)
@@ -102,8 +108,11 @@ class ContrastiveObjective(nn.Module):
         losses = space_losses(self.mllm.model, queries, space)
         total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
         if self.settings.caption_weight:
-            losses["caption_loss"] = caption_loss(self.mllm, queries, labels, **inputs)
+            losses["caption_loss"] = answer_loss(self.mllm, queries, labels, **inputs)
             total = total + self.settings.caption_weight * losses["caption_loss"]
+        if text is not None:
+            losses["text_loss"] = answer_loss(self.mllm, {}, **text)
+            total = total + losses["text_loss"]
         return losses | {"loss": total}
 
 
@@ -151,6 +160,7 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
             longest_caption(model),
             open_source(settings.curriculum.source) if settings.curriculum else None,
             settings.curriculum.steps * settings.batch * PROCESSES if settings.curriculum else 0,
+            settings.text_batch,
         ),
     )
     return trainer.run_stage(model, processor)

@@ -63,22 +63,40 @@ class Collator:
 
 
 class TextCollator(Collator):
-    """Stage 0: plain text conversations, every token trained (a language model of the world's words)."""
+    """Stage 0: questions about a text that stands for the recording, behind one copy of it.
+
+    The text and every answer are trained, the questions are not: how they are put is chance, and would drown
+    the few words that need thought.
+    """
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         encoded = []
         for row in rows:
-            for messages in self.source.text(self.scene(row["number"])):
-                example = self.processor.encode(messages)
-                example.labels = list(example.input_ids)
+            conversations = self.source.text(self.scene(row["number"]))
+            if conversations:
+                example = self.processor.encode_group(conversations)
+                told = example.segment_ids or [0] * len(example.input_ids)
+                example.labels = [
+                    token if segment == 0 else label
+                    for token, segment, label in zip(example.input_ids, told, example.labels, strict=True)
+                ]
                 encoded.append(example)
         if not encoded:
-            raise RecordError(f"{self.source.name} has no conversations without media: set text.steps=0")
+            raise RecordError(
+                f"{self.source.name} has no conversations without media: set text.steps=0 and "
+                "contrastive.text_batch=0"
+            )
         return self.processor.collate(encoded)
 
 
 class PairCollator(Collator):
-    """Stage 1: clips with their captions, as pairs for the shared space and as answers of the decoder."""
+    """Stage 1: clips with their captions, as pairs for the shared space and as answers of the decoder.
+
+    Args:
+        text_tokens: longest caption that the shared space's text tower reads.
+        easy, easy_clips: the source of the run's first so many clips, for a curriculum.
+        text_batch: scenes of stage 0 that join every batch, so that the decoder keeps what it learned there.
+    """
 
     def __init__(
         self,
@@ -88,11 +106,14 @@ class PairCollator(Collator):
         text_tokens: int,
         easy: Source | None = None,
         easy_clips: int = 0,
+        text_batch: int = 0,
     ):
         super().__init__(source, processor, seed)
         self.text_tokens = text_tokens
         self.easy = easy
         self.easy_clips = easy_clips
+        self.text_batch = text_batch
+        self.texts = TextCollator(source, processor, seed)
 
     def pair(self, number: int) -> dict[str, Any]:
         """The run's `number`-th clip: from the easy source as long as the curriculum says."""
@@ -108,7 +129,8 @@ class PairCollator(Collator):
         ]
         media = [example.media[0] for example in encoded]
         space = space_batch(media, [pair["captions"] for pair in pairs], self.processor, self.text_tokens)
-        return self.processor.collate(encoded) | {"space": space}
+        batch = self.processor.collate(encoded) | {"space": space}
+        return batch | {"text": self.texts(rows[: self.text_batch])} if self.text_batch else batch
 
 
 class QuestionCollator(Collator):

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -51,7 +52,7 @@ FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not
 TOWERS = ("video_tower.", "audio_tower.")
 
 # Settings that change speed or output but not the result: a resumed run may change them.
-FREE_SETTINGS = {"workers", "num_threads", "log_every", "save_every"}
+FREE_SETTINGS = {"workers", "num_threads", "compile", "log_every", "save_every"}
 
 NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds", "num_tokens"}  # of a row, on the terminal
 
@@ -196,7 +197,11 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
 
 
 def prepare_model(model: Any, run: Run) -> None:
-    """Threads and gradient checkpointing of a stage."""
+    """Threads, compilation and gradient checkpointing of a stage.
+
+    Raises:
+        ConfigError: if the decoder is to be compiled and there is nothing to compile it with.
+    """
     if run.settings.num_threads:
         torch.set_num_threads(run.settings.num_threads)
     if not torch.cuda.is_available():
@@ -207,9 +212,33 @@ def prepare_model(model: Any, run: Run) -> None:
         for part in parts:  # TimeSformer has no other kind
             part.set_attn_implementation("eager")
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
+    if run.settings.compile:
+        require_compiler(run.stage)
+        # Only the decoder: towers and Q-Formers spend their time in matrix products, which gain nothing.
+        model.model.language_model.compile(dynamic=True)
     if run.settings.gradient_checkpointing:
         # The re-entrant kind drops gradients silently where the inputs are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def require_compiler(stage: str) -> None:
+    """What torch.compile needs on a CPU, looked for before it fails in the middle of the first step.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    if torch.cuda.is_available():
+        return
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = "" if any(map(shutil.which, compilers)) else "a C++ compiler"
+    if not missing and not header.is_file():
+        missing = f"Python's headers ({header})"
+    if missing:
+        raise ConfigError(
+            f"{stage}.compile needs {missing}: install it (on Debian: g++ and python3-dev), or give "
+            f"{stage}.compile=false"
+        )
 
 
 class StageTrainer(Trainer):

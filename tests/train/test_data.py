@@ -8,6 +8,7 @@ import torch
 from mllm import chat
 from mllm.errors import RecordError
 from mllm.media import Clip
+from mllm.processor import IGNORE
 from train.data import (
     PairCollator,
     QuestionCollator,
@@ -58,11 +59,20 @@ def test_a_batch_depends_on_its_numbers_alone(kind, tiny, world):
             assert torch.equal(one[name], two[name]), name
 
 
-def test_text_trains_every_token(tiny, world):
-    batch = TextCollator(world, tiny[1], 0)(ROWS)
-    shown = batch["attention_mask"].bool()
-    assert torch.equal(batch["labels"][shown], batch["input_ids"][shown])
-    assert (batch["labels"][~shown] == -100).all()
+def test_text_trains_one_copy_of_what_is_told_and_every_answer(tiny, world):
+    _, processor = tiny
+    collator = TextCollator(world, processor, 0)
+    batch = collator(ROWS)
+    for row, ids, labels in zip(ROWS, batch["input_ids"], batch["labels"], strict=True):
+        conversations = world.text(collator.scene(row["number"]))
+        assert processor.tokenizer.decode(ids).count(chat.END_TOKEN) >= 2 * len(conversations)
+        trained = processor.tokenizer.decode(labels[labels != IGNORE])
+        told = "".join(part["text"] for part in conversations[0][0]["content"][:-1])
+        assert told in trained.split(chat.END_TOKEN)[0]
+        assert trained.count("[00:00]") == told.count("[00:00]")  # one copy: no answer has the marks
+        for messages in conversations:
+            assert messages[-1]["content"][0]["text"] + chat.END_TOKEN in trained
+            assert messages[0]["content"][-1]["text"] not in trained
 
 
 @pytest.mark.parametrize("collator", [PairCollator, lambda *a: QuestionCollator(*a[:3], 3, a[3])])

@@ -87,6 +87,19 @@ def test_contrastive_stage_reaches_everything(checkpointing, experiment, tiny, w
     torch.testing.assert_close(losses["loss"], total)
 
 
+def test_contrastive_stage_keeps_what_the_decoder_learned_from_text(experiment, tiny, world):
+    model, processor = tiny
+    run = open_run(experiment, "contrastive")
+    batch = PairCollator(world, processor, 0, 64, text_batch=2)(ROWS)
+    texts = TextCollator(world, processor, 0)(ROWS[:2])
+    losses = contrastive.ContrastiveObjective(model, run.settings)(**batch)
+    torch.testing.assert_close(losses["text_loss"], model(**texts).loss)
+    without = contrastive.ContrastiveObjective(model, run.settings)(
+        **PairCollator(world, processor, 0, 64)(ROWS)
+    )
+    torch.testing.assert_close(losses["loss"], without["loss"] + losses["text_loss"])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_instruct_stage_reaches_lora_and_what_the_yaml_names(checkpointing, experiment, tiny, world):
     model, processor = tiny
