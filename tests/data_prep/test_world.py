@@ -157,6 +157,11 @@ def scenes(split: str, count: int, **options):
         yield from sample_episode(split, 0, index, **options).scenes
 
 
+def test_three_shapes_find_room_where_few_places_are_left():
+    (scene,) = sample_episode("train", 0, 316834).scenes  # one of 90,000: all move along, in the same window
+    assert [shape.motion for shape in scene.shapes] == ["left", "left", "right"]
+
+
 def test_shapes_stay_inside_apart_and_move_far_enough():
     for scene in scenes("train", 1500):
         names = [(s.colour, s.shape) for s in scene.shapes]
