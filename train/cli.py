@@ -195,12 +195,12 @@ def report(experiment: Experiment, stage: str, folder: Path) -> dict[str, Any]:
     from train import validate
     from train.run import write_atomically
 
-    if stage == "text":
-        return {}
     model, processor = load(folder / "final")
     source = open_source(experiment.data.val)
     scores: dict[str, Any] = {}
-    if model.config.space_config is not None:
+    if stage != "instruct" and (told := validate.text_answers(model, processor, source)):
+        scores["answers of 64 scenes told as text"] = told
+    if stage != "text" and model.config.space_config is not None:
         scores["R@1 of 256"] = validate.retrieval(model, processor, source)
     if stage == "instruct":
         scores["answers of 64 clips"] = validate.answers(model, processor, source)

@@ -1,4 +1,7 @@
-"""Quick scores between stages: retrieval of 256 clips, answers about 64; `mllm eval` does it in full."""
+"""Quick scores between stages: retrieval of 256 clips, answers about 64 in text or as recordings.
+
+`mllm eval` does it in full.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +45,24 @@ def retrieval(model: Any, processor: Any, source: Source, clips: int = 256) -> d
     return scores
 
 
-@torch.inference_mode()
 def answers(model: Any, processor: Any, source: Source, clips: int = 64, batch: int = 64) -> dict[str, float]:
     """Share of greedy answers that are exactly right, per task and over `all`, on the first `clips`."""
+    scenes = range(min(len(source), clips))
+    return _right(model, processor, [r for index in scenes for r in source.conversations(index)], batch)
+
+
+def text_answers(
+    model: Any, processor: Any, source: Source, scenes: int = 64, batch: int = 64
+) -> dict[str, float]:
+    """The same with texts in place of the recordings: whether the decoder can answer at all."""
+    texts = [messages for index in range(min(len(source), scenes)) for messages in source.text(index)]
+    return _right(model, processor, [{"messages": messages} for messages in texts], batch)
+
+
+@torch.inference_mode()
+def _right(model: Any, processor: Any, records: list[dict[str, Any]], batch: int) -> dict[str, float]:
     model.eval()
-    asked: list[tuple[str, list[dict], str]] = []
-    for index in range(min(len(source), clips)):
-        for record in source.conversations(index):
-            messages, truth = question_of(record)
-            asked.append((str(record.get("task", "qa")), messages, truth))
+    asked = [(record.get("task"), *question_of(record)) for record in records]
     right: dict[str, list[bool]] = defaultdict(list)
     for first in range(0, len(asked), batch):
         rows = asked[first : first + batch]
@@ -60,7 +72,7 @@ def answers(model: Any, processor: Any, source: Source, clips: int = 64, batch: 
         tokens = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER)[:, length:]
         said = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for (task, _, truth), answer in zip(rows, said, strict=True):
-            for name in (task, "all"):
+            for name in filter(None, (task, "all")):
                 right[name].append(exact_match(answer, truth))
     return {name: sum(values) / len(values) for name, values in sorted(right.items())}
 

@@ -78,6 +78,7 @@ def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):
 
     monkeypatch.setattr(validate.retrieval, "__defaults__", (8,))
     monkeypatch.setattr(validate.answers, "__defaults__", (4, 16))
+    monkeypatch.setattr(validate.text_answers, "__defaults__", (2, 16))
     path = write_experiment(tmp_path)
     result = CliRunner().invoke(cli.app, ["all", str(path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -95,6 +96,8 @@ def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):
     assert not any("lora" in name for name, _ in model.named_parameters())
     scores = json.loads((tmp_path / "runs/tiny/instruct/validation.json").read_text())
     assert set(scores) == {"R@1 of 256", "answers of 64 clips"}
+    scores = json.loads((tmp_path / "runs/tiny/contrastive/validation.json").read_text())
+    assert set(scores) == {"R@1 of 256", "answers of 64 scenes told as text"}
     # Once more: nothing is left to do.
     again = CliRunner().invoke(cli.app, ["all", str(path)], catch_exceptions=False)
     assert again.output.count("finished already") == 3
