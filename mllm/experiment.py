@@ -129,11 +129,11 @@ class Stage(Section):
     bf16: bool = False
     gradient_checkpointing: bool = False
     num_threads: Positive | None = None  # of torch; null: as many as there are cores
-    compile: bool = False  # the decoder, by torch.compile: half a minute once, then 1.5 times the speed
+    compile: bool = False  # the decoder, by torch.compile: a slow first step, then faster ones
 
 
 class Text(Stage):
-    """Stage 0, nano only: the decoder as a plain language model."""
+    """Stage 0, nano only: the decoder as a language model of told scenes and answers."""
 
     batch: Positive = 64
     lr: Rate = 3e-3
@@ -153,7 +153,7 @@ class Contrastive(Stage):
     contrastive_weight: Weight = 1.0
     caption_weight: Weight = 1.0
     video_audio_weight: Weight = 0.3
-    text_batch: int = Field(default=0, ge=0)  # scenes of stage 0 in every step: the decoder forgets them else
+    text_batch: int = Field(default=0, ge=0)  # scenes of stage 0 in every step, for the decoder to keep
     curriculum: Curriculum | None = None
     train: list[Group] = ["video_tower", "audio_tower", "qformers", "projectors", "space", "decoder"]
 

@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
     def text(self, index: int) -> list[list[Message]]:
-        """Conversations without media, for the plain language model."""
+        """Conversations without media, for stage 0, which trains a decoder on text."""
         ...
 
 

@@ -29,7 +29,7 @@ TOKENIZER_SCENES = 3000  # whose texts a new tokenizer is trained on
 
 @app.command()
 def text(config: Config, overrides: Overrides = None, restart: Restart = False) -> None:
-    """Stage 0: a decoder that starts from nothing learns the language of the texts."""
+    """Stage 0: a decoder that starts from nothing learns to tell and to answer, from text."""
     _run(config, overrides, restart, ["text"])
 
 

@@ -65,8 +65,7 @@ class Collator:
 class TextCollator(Collator):
     """Stage 0: questions about a text that stands for the recording, behind one copy of it.
 
-    The text and every answer are trained, the questions are not: how they are put is chance, and would drown
-    the few words that need thought.
+    The text and every answer are trained. The questions are not: how they are put is chance.
     """
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:

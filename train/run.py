@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -32,6 +31,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mllm import checkpoint
 from mllm.errors import ConfigError
+from train.compiler import require_compiler
 
 if TYPE_CHECKING:
     from mllm.experiment import Experiment
@@ -51,7 +51,7 @@ MODULE_GROUPS = {
 FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
 TOWERS = ("video_tower.", "audio_tower.")
 
-# Settings that change speed or output but not the result: a resumed run may change them.
+# Settings that change speed or output but, save for rounding, not the result: a resumed run may change them.
 FREE_SETTINGS = {"workers", "num_threads", "compile", "log_every", "save_every"}
 
 NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds", "num_tokens"}  # of a row, on the terminal
@@ -214,31 +214,11 @@ def prepare_model(model: Any, run: Run) -> None:
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
     if run.settings.compile:
         require_compiler(run.stage)
-        # Only the decoder: towers and Q-Formers spend their time in matrix products, which gain nothing.
+        # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).
         model.model.language_model.compile(dynamic=True)
     if run.settings.gradient_checkpointing:
         # The re-entrant kind drops gradients silently where the inputs are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def require_compiler(stage: str) -> None:
-    """What torch.compile needs on a CPU, looked for before it fails in the middle of the first step.
-
-    Raises:
-        ConfigError: naming what is missing.
-    """
-    if torch.cuda.is_available():
-        return
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    missing = "" if any(map(shutil.which, compilers)) else "a C++ compiler"
-    if not missing and not header.is_file():
-        missing = f"Python's headers ({header})"
-    if missing:
-        raise ConfigError(
-            f"{stage}.compile needs {missing}: install it (on Debian: g++ and python3-dev), or give "
-            f"{stage}.compile=false"
-        )
 
 
 class StageTrainer(Trainer):

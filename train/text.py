@@ -1,4 +1,4 @@
-"""Stage 0, for decoders that start from nothing: a plain language model on the world's text."""
+"""Stage 0, for decoders that start from nothing: a language model of told scenes and answers."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# How much more often a type is asked than others that the same episode allows. Captions come seldom: one has
-# as many words as ten other answers, and so as much of the loss.
+# How much more often a type is asked than others that the same episode allows. Each comes to three questions
+# in a hundred or more; captions to little more, for their many words take most of the loss.
 WEIGHTS = {
     "colour": 1.1,
     "shape": 1.6,

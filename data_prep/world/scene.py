@@ -280,7 +280,7 @@ def _place(
     steps = np.array([_STEPS[motion] for _, _, motion in looks], np.float64)  # [shapes, xy]
     low, high = _RADII[count]
     tries = (1, 48, 384)[count - 1]
-    for _ in range(2000):  # three shapes that all move along find room once in some thousand tries
+    for _ in range(2000):  # where three shapes all move along, few places are left
         radii = generator.uniform(low, high, (tries, count, 1))
         room = CANVAS - 2 * radii - 2.5
         travel = np.minimum(generator.uniform(*_TRAVEL, (tries, count, 1)), room)

@@ -146,7 +146,7 @@ class WorldSource:
         return {"clip": clip, "captions": captions_of(scene, phrasing), "labels": labels_of(scene)}
 
     def text(self, index: int) -> list[list[dict[str, Any]]]:
-        """Conversations in which the timeline stands for the recording, for the plain language model."""
+        """Conversations in which the timeline stands for the recording, for a decoder's stage 0."""
         episode = self.episode(index)
         rng = rng_for("text", self.split, self.seed, index)
         told = [part for scene in episode.scenes for part in _told(scene)]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError
+from train.compiler import require_compiler
 from train.data import TextCollator
-from train.run import open_run, prepare_model, require_compiler, set_trainable
+from train.run import open_run, prepare_model, set_trainable
 
 
 def test_a_missing_compiler_is_named_before_training(monkeypatch):

@@ -1,0 +1,32 @@
+"""Whether torch.compile can work here, asked before training begins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from mllm.errors import ConfigError
+
+
+def require_compiler(stage: str) -> None:
+    """What torch.compile needs on a CPU, looked for before it fails in the middle of the first step.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    if torch.cuda.is_available():
+        return
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = "" if any(map(shutil.which, compilers)) else "a C++ compiler"
+    if not missing and not header.is_file():
+        missing = f"Python's headers ({header})"
+    if missing:
+        raise ConfigError(
+            f"{stage}.compile needs {missing}: install it (on Debian: g++ and python3-dev), or give "
+            f"{stage}.compile=false"
+        )
