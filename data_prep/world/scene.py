@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -191,8 +192,7 @@ def _sample_scene(rng: random.Random, split: str, form: str, objects: int) -> Sc
     if form == "image":
         count = rng.randint(1, objects)
         looks = [(c, s, "still") for c, s, _ in _sample_looks(rng, split, count, None, still=True)]
-        shapes = tuple(_place(rng, 0, 0.0, 0.0, looks))
-        return Scene(split, form, 0.0, shapes, (), rng.getrandbits(60))
+        return Scene(split, form, 0.0, _in_order(_place(rng, 0, 0.0, 0.0, looks)), (), rng.getrandbits(60))
     duration = float(_draw(rng, DURATIONS))
     windows = window_count(duration)
     sounds, planned = (), None
@@ -210,8 +210,13 @@ def _sample_scene(rng: random.Random, split: str, form: str, objects: int) -> Sc
             start, stop = window * WINDOW, min((window + 1) * WINDOW, duration)
             placed |= zip(mine, _place(rng, window, start, stop, mine), strict=True)
         target = placed[looks[0]] if split == "comp" else None
-        shapes = tuple(sorted(placed.values(), key=lambda s: (s.window, COLOURS.index(s.colour))))
+        shapes = _in_order(placed.values())
     return Scene(split, form, duration, shapes, sounds, rng.getrandbits(60), planned, target)
+
+
+def _in_order(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
+    """As captions tell them, so that one picture has one caption: by window, then by colour."""
+    return tuple(sorted(shapes, key=lambda shape: (shape.window, COLOURS.index(shape.colour))))
 
 
 def _sample_two(rng: random.Random, split: str) -> tuple[Scene, ...]:

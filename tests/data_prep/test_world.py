@@ -406,6 +406,13 @@ def test_captions_tell_what_the_timeline_tells():
     assert describe.timeline(scene, "video").count("[00:0") == 3
 
 
+@pytest.mark.parametrize("form", ["image", "video", "both"])
+def test_one_picture_has_one_caption(form):
+    for scene in scenes("train", 300, forms={form: 1.0}):
+        told = [(shape.window, COLOURS.index(shape.colour)) for shape in scene.shapes]
+        assert told == sorted(told)  # colours differ, so nothing is left to chance
+
+
 def test_every_type_has_three_phrasings():
     for kind, texts in phrases.PHRASES.items():
         assert len(set(texts)) >= 3, kind
