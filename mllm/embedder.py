@@ -40,7 +40,9 @@ class WindowVector:
     vector: np.ndarray
 
 
-def text_inputs(processor: MllmProcessor, texts: Sequence[str], max_tokens: int) -> dict[str, torch.Tensor]:
+def text_inputs(
+    processor: MllmProcessor, texts: Sequence[str], max_tokens: int, pad_to_multiple_of: int = 1
+) -> dict[str, torch.Tensor]:
     """What the text side of the shared space reads; training calls this too.
 
     Args:
@@ -58,6 +60,7 @@ def text_inputs(processor: MllmProcessor, texts: Sequence[str], max_tokens: int)
             ids[:max_tokens] or [tokenizer.pad_token_id]
         )  # an empty text still needs something to attend to
     length = max(map(len, rows))
+    length = min(length + -length % pad_to_multiple_of, max_tokens)
     input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
     for i, row in enumerate(rows):

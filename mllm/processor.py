@@ -285,9 +285,12 @@ class MllmProcessor(ProcessorMixin):
             packed.segment_ids += [number] * len(rest)  # type: ignore[operator]
         return packed
 
-    def collate(self, batch: Sequence[Encoded], padding_side: str = "right") -> dict[str, torch.Tensor]:
+    def collate(
+        self, batch: Sequence[Encoded], padding_side: str = "right", pad_to_multiple_of: int = 1
+    ) -> dict[str, torch.Tensor]:
         """Pad to the longest and stack: what `model(**…)` takes. Media of the batch follow one another."""
         length = max(len(encoded.input_ids) for encoded in batch)
+        length += -length % pad_to_multiple_of
         pad = self.tokenizer.pad_token_id
 
         def padded(rows: list[list[int]], value: int) -> torch.Tensor:

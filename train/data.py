@@ -21,6 +21,7 @@ from mllm.media import Clip
 from mllm.processor import Encoded, MediaFeatures, MllmProcessor
 from mllm.records import Source
 from train.losses import caption_id
+from train.shapes import ROWS, TOKENS
 
 # What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
 CAPTION_REQUESTS = {
@@ -85,7 +86,7 @@ class TextCollator(Collator):
                 f"{self.source.name} has no conversations without media: set text.steps=0 and "
                 "contrastive.text_batch=0"
             )
-        return self.processor.collate(encoded)
+        return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
 
 
 class PairCollator(Collator):
@@ -128,7 +129,7 @@ class PairCollator(Collator):
         ]
         media = [example.media[0] for example in encoded]
         space = space_batch(media, [pair["captions"] for pair in pairs], self.processor, self.text_tokens)
-        batch = self.processor.collate(encoded) | {"space": space}
+        batch = self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
         return batch | {"text": self.texts(rows[: self.text_batch])} if self.text_batch else batch
 
 
@@ -167,7 +168,7 @@ class QuestionCollator(Collator):
                 encoded.append(example)
                 captions += [told if len(example.media) == 1 else {}] * len(example.media)
         if self.text_tokens is None:
-            return self.processor.collate(encoded)
+            return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
         if not any(captions):
             for row in rows[: max(len(rows) // 2, 1)]:
                 pair = self.source.pair(self.scene(row["number"]))
@@ -175,7 +176,7 @@ class QuestionCollator(Collator):
                 captions.append(pair["captions"])
         media = [item for example in encoded for item in example.media]
         space = space_batch(media, captions, self.processor, self.text_tokens)
-        return self.processor.collate(encoded) | {"space": space}
+        return self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
 
 
 def answered(record: dict[str, Any]) -> list[dict]:
@@ -278,7 +279,7 @@ def space_batch(
             ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
             if text:
                 rows[clip, column] = texts.setdefault(text, len(texts))
-    tokens = text_inputs(processor, list(texts) or [""], text_tokens)
+    tokens = text_inputs(processor, list(texts) or [""], text_tokens, pad_to_multiple_of=ROWS)
     return {
         "video_windows": torch.tensor([sum(window[1] for window in item.layout) for item in media]),
         "image_windows": torch.tensor([int(item.modality == "image") for item in media]),

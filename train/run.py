@@ -32,6 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mllm import checkpoint
 from mllm.errors import ConfigError
 from train.compiler import require_compiler
+from train.shapes import cache_kernels, pad_rows
 
 if TYPE_CHECKING:
     from mllm.experiment import Experiment
@@ -206,12 +207,15 @@ def prepare_model(model: Any, run: Run) -> None:
         torch.set_num_threads(run.settings.num_threads)
     if not torch.cuda.is_available():
         # The fused kernel's backward pass on a CPU costs twice the plain one at these sizes.
-        parts = [model.model.language_model, model.model.audio_tower.encoder]
+        towers = [model.model.audio_tower]
         if hasattr(model.model, "space"):
-            parts.append(model.model.space.text_tower.encoder)
-        for part in parts:  # TimeSformer has no other kind
-            part.set_attn_implementation("eager")
+            towers.append(model.model.space.text_tower)
+        for part in [model.model.language_model, *(tower.encoder for tower in towers)]:
+            part.set_attn_implementation("eager")  # TimeSformer has no other kind
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
+        cache_kernels()
+        for part in [*towers, model.model.video_tower, model.model.video_qformer, model.model.audio_qformer]:
+            pad_rows(part)
     if run.settings.compile:
         require_compiler(run.stage)
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).
