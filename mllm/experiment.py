@@ -118,11 +118,12 @@ class Data(Section):
 
 
 class Stage(Section):
-    """What all stages share: AdamW with warm-up, then cosine."""
+    """What all stages share: AdamW, or Muon and AdamW, with warm-up, then cosine."""
 
     steps: int = Field(default=1000, ge=0)  # 0 skips the stage
     batch: Positive = 32
     lr: Rate = 2e-3
+    muon_lr: Rate | None = None  # of the matrices inside layers, by Muon; null: AdamW trains them, too
     warmup: int = Field(default=100, ge=0)
     save_every: Positive = 200
     log_every: Positive = 10
@@ -171,7 +172,7 @@ class Lora(Section):
 class Instruct(Stage):
     """Stage 2: instruction tuning."""
 
-    tower_lr: Rate | None = None  # null: as lr
+    tower_lr: Rate | None = None  # null: as lr; scales muon_lr for the towers likewise
     lora: Lora | None = Lora()  # null: the whole decoder, if "decoder" is in train
     train: list[Group] = ["qformers", "projectors"]
     contrastive_weight: Weight = 0.1  # keeps the shared space while the model learns to answer

@@ -32,6 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mllm import checkpoint
 from mllm.errors import ConfigError
 from train.compiler import require_compiler
+from train.optimizer import MuonAdamW, parameter_groups
 from train.shapes import cache_kernels, pad_rows
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ MODULE_GROUPS = {
     "decoder": ("model.language_model.", "lm_head."),
 }
 FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
-TOWERS = ("video_tower.", "audio_tower.")
 
 # Settings that change speed or output but, save for rounding, not the result: a resumed run may change them.
 FREE_SETTINGS = {"workers", "num_threads", "compile", "log_every", "save_every"}
@@ -254,23 +254,16 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            decay = set(self.get_decay_parameter_names(self.model))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    groups[(any(tower in name for tower in TOWERS), name in decay)].append(parameter)
-            factory, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = factory(
-                [
-                    {
-                        "params": parameters,
-                        "weight_decay": self.args.weight_decay if decays else 0.0,
-                        "lr": self.tower_lr if tower and self.tower_lr else self.args.learning_rate,
-                    }
-                    for (tower, decays), parameters in groups.items()
-                ],
-                **options,
+            adamw, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = parameter_groups(
+                self.model,
+                decayed=set(self.get_decay_parameter_names(self.model)),
+                weight_decay=self.args.weight_decay,
+                rate=self.args.learning_rate,
+                tower_rate=self.tower_lr,
+                muon_rate=self.run.settings.muon_lr,
             )
+            self.optimizer = (MuonAdamW if self.run.settings.muon_lr else adamw)(groups, **options)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
