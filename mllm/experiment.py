@@ -156,6 +156,7 @@ class Contrastive(Stage):
     video_audio_weight: Weight = 0.3
     text_batch: int = Field(default=0, ge=0)  # scenes of stage 0 in every step, for the decoder to keep
     curriculum: Curriculum | None = None
+    decoder_lr: Rate | None = None  # null: as lr; scales muon_lr for the decoder likewise
     train: list[Group] = ["video_tower", "audio_tower", "qformers", "projectors", "space", "decoder"]
 
 

@@ -46,7 +46,6 @@ class InstructTrainer(StageTrainer, SFTTrainer):
     def __init__(self, run: Run, base: MllmForConditionalGeneration, **kwargs: Any):
         self.space_loss: Tensor | None = None
         super().__init__(run=run, **kwargs)
-        self.tower_lr = run.settings.tower_lr
         self._keep_space(base)
 
     def _keep_space(self, base: MllmForConditionalGeneration) -> None:

@@ -8,13 +8,15 @@ in all its directions. Towers that begin from nothing see motions and shapes aft
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-TOWERS = ("video_tower.", "audio_tower.")
+# What a rate of its own can be given to, and how the names of its parameters are known.
+PARTS = {"tower": ("video_tower.", "audio_tower."), "decoder": ("language_model.", "lm_head.")}
 
 
 def hidden_matrices(model: nn.Module) -> Iterator[str]:
@@ -30,31 +32,31 @@ def parameter_groups(
     decayed: set[str],
     weight_decay: float,
     rate: float,
-    tower_rate: float | None = None,
     muon_rate: float | None = None,
+    part_rates: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """What trains, in groups for an optimizer; `muon` tells whether a group is for Muon.
 
     Args:
         decayed: names of the parameters that weight decay is for.
-        tower_rate: in place of `rate` for video and audio tower; their `muon_rate` changes by as much.
         muon_rate: of the hidden matrices; None leaves them to AdamW at `rate`.
+        part_rates: in place of `rate` for some of PARTS; their `muon_rate` changes by as much.
     """
-    towers = tower_rate / rate if tower_rate else 1.0
     matrices = set(hidden_matrices(model)) if muon_rate else set()
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            of_tower = any(tower in name for tower in TOWERS)
-            groups[of_tower, name in decayed, name in matrices].append(parameter)
+            own = (part_rates.get(part) for part, keys in PARTS.items() if any(key in name for key in keys))
+            scale = (next(own, None) or rate) / rate
+            groups[scale, name in decayed, name in matrices].append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
-            "lr": (muon_rate if muon and muon_rate else rate) * (towers if of_tower else 1.0),
+            "lr": (muon_rate if muon and muon_rate else rate) * scale,
             "muon": muon,
         }
-        for (of_tower, decays, muon), parameters in groups.items()
+        for (scale, decays, muon), parameters in groups.items()
     ]
 
 

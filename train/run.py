@@ -32,7 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mllm import checkpoint
 from mllm.errors import ConfigError
 from train.compiler import require_compiler
-from train.optimizer import MuonAdamW, parameter_groups
+from train.optimizer import PARTS, MuonAdamW, parameter_groups
 from train.shapes import cache_kernels, pad_rows
 
 if TYPE_CHECKING:
@@ -226,13 +226,12 @@ def prepare_model(model: Any, run: Run) -> None:
 
 
 class StageTrainer(Trainer):
-    """What the three stages add to a Trainer: loss parts in the log, tower learning rate, small checkpoints.
+    """What the three stages add to a Trainer: loss parts in the log, rates by part, small checkpoints.
 
     Checkpoints hold the weights that train, and nothing else: the rest is the previous stage's result.
     """
 
     run: Run
-    tower_lr: float | None = None
 
     def __init__(self, run: Run, **kwargs: Any):
         self.run = run
@@ -260,8 +259,8 @@ class StageTrainer(Trainer):
                 decayed=set(self.get_decay_parameter_names(self.model)),
                 weight_decay=self.args.weight_decay,
                 rate=self.args.learning_rate,
-                tower_rate=self.tower_lr,
                 muon_rate=self.run.settings.muon_lr,
+                part_rates={part: getattr(self.run.settings, f"{part}_lr", None) for part in PARTS},
             )
             self.optimizer = (MuonAdamW if self.run.settings.muon_lr else adamw)(groups, **options)
         return self.optimizer

@@ -91,12 +91,15 @@ def test_muon_is_for_the_matrices_inside_layers(tiny):
     assert not any("lora_" in name for name in hidden_matrices(adapted))
 
 
-def test_the_towers_rate_scales_both(tiny):
+def test_a_rate_of_a_part_scales_both(tiny):
     model, _ = tiny
-    groups = groups_of(model, rate=2e-3, tower_rate=1e-3, muon_rate=8e-3)
+    part_rates = {"tower": 1e-3, "decoder": 5e-4}
+    groups = groups_of(model, rate=2e-3, muon_rate=8e-3, part_rates=part_rates)
     rates = {name: group["lr"] for group in groups for name in names_in(model, group)}
     assert rates["model.video_tower.encoder.embeddings.cls_token"] == pytest.approx(1e-3)
     assert rates["model.audio_tower.encoder.layers.0.fc1.weight"] == pytest.approx(4e-3)
+    assert rates["model.language_model.embed_tokens.weight"] == pytest.approx(5e-4)
+    assert rates["model.language_model.layers.0.mlp.up_proj.weight"] == pytest.approx(2e-3)
     assert rates["model.audio_qformer.queries"] == pytest.approx(2e-3)
     assert rates["model.video_projector.linear_in.weight"] == pytest.approx(8e-3)
 
