@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mllm.errors import ConfigError
+
 # What a rate of its own can be given to, and how the names of its parameters are known.
 PARTS = {"tower": ("video_tower.", "audio_tower."), "decoder": ("language_model.", "lm_head.")}
 
@@ -41,6 +43,9 @@ def parameter_groups(
         decayed: names of the parameters that weight decay is for.
         muon_rate: of the hidden matrices; None leaves them to AdamW at `rate`.
         part_rates: in place of `rate` for some of PARTS; their `muon_rate` changes by as much.
+
+    Raises:
+        ConfigError: if there is a `muon_rate` and nothing for it to train.
     """
     matrices = set(hidden_matrices(model)) if muon_rate else set()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
@@ -49,6 +54,8 @@ def parameter_groups(
             own = (part_rates.get(part) for part, keys in PARTS.items() if any(key in name for key in keys))
             scale = (next(own, None) or rate) / rate
             groups[scale, name in decayed, name in matrices].append(parameter)
+    if muon_rate and not any(muon for _, _, muon in groups):
+        raise ConfigError("muon_lr is set, but no matrix inside a layer trains: set it to null")
     return [
         {
             "params": parameters,

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from mllm.errors import ConfigError
 from mllm.experiment import Lora
 from train.instruct import add_lora
 from train.optimizer import MuonAdamW, hidden_matrices, parameter_groups
+from train.run import set_trainable
 
 
 def small() -> nn.Sequential:
@@ -102,6 +104,13 @@ def test_a_rate_of_a_part_scales_both(tiny):
     assert rates["model.language_model.layers.0.mlp.up_proj.weight"] == pytest.approx(2e-3)
     assert rates["model.audio_qformer.queries"] == pytest.approx(2e-3)
     assert rates["model.video_projector.linear_in.weight"] == pytest.approx(8e-3)
+
+
+def test_muon_with_nothing_to_train_is_one_clear_line(tiny):
+    model, _ = tiny
+    set_trainable(model, ["embeddings"])
+    with pytest.raises(ConfigError, match="muon_lr is set, but no matrix inside a layer trains"):
+        groups_of(model, rate=1e-3, muon_rate=1e-3)
 
 
 def names_in(model: nn.Module, group: dict) -> list[str]:
