@@ -17,9 +17,6 @@ from torch import nn
 
 from mllm.errors import ConfigError
 
-# What a rate of its own can be given to, and how the names of its parameters are known.
-PARTS = {"tower": ("video_tower.", "audio_tower."), "decoder": ("language_model.", "lm_head.")}
-
 
 def hidden_matrices(model: nn.Module) -> Iterator[str]:
     """Names of the weights that Muon is for: those of linear layers, but no output head and no adapter."""
@@ -35,14 +32,15 @@ def parameter_groups(
     weight_decay: float,
     rate: float,
     muon_rate: float | None = None,
-    part_rates: Mapping[str, float | None] = MappingProxyType({}),
+    part_rates: Mapping[tuple[str, ...], float | None] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """What trains, in groups for an optimizer; `muon` tells whether a group is for Muon.
 
     Args:
         decayed: names of the parameters that weight decay is for.
         muon_rate: of the hidden matrices; None leaves them to AdamW at `rate`.
-        part_rates: in place of `rate` for some of PARTS; their `muon_rate` changes by as much.
+        part_rates: in place of `rate`, for parameters with one of these texts in their names; None is `rate`.
+            Their `muon_rate` changes by as much.
 
     Raises:
         ConfigError: if there is a `muon_rate` and nothing for it to train.
@@ -51,7 +49,7 @@ def parameter_groups(
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            own = (part_rates.get(part) for part, keys in PARTS.items() if any(key in name for key in keys))
+            own = (rated for keys, rated in part_rates.items() if any(key in name for key in keys))
             scale = (next(own, None) or rate) / rate
             groups[scale, name in decayed, name in matrices].append(parameter)
     if muon_rate and not any(muon for _, _, muon in groups):

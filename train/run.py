@@ -32,8 +32,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mllm import checkpoint
 from mllm.errors import ConfigError
 from train.compiler import require_compiler
-from train.optimizer import PARTS, MuonAdamW, parameter_groups
-from train.shapes import cache_kernels, pad_rows
+from train.optimizer import MuonAdamW, parameter_groups
+from train.shapes import pad_rows
 
 if TYPE_CHECKING:
     from mllm.experiment import Experiment
@@ -213,7 +213,6 @@ def prepare_model(model: Any, run: Run) -> None:
         for part in [model.model.language_model, *(tower.encoder for tower in towers)]:
             part.set_attn_implementation("eager")  # TimeSformer has no other kind
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
-        cache_kernels()
         for part in [*towers, model.model.video_tower, model.model.video_qformer, model.model.audio_qformer]:
             pad_rows(part)
     if run.settings.compile:
@@ -253,16 +252,22 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            settings = self.run.settings
             adamw, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = parameter_groups(
                 self.model,
                 decayed=set(self.get_decay_parameter_names(self.model)),
                 weight_decay=self.args.weight_decay,
                 rate=self.args.learning_rate,
-                muon_rate=self.run.settings.muon_lr,
-                part_rates={part: getattr(self.run.settings, f"{part}_lr", None) for part in PARTS},
+                muon_rate=settings.muon_lr,
+                part_rates={  # no stage has both
+                    MODULE_GROUPS["video_tower"] + MODULE_GROUPS["audio_tower"]: getattr(
+                        settings, "tower_lr", None
+                    ),
+                    MODULE_GROUPS["decoder"]: getattr(settings, "decoder_lr", None),
+                },
             )
-            self.optimizer = (MuonAdamW if self.run.settings.muon_lr else adamw)(groups, **options)
+            self.optimizer = (MuonAdamW if settings.muon_lr else adamw)(groups, **options)
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -33,7 +33,7 @@ def _write_experiment(folder: Path, **changes: Any) -> Path:
         "model": TINY_MODEL,
         "data": {"train": "world:train,frames=2,size=32", "val": "world:val,frames=2,size=32"},
         "text": STAGE,
-        "contrastive": STAGE,
+        "contrastive": STAGE | {"muon_lr": 4e-3, "decoder_lr": 1e-3},
         "instruct": STAGE | {"tower_lr": 1e-3, "train": ALL, "lora": {"rank": 4, "alpha": 8}},
     }
     path = folder / "tiny.yaml"

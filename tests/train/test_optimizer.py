@@ -12,7 +12,7 @@ from mllm.errors import ConfigError
 from mllm.experiment import Lora
 from train.instruct import add_lora
 from train.optimizer import MuonAdamW, hidden_matrices, parameter_groups
-from train.run import set_trainable
+from train.run import MODULE_GROUPS, set_trainable
 
 
 def small() -> nn.Sequential:
@@ -95,13 +95,15 @@ def test_muon_is_for_the_matrices_inside_layers(tiny):
 
 def test_a_rate_of_a_part_scales_both(tiny):
     model, _ = tiny
-    part_rates = {"tower": 1e-3, "decoder": 5e-4}
+    towers = MODULE_GROUPS["video_tower"] + MODULE_GROUPS["audio_tower"]
+    part_rates = {towers: 1e-3, MODULE_GROUPS["decoder"]: 5e-4, MODULE_GROUPS["space"]: None}
     groups = groups_of(model, rate=2e-3, muon_rate=8e-3, part_rates=part_rates)
     rates = {name: group["lr"] for group in groups for name in names_in(model, group)}
     assert rates["model.video_tower.encoder.embeddings.cls_token"] == pytest.approx(1e-3)
     assert rates["model.audio_tower.encoder.layers.0.fc1.weight"] == pytest.approx(4e-3)
     assert rates["model.language_model.embed_tokens.weight"] == pytest.approx(5e-4)
     assert rates["model.language_model.layers.0.mlp.up_proj.weight"] == pytest.approx(2e-3)
+    assert rates["model.space.text_head.weight"] == pytest.approx(8e-3)
     assert rates["model.audio_qformer.queries"] == pytest.approx(2e-3)
     assert rates["model.video_projector.linear_in.weight"] == pytest.approx(8e-3)
 

@@ -126,10 +126,11 @@ def test_a_linear_probe_finds_what_is_linear():
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, write_experiment):
     stage = (
-        "instruct"  # random dropout, the retained contrastive loss, weights that stay frozen: all there is
+        "instruct"  # dropout, the retained contrastive loss, frozen weights, both optimizers: all there is
     )
     section = {"steps": 9, "batch": 4, "warmup": 1, "save_every": 3, "log_every": 1, "num_threads": 1}
     section |= {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "train": ["qformers", "projectors", "space"]}
+    section |= {"muon_lr": 4e-3}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()
