@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from mllm.files import write_atomically
 
 
 def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -70,9 +71,7 @@ def write_model_card(folder: str | Path, info: Mapping[str, Any]) -> Path:
     if info.get("limits"):
         lines += ["## Limits", "", *(f"- {limit}" for limit in info["limits"]), ""]
     path = Path(folder) / "README.md"
-    partial = path.with_name("README.md.part")
-    partial.write_text("\n".join(lines), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, "\n".join(lines))
     return path
 
 

@@ -191,9 +191,9 @@ def source_texts(source: Any, scenes: int):
 def report(experiment: Experiment, stage: str, folder: Path) -> dict[str, Any]:
     """Quick scores of a finished stage on the `val` source, printed and written to validation.json."""
     from mllm.checkpoint import load
+    from mllm.files import write_atomically
     from mllm.records import open_source
     from train import validate
-    from train.run import write_atomically
 
     model, processor = load(folder / "final")
     source = open_source(experiment.data.val)

@@ -31,6 +31,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mllm import checkpoint
 from mllm.errors import ConfigError
+from mllm.files import write_atomically
 from train.compiler import require_compiler
 from train.optimizer import MuonAdamW, parameter_groups
 from train.shapes import pad_rows
@@ -135,13 +136,6 @@ def last_checkpoint(folder: Path) -> Path | None:
             continue
         return candidate
     return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside `path`, then rename over it: a reader never sees half a file."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:
