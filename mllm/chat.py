@@ -7,9 +7,10 @@ A message is `{"role", "content"}`; content is a string or a list of parts:
     {"type": "audio", "audio": SOURCE, "start"?: s, "end"?: s}
     {"type": "image", "image": SOURCE}
 
-SOURCE is a path, bytes, a `data:` URI or a Clip. `render` turns messages into segments, each either text or
-one placeholder, each trained or not; training masks and prompts come from the same segments. `chat_template`
-writes the same rules as Jinja, for vLLM and `apply_chat_template`. Both give, without any white space added:
+SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false` is read, but not
+trained. `render` turns messages into segments, each either text or one placeholder, each trained or not;
+training masks and prompts come from the same segments. `chat_template` writes the same rules as Jinja, for
+vLLM and `apply_chat_template`. Both give, without any white space added:
 
     <|bos|><|system|>…<|end|><|user|><|video|>What is heard?<|end|><|assistant|>A bell.<|end|>
 
@@ -116,7 +117,8 @@ def validate_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
             raise ChatError(f"{where} holds media but its role is {role!r}: media go into user messages")
         if role == "user" and not any(part["type"] != "text" or part["text"].strip() for part in parts):
             raise ChatError(f"{where} is empty: give it text or media")
-        normalised.append({"role": role, "content": parts})
+        kept = {"loss": False} if message.get("loss") is False else {}
+        normalised.append({"role": role, "content": parts} | kept)
     return normalised
 
 
@@ -160,7 +162,7 @@ def render(
     """
     segments = [Segment(bos_token)] if bos_token else []
     for message in validate_messages(messages):
-        trained = message["role"] == "assistant"
+        trained = message["role"] == "assistant" and message.get("loss", True)
         segments.append(Segment(ROLE_TOKENS[message["role"]]))
         text = ""
         for part in message["content"]:
