@@ -52,6 +52,52 @@ def world(
         raise MllmError("no folder to write to: add --out DIR")
 
 
+@app.command(name="import")
+def import_command(
+    name: Annotated[str, typer.Argument(help="Data set or form: see `mllm data formats`.")],
+    out: Annotated[Path, typer.Option(help="Folder for records.jsonl and import.json.")],
+    annotations: Annotated[
+        list[Path] | None, typer.Option(help="Annotation file; again for each further one.")
+    ] = None,
+    media: Annotated[Path | None, typer.Option(help="Folder that holds the recordings.")] = None,
+    localised: Annotated[
+        bool, typer.Option("--localised", help="Ask about the annotated span of a video, not all of it.")
+    ] = False,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="LABEL=VALUES, such as actor=17-20: these go to held_out.jsonl.")
+    ] = None,
+) -> None:
+    """Turn annotations as people have them into conversation records."""
+    from data_prep.importers.write import import_records, parse_held_out
+
+    report = import_records(name, annotations or [], media, out, localised, parse_held_out(held_out or []))
+    held = f", {report.held_out} held out" if report.held_out else ""
+    typer.echo(f"{report.records} records in {out}{held}")
+    for reason, count in report.left_out.items():
+        typer.echo(f"left out: {count} × {reason}")
+    for what, count in report.noted.items():
+        typer.echo(f"noted: {count} × {what}")
+    if media is None:
+        typer.echo("recordings were not looked for: give --media their folder")
+    elif report.missing:
+        typer.echo(f"not found in {media}: {len(report.missing)} recordings, the first {report.missing[0]}")
+
+
+@app.command()
+def formats() -> None:
+    """List what `mllm data import` reads, with the fields that it needs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from data_prep.importers import IMPORTERS
+
+    table = Table("name", "fields", "what to give")
+    for name, importer in IMPORTERS.items():
+        table.add_row(name, escape(importer.fields), escape(importer.about))
+    Console().print(table)
+
+
 def _write(source, out: Path, workers: int | None) -> None:
     from rich.progress import track
 

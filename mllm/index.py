@@ -29,15 +29,12 @@ import numpy as np
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.sources import MEDIA_SUFFIXES
 
 if TYPE_CHECKING:
     from mllm.embedder import Embedder
 
 DEFAULT_FOLDER = Path(".mllm/index")
-VIDEO_SUFFIXES = ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .3gp .ogv .gif"
-AUDIO_SUFFIXES = ".wav .flac .mp3 .m4a .aac .ogg .oga .opus .wma .aiff"
-IMAGE_SUFFIXES = ".png .jpg .jpeg .webp .bmp .tif .tiff"
-MEDIA_SUFFIXES = frozenset(f"{VIDEO_SUFFIXES} {AUDIO_SUFFIXES} {IMAGE_SUFFIXES}".split())
 SEARCHABLE = ("video", "audio", "both", "image")
 _TABLE = "windows"
 _STAMP = b"mllm"

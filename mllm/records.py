@@ -6,6 +6,7 @@ A record is one line of a JSONL file; media paths in it are relative to that fil
       {"type": "text", "text": "What is heard?"}]}, {"role": "assistant", "content": "A bell."}],
      "task": "qa", "source": "mine", "answer"?: "A bell.", "options"?: ["A bell.", "A dog."]}
 
+`"answer": null` says that the answer is kept back: such a record is there to be answered, not to be trained.
 A record for the contrastive stage has the clip alone as its message, and `captions` (a list, or an object
 with any of the keys video, audio, both) and `labels`. Neighbouring rows on the same clip form one group, read
 and trained together.
@@ -93,10 +94,15 @@ def read_records(path: str | os.PathLike) -> Iterator[Record]:
         yield record
 
 
-def write_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> int:
+def write_records(
+    path: str | os.PathLike, records: Iterable[Mapping[str, Any]], media_must_exist: bool = True
+) -> int:
     """Writes records as JSONL, whole or not at all, and returns their number.
 
     Media inside the file's folder are written relative to it, so that the folder can be moved.
+
+    Args:
+        media_must_exist: False where recordings may be missing yet; `mllm data check` names those.
 
     Raises:
         RecordError: a record is wrong, or holds media in memory.
@@ -110,7 +116,7 @@ def write_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]])
             for record in records:
                 count += 1
                 where = f"{path.name} row {count}"
-                record = validate_record(record, where, path.parent)
+                record = validate_record(record, where, path.parent, media_must_exist)
                 record = _with_media(record, lambda media, where=where: _portable(media, path.parent, where))
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         temporary.replace(path)
@@ -119,13 +125,16 @@ def write_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]])
     return count
 
 
-def validate_record(record: Any, where: str, folder: Path | None = None) -> Record:
+def validate_record(
+    record: Any, where: str, folder: Path | None = None, media_must_exist: bool = True
+) -> Record:
     """Checks one record and returns it with normalised messages and absolute media paths.
 
     Args:
         record: see the top of this file; further keys are kept.
         where: how errors begin, such as "train.jsonl row 12".
         folder: what relative media paths are relative to; None for the working directory.
+        media_must_exist: whether a path at which nothing lies is an error.
 
     Raises:
         RecordError: what is wrong, where, what to do.
@@ -146,14 +155,16 @@ def validate_record(record: Any, where: str, folder: Path | None = None) -> Reco
         record["messages"] = validate_messages(record["messages"])
     except ChatError as error:
         raise RecordError(f"{where}: {error}") from None
-    record = _with_media(record, lambda media: _existing(media, folder or Path.cwd(), where))
+    record = _with_media(
+        record, lambda media: _existing(media, folder or Path.cwd(), where, media_must_exist)
+    )
     if "captions" in record:
         record["captions"] = _captions(record, where)
     last = record["messages"][-1]
     if last["role"] == "assistant":
         if not "".join(part["text"] for part in last["content"]).strip():
             raise RecordError(f"{where}: the assistant's answer is empty: write one or drop the row")
-    elif record.get("answer") is None and "captions" not in record and "labels" not in record:
+    elif not {"answer", "captions", "labels"} & record.keys():
         raise RecordError(
             f"{where}: nothing to learn or score: end with an assistant message, or give 'answer', 'captions'"
         )
@@ -192,7 +203,7 @@ class JsonlSource:
         return [
             record
             for record in records
-            if record["messages"][-1]["role"] == "assistant" or "answer" in record
+            if record["messages"][-1]["role"] == "assistant" or record.get("answer") is not None
         ]
 
     def pair(self, index: int) -> PairRecord:
@@ -284,7 +295,7 @@ def _with_media(record: Record, change: Any) -> Record:
     return record | {"messages": messages}
 
 
-def _existing(media: Any, folder: Path, where: str) -> Any:
+def _existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
     """A media source with its path absolute; anything that is not a path passes."""
     if not isinstance(media, (str, os.PathLike)):
         return media
@@ -294,7 +305,7 @@ def _existing(media: Any, folder: Path, where: str) -> Any:
     elif name.startswith("data:") or "://" in name:
         return media
     path = folder.absolute() / name
-    if not path.exists():
+    if must_exist and not path.exists():
         raise RecordError(f"{where}: there is no {name!r} in {folder}: paths are relative to the record file")
     return str(path)
 

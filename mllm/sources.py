@@ -32,6 +32,17 @@ READING_ERRORS = (
     zlib.error,
 )
 
+# What is taken for a recording in a folder, by the end of its name; what it is, its content decides.
+SUFFIXES = {
+    "video": {
+        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv",
+        ".flv", ".3gp", ".ogv", ".gif",
+    },
+    "audio": {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aiff"},
+    "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"},
+}  # fmt: skip
+MEDIA_SUFFIXES = frozenset().union(*SUFFIXES.values())
+
 
 @dataclass(frozen=True)
 class MediaLimits:

@@ -1,0 +1,104 @@
+"""Recordings described in words: captions, sound events, speech recognised in instruction videos."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from data_prep.importers.job import Job, Record
+from mllm.errors import RecordError
+
+AUDIOSET_SECONDS = 10.0  # the length of every clip of AudioSet, AudioCaps and VGGSound
+
+
+def msrvtt_captions(job: Job) -> Iterator[Record]:
+    """videodatainfo_2016.json (or MSRVTT_data.json), or a retrieval split such as MSRVTT_JSFUSION_test.csv.
+
+    With a csv of `video_id` alone beside the json, only the videos that it lists.
+    """
+    captions: dict[str, list[str]] = defaultdict(list)
+    for path, whole in job.objects():
+        for number, sentence in enumerate(whole.get("sentences", ()), start=1):
+            if not isinstance(sentence, dict) or not {"video_id", "caption"} <= sentence.keys():
+                raise RecordError(f"{path.name} sentences row {number}: needs video_id and caption")
+            captions[sentence["video_id"]].append(sentence["caption"])
+    listed: dict[str, None] = {}
+    for row in job.rows(only=".csv"):
+        listed[row["video_id"]] = None
+        if "sentence" in row:
+            captions[row["video_id"]].append(row["sentence"])
+    for video in listed or captions:
+        if video in captions:
+            yield job.caption(video, [job.video(video)], {"video": captions[video]})
+        else:
+            job.left_out["listed, but without a caption"] += 1
+
+
+def audiocaps(job: Job) -> Iterator[Record]:
+    """<split>.csv; recordings are called <youtube_id>, <youtube_id>_<start> or <audiocap_id>."""
+    for row in job.rows():
+        names = (f"{row['youtube_id']}_{row['start_time']}", row["audiocap_id"], row["youtube_id"])
+        name = next((name for name in names if job.media.has("audio", name)), names[-1])
+        yield job.caption(row["audiocap_id"], [job.audio(name)], {"audio": [row["caption"]]})
+
+
+def clotho(job: Job) -> Iterator[Record]:
+    """clotho_captions_<split>.csv: five captions of each sound."""
+    for row in job.rows():
+        captions = [row[f"caption_{number}"] for number in range(1, 6)]
+        yield job.caption(row["file_name"], [job.audio(row["file_name"])], {"audio": captions})
+
+
+def vggsound(job: Job) -> Iterator[Record]:
+    """vggsound.csv, which has no header: a video and the event that is heard in it."""
+    for row in job.rows(columns=["youtube_id", "start", "label", "split"]):
+        name = f"{row['youtube_id']}_{int(row['start']):06d}"
+        yield job.label(name, "sound_event", [job.video(name)], row["label"], split=row["split"])
+
+
+def webvid(job: Job) -> Iterator[Record]:
+    """results_<split>.csv: `videoid, name` and, where recordings lie in folders, `page_dir`."""
+    for row in job.rows():
+        name = f"{row['page_dir']}/{row['videoid']}" if row.get("page_dir") else row["videoid"]
+        yield job.caption(row["videoid"], [job.video(name)], {"video": [row["name"]]})
+
+
+def howto100m(job: Job) -> Iterator[Record]:
+    """caption.json: for each video `start`, `end` and `text` of what was recognised, each a list."""
+    for path, whole in job.objects():
+        for video, said in whole.items():
+            try:
+                lines = list(zip(said["start"], said["end"], said["text"], strict=True))
+            except (TypeError, KeyError, ValueError):
+                raise RecordError(
+                    f"{path.name} {video}: needs lists start, end and text, all of one length"
+                ) from None
+            for number, (start, end, text) in enumerate(lines):
+                if end <= start or not str(text).strip():
+                    job.left_out["empty span or text"] += 1
+                    continue
+                part = job.video(video, float(start), float(end))
+                yield job.caption(f"{video}_{number}", [part], {"both": [str(text).strip()]})
+
+
+def flickr8k_audio(job: Job) -> Iterator[Record]:
+    """wav2capt.txt with Flickr8k.token.txt: pictures with five captions, and each caption spoken."""
+    captions: dict[str, list[str]] = defaultdict(list)
+    spoken = []
+    for line, where in job.lines():
+        if told := re.fullmatch(r"(\S+\.jpg)#(\d+)\t(.+)", line):
+            captions[told[1]].append(told[3].strip())
+        elif told := re.fullmatch(r"(\S+\.wav)\s+(\S+\.jpg)\s+#(\d+)", line):
+            spoken.append((told[1], told[2], int(told[3])))
+        else:
+            raise RecordError(
+                f"{where}: neither '<image>.jpg#<n> TAB caption' nor '<sound>.wav <image>.jpg #<n>'"
+            )
+    for image, texts in captions.items():
+        yield job.caption(image, [job.image(image)], {"video": texts})
+    for wav, image, number in spoken:
+        if number >= len(captions.get(image, ())):
+            job.left_out["spoken caption without its text"] += 1
+            continue
+        yield job.transcript(wav, [job.audio(wav)], captions[image][number], image=image)

@@ -1,0 +1,99 @@
+"""Spoken recordings with labels: emotions (CREMA-D, IEMOCAP, RAVDESS, EmoDB, MELD) and digits (FSDD)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.importers.job import Job, Record
+
+CREMA_D = {
+    "ANG": "angry", "DIS": "disgusted", "FEA": "afraid", "HAP": "happy", "NEU": "neutral", "SAD": "sad",
+}  # fmt: skip
+RAVDESS = {
+    "01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry", "06": "afraid",
+    "07": "disgusted", "08": "surprised",
+}  # fmt: skip
+EMODB = {  # the letters stand for the German words
+    "W": "angry", "L": "bored", "E": "disgusted", "A": "afraid", "F": "happy", "T": "sad", "N": "neutral",
+}  # fmt: skip
+IEMOCAP = {"ang": "angry", "hap": "happy", "exc": "happy", "sad": "sad", "neu": "neutral"}  # the usual four
+MELD = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def crema_d(job: Job) -> Iterator[Record]:
+    """1001_DFA_ANG_XX.wav: the emotion that the actor was asked for."""
+    for path, (actor, sentence, emotion, level) in _named(
+        job, rf"(\d{{4}})_([A-Z]{{3}})_({'|'.join(CREMA_D)})_([A-Z]{{1,2}})"
+    ):
+        yield _emotion(job, path, CREMA_D, emotion, actor=actor, sentence=sentence, level=level)
+
+
+def ravdess(job: Job) -> Iterator[Record]:
+    """03-01-06-01-02-01-12.wav; speech alone, not song."""
+    for path, codes in _named(job, r"(\d\d)-(\d\d)-(0[1-8])-(\d\d)-(\d\d)-(\d\d)-(\d\d)"):
+        _, channel, emotion, intensity, statement, _, actor = codes
+        if channel != "01":
+            job.left_out["song, not speech"] += 1
+            continue
+        yield _emotion(
+            job, path, RAVDESS, emotion, actor=str(int(actor)), intensity=intensity, sentence=statement
+        )
+
+
+def emodb(job: Job) -> Iterator[Record]:
+    """03a01Fa.wav: labels from the names; the audio_labels.csv of one mirror is wrong."""
+    for path, (speaker, text, emotion) in _named(job, rf"(\d\d)([ab]\d\d)([{''.join(EMODB)}])[a-z]?"):
+        yield _emotion(job, path, EMODB, emotion, actor=speaker, sentence=text)
+
+
+def iemocap(job: Job) -> Iterator[Record]:
+    """EmoEvaluation/*.txt: the usual four classes, excitement counted as happiness."""
+    for line, _ in job.lines():
+        turn = re.match(r"\[([\d.]+) - ([\d.]+)\]\s+(Ses(\d\d)\S+_([FM])\d+)\s+(\w+)", line)
+        if not turn:
+            continue  # votes of single raters, headings
+        name, session, speaker, emotion = turn[3], turn[4], turn[5], turn[6]
+        if emotion not in IEMOCAP:
+            job.left_out[f"emotion '{emotion}' is not of the four"] += 1
+            continue
+        media = [job.audio(name)]
+        labels = {"emotion": IEMOCAP[emotion], "session": str(int(session)), "actor": f"{session}{speaker}"}
+        yield job.label(
+            name, "emotion", media, IEMOCAP[emotion], sorted(set(IEMOCAP.values())), labels=labels
+        )
+
+
+def meld(job: Job) -> Iterator[Record]:
+    """<split>_sent_emo.csv; clips are called dia<d>_utt<u>.mp4. The words that are said come along."""
+    for row in job.rows():
+        name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+        labels = {"emotion": row["Emotion"], "sentiment": row["Sentiment"], "actor": row["Speaker"]}
+        yield job.label(
+            name, "emotion", [job.video(name)], row["Emotion"], MELD, labels=labels, words=row["Utterance"]
+        )
+
+
+def fsdd(job: Job) -> Iterator[Record]:
+    """7_jackson_32.wav: a digit, its speaker, the number of the recording."""
+    for path, (digit, speaker, index) in _named(job, r"(\d)_([a-z]+)_(\d+)"):
+        word = DIGITS[int(digit)]
+        labels = {"digit": word, "actor": speaker, "index": index}
+        yield job.label(path.stem, "digit", [job.audio(path)], word, DIGITS, labels=labels)
+
+
+def _named(job: Job, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Recordings whose names say what is in them; others are counted, and left out."""
+    for path in job.recordings("audio"):
+        if match := re.fullmatch(pattern, path.stem):
+            yield path, match.groups()
+        else:
+            job.left_out[f"file names not like {job.name}'s, such as {path.name}"] += 1
+
+
+def _emotion(job: Job, path: Path, names: dict[str, str], code: str, **labels: str) -> Record:
+    emotion = names[code]
+    labels = {"emotion": emotion, **labels}
+    return job.label(path.stem, "emotion", [job.audio(path)], emotion, sorted(names.values()), labels=labels)

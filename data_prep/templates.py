@@ -1,0 +1,60 @@
+"""Phrasings of instructions, from templates.yaml, chosen by record id: the same id, the same words."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+@cache
+def templates() -> Mapping[str, list[str]]:
+    """Task -> its phrasings."""
+    return yaml.safe_load(files("data_prep").joinpath("templates.yaml").read_text(encoding="utf-8"))
+
+
+def fill(task: str, id: str, **fields: str) -> str:
+    """The phrasing of a task that belongs to a record, its fields filled in."""
+    # In one pass, so that braces in a question do no harm.
+    return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], pick(templates()[task], id))
+
+
+def pick(choices: Sequence[T], id: str) -> T:
+    """One of several, by a record's id; unlike `hash`, the same in every process."""
+    return choices[_number(id) % len(choices)]
+
+
+def shuffled(count: int, id: str) -> list[int]:
+    """The numbers from 0 to count - 1 in an order that belongs to a record."""
+    order = list(range(count))
+    random.Random(_number(id)).shuffle(order)
+    return order
+
+
+def subtitle_block(lines: Iterable[Mapping[str, Any]], start: float = 0, end: float | None = None) -> str:
+    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`.
+
+    Args:
+        lines: `{"text", "start", "end"}`, in seconds of the recording.
+        start, end: only lines of this span, in seconds; their marks count from its start, as its windows do.
+    """
+    from mllm.windows import time_mark
+
+    shown = [
+        f"{time_mark(max(line['start'] - start, 0))} {line['text'].strip()}"
+        for line in lines
+        if line["end"] > start and (end is None or line["start"] < end) and line["text"].strip()
+    ]
+    return fill("subtitles", "", lines="\n".join(shown)) + "\n" if shown else ""
+
+
+def _number(id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big")

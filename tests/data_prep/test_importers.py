@@ -1,0 +1,415 @@
+"""Importers: one official excerpt for each, as it stands in the files, and the records that come of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep.importers import IMPORTERS
+from data_prep.importers.write import import_records, parse_held_out
+from mllm.cli import main
+from mllm.errors import ConfigError, MllmError, RecordError
+from mllm.records import JsonlSource
+
+QUESTION = {"question": "who opens a box?", "answer": "man"}
+
+
+def do_import(tmp_path: Path, name: str, files: dict[str, object], media: Path | None = None, **options):
+    """Writes annotation files, imports them, and returns (records, report); text is written as it is."""
+    paths = []
+    for file, content in files.items():
+        path = tmp_path / file
+        if not isinstance(content, str):
+            lines = path.suffix == ".jsonl"
+            content = "\n".join(map(json.dumps, content)) if lines else json.dumps(content)
+        path.write_text(content, encoding="utf-8")
+        paths.append(path)
+    report = import_records(name, paths, media, tmp_path / "out", **options)
+    return read(tmp_path / "out" / "records.jsonl"), report
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def asked(record: dict) -> str:
+    return "".join(part.get("text", "") for part in record["messages"][0]["content"])
+
+
+def medium(record: dict) -> dict:
+    return record["messages"][0]["content"][0]
+
+
+def folder(tmp_path: Path, *names: str) -> Path:
+    media = tmp_path / "media"
+    for name in names:
+        (media / name).parent.mkdir(parents=True, exist_ok=True)
+        (media / name).write_bytes(b"x")
+    return media
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("msrvtt-qa", {"val_qa.json": [QUESTION | {"category_id": 14, "id": 3, "video_id": 6513}]}),
+        ("msrvtt-qa", {"val.jsonl": [QUESTION | {"video_id": "video6513", "answer_type": "who"}]}),
+        (
+            "msrvtt-qa",
+            {
+                "test_q.json": [
+                    {"video_name": "video6513", "question": "who opens a box?", "question_id": "v_6513_0"}
+                ],
+                "test_a.json": [{"answer": "man", "type": 3, "question_id": "v_6513_0"}],
+            },
+        ),
+    ],
+    ids=["official", "clipbert", "community"],
+)
+def test_msrvtt_qa_in_its_three_forms(tmp_path: Path, name: str, files: dict) -> None:
+    media = folder(tmp_path, "videos/video6513.mp4")
+    (record,), report = do_import(tmp_path, name, files, media)
+    assert medium(record) == {"type": "video", "video": str(media / "videos/video6513.mp4")}
+    assert "who opens a box?" in asked(record)
+    assert record["messages"][1]["content"] == [{"type": "text", "text": "man"}]
+    assert (record["task"], record["answer"], record["source"]) == ("qa", "man", "msrvtt-qa")
+    assert report.missing == []
+
+
+def test_msvd_qa_finds_recordings_under_either_name(tmp_path: Path) -> None:
+    rows = [QUESTION | {"id": 1, "video_id": 1}, QUESTION | {"id": 2, "video_id": 2}]
+    files = {
+        "train_qa.json": rows,
+        "youtube_mapping.txt": "-4wsuPCjDBc_5_15 vid1\n-7KMZQEsJW4_205_208 vid2\n",
+    }
+    records, _ = do_import(tmp_path, "msvd-qa", files, folder(tmp_path, "-4wsuPCjDBc_5_15.avi", "vid2.avi"))
+    assert [Path(medium(record)["video"]).name for record in records] == ["-4wsuPCjDBc_5_15.avi", "vid2.avi"]
+
+
+def test_activitynet_qa_joins_answers_by_question_id_and_keeps_a_video_together(tmp_path: Path) -> None:
+    questions = [
+        {"video_name": video, "question": f"q{number}", "question_id": f"v_{video}_{number}"}
+        for number, video in enumerate(["1QIUV7WYKXg", "9eniCub7u60", "1QIUV7WYKXg"])
+    ]
+    answers = [{"answer": f"a{n}", "type": 3, "question_id": questions[n]["question_id"]} for n in (2, 0)]
+    records, report = do_import(tmp_path, "activitynet-qa", {"val_q.json": questions, "val_a.json": answers})
+    assert [record["answer"] for record in records] == ["a0", "a2", None]
+    assert [record["id"] for record in records][2] == "activitynet-qa/v_9eniCub7u60_1"
+    assert records[0]["question_type"] == "yes/no"
+    assert medium(records[0])["video"] == "v_1QIUV7WYKXg.mp4"
+    assert report.noted == {"no answer given": 1}
+
+
+NEXTQA = """video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4
+4010069381,369,640,480,how do the two man play,0,6,CH,roll the handle,tap their feet,strum,hit with sticks,pat
+"""
+
+
+def test_nextqa_shuffles_options_and_keeps_their_official_numbers(tmp_path: Path) -> None:
+    media = folder(tmp_path, "1106/4010069381.mp4")
+    files = {"val.csv": NEXTQA, "map_vid_vidorID.json": {"4010069381": "1106/4010069381"}}
+    (record,), report = do_import(tmp_path, "nextqa", files, media)
+    assert record["answer"][3:] == "roll the handle"
+    assert record["answer"] in record["options"]
+    assert record["option_order"][record["options"].index(record["answer"])] == 0
+    assert all(option in asked(record) for option in record["options"])
+    assert record["messages"][1]["content"][0]["text"] == record["answer"]
+    assert report.missing == []
+    again, _ = do_import(tmp_path, "nextqa", files, media)
+    assert again == [record]
+
+
+def test_music_avqa_reads_anser_and_fills_its_gaps(tmp_path: Path) -> None:
+    row = {
+        "video_id": "00000086", "question_id": 28, "type": "[\"Audio-Visual\", \"Existential\"]",
+        "question_content": "Is the <Object> in the video always playing?", "templ_values": "[\"violin\"]",
+        "question_deleted": 0, "anser": "no",
+    }  # fmt: skip
+    rows = [row, row | {"anser": "yes"}, row | {"question_id": 29, "question_deleted": 1}]
+    (record,), report = do_import(tmp_path, "music-avqa", {"avqa-test.json": rows})
+    assert "Is the violin in the video always playing?" in asked(record)
+    assert record["answer"] == "no"
+    assert record["question_type"] == "Audio-Visual/Existential"
+    assert report.left_out == {"id came before": 1, "question deleted by its authors": 1}
+
+
+TVQA = {
+    "a0": "A martini glass", "a1": "Nachos", "a2": "Her purse", "a3": "A book", "a4": "A beer bottle",
+    "answer_idx": 4, "q": "What is Robin holding?", "qid": 7, "ts": "1.21-8.49",
+    "vid_name": "met_s06e22_seg01_clip_02", "show_name": "How I Met Your Mother",
+}  # fmt: skip
+SUBTITLES = {
+    "vid_name": "met_s06e22_seg01_clip_02",
+    "sub": [
+        {"text": "( Robin :) Hi.", "start": 0.4, "end": 1.0},
+        {"text": "Look!", "start": 5.2, "end": 6.0},
+    ],
+}
+
+
+def test_tvqa_takes_frames_sound_and_subtitles_as_one_video(tmp_path: Path) -> None:
+    clip = "met_s06e22_seg01_clip_02"
+    media = folder(tmp_path, f"frames/met_frames/{clip}/00001.jpg", f"audio/{clip}.wav")
+    files = {"tvqa_val.jsonl": [TVQA], "subtitles.jsonl": [SUBTITLES]}
+    (record,), _ = do_import(tmp_path, "tvqa", files, media)
+    assert medium(record) == {
+        "type": "video",
+        "video": str(media / "frames/met_frames" / clip),
+        "audio": str(media / f"audio/{clip}.wav"),
+    }
+    assert "[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in asked(record)
+    assert record["answer"].endswith("A beer bottle")
+    (record,), _ = do_import(tmp_path, "tvqa", files, media, localised=True)
+    assert (medium(record)["start"], medium(record)["end"]) == (1.21, 8.49)
+    assert "Hi." not in asked(record)
+    assert "[00:03] Look!" in asked(record)
+
+
+@pytest.mark.parametrize(
+    ("ts", "span", "noted"),
+    [
+        ("NaN-NaN", [10, 30], "span NaN: taken as 10 to 30 s, as the authors do"),
+        ("84.2-76.01", [76.01, 84.2], "span reversed: ends exchanged"),
+        ("19.18-19.18", [19.18, 20.18], "span empty: taken as 1 s"),
+        ([1.5, 3], [1.5, 3], None),
+    ],
+)
+def test_tvqa_spans_that_are_none(tmp_path: Path, ts, span: list[float], noted: str | None) -> None:
+    (record,), report = do_import(tmp_path, "tvqa-plus", {"v.json": [TVQA | {"ts": ts, "answer_idx": "4"}]})
+    assert record["span"] == span
+    assert list(report.noted) == ([noted] if noted else [])
+    assert record["answer"].endswith("A beer bottle")
+
+
+def test_a_test_set_without_answers_is_there_to_be_answered_not_trained(tmp_path: Path) -> None:
+    row = {key: value for key, value in TVQA.items() if key != "answer_idx"}
+    (record,), _ = do_import(tmp_path, "tvqa", {"tvqa_test_public.jsonl": [row]})
+    assert record["answer"] is None
+    assert len(record["messages"]) == 1
+    folder(tmp_path / "out", "x")
+    (tmp_path / "out" / medium(record)["video"]).write_bytes(b"x")
+    assert JsonlSource(tmp_path / "out" / "records.jsonl").conversations(0) == []
+
+
+def test_msrvtt_captions_of_the_listed_videos_only(tmp_path: Path) -> None:
+    info = {
+        "videos": [{"video_id": "video1"}],
+        "sentences": [
+            {"caption": caption, "video_id": video, "sen_id": 0}
+            for video, caption in [("video1", "a man sings"), ("video2", "a cat"), ("video1", "a song")]
+        ],
+    }
+    files = {"videodatainfo_2016.json": info, "MSRVTT_train.9k.csv": "video_id\nvideo1\nvideo7\n"}
+    (record,), report = do_import(tmp_path, "msrvtt-captions", files)
+    assert record["captions"] == {"video": ["a man sings", "a song"], "audio": [], "both": []}
+    assert record["answer"] in ("a man sings", "a song")
+    assert report.left_out == {"listed, but without a caption": 1}
+
+
+def test_msrvtt_retrieval_split(tmp_path: Path) -> None:
+    csv = "key,vid_key,video_id,sentence\nret0,msr9770,video9770,a person is connecting something to system\n"
+    (record,), _ = do_import(tmp_path, "msrvtt-captions", {"MSRVTT_JSFUSION_test.csv": csv})
+    assert record["id"] == "msrvtt-captions/video9770"
+    assert record["captions"]["video"] == ["a person is connecting something to system"]
+
+
+def test_audiocaps(tmp_path: Path) -> None:
+    csv = "audiocap_id,youtube_id,start_time,caption\n103549,7fmOlUlwoNg,20,Constant rattling, and sharp\n"
+    with pytest.raises(RecordError, match="test.csv line 2: 5 columns where 4 were announced: put quotation"):
+        do_import(tmp_path, "audiocaps", {"test.csv": csv})
+    csv = csv.replace("Constant rattling, and sharp", '"Constant rattling, and sharp"')
+    media = folder(tmp_path, "test/7fmOlUlwoNg_20.wav")
+    (record,), report = do_import(tmp_path, "audiocaps", {"test.csv": csv}, media)
+    assert record["captions"]["audio"] == ["Constant rattling, and sharp"]
+    assert medium(record)["audio"].endswith("7fmOlUlwoNg_20.wav")
+    assert report.missing == []
+
+
+def test_clotho_in_a_mirrors_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "clotho_captions_evaluation.csv"
+    text = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n빗소리.wav,one,two,three,four,five\n"
+    path.write_bytes(text.encode("cp949"))
+    import_records("clotho", [path], None, tmp_path / "out")
+    (record,) = read(tmp_path / "out" / "records.jsonl")
+    assert medium(record)["audio"] == "빗소리.wav"
+    assert record["captions"]["audio"] == ["one", "two", "three", "four", "five"]
+
+
+def test_vggsound_has_no_header(tmp_path: Path) -> None:
+    row = '---g-f_I2yQ,1,"people marching, singing",test\n'
+    (record,), _ = do_import(tmp_path, "vggsound", {"vggsound.csv": row})
+    assert medium(record)["video"] == "---g-f_I2yQ_000001.mp4"
+    assert record["answer"] == "people marching, singing"
+    assert record["split"] == "test"
+
+
+def test_webvid(tmp_path: Path) -> None:
+    csv = "videoid,contentUrl,duration,page_dir,name\n21179416,http://x,PT0H,006001_006050,Aerial shot\n"
+    (record,), _ = do_import(
+        tmp_path, "webvid", {"results_2M_val.csv": csv}, folder(tmp_path, "006001_006050/21179416.mp4")
+    )
+    assert medium(record)["video"].endswith("006001_006050/21179416.mp4")
+    assert record["answer"] == "Aerial shot"
+
+
+def test_howto100m_gives_a_record_for_each_thing_said(tmp_path: Path) -> None:
+    said = {"start": [1.5, 4, 6], "end": [4, 6, 6], "text": ["cut the onion", "then fry it", "gone"]}
+    records, report = do_import(tmp_path, "howto100m", {"caption.json": {"xZecGPPhbHE": said}})
+    assert [medium(record) for record in records] == [
+        {"type": "video", "video": "xZecGPPhbHE.mp4", "start": 1.5, "end": 4.0},
+        {"type": "video", "video": "xZecGPPhbHE.mp4", "start": 4.0, "end": 6.0},
+    ]
+    assert records[0]["captions"]["both"] == ["cut the onion"]
+    assert report.left_out == {"empty span or text": 1}
+
+
+def test_flickr8k_audio_gives_captions_and_transcripts(tmp_path: Path) -> None:
+    files = {
+        "Flickr8k.token.txt": "1.jpg#0\tA child climbs .\n1.jpg#1\tA girl goes in .\n",
+        "wav2capt.txt": "1_0.wav 1.jpg #0\n1_1.wav 1.jpg #1\n2_0.wav 2.jpg #0\n",
+    }
+    (picture, first, second), report = do_import(tmp_path, "flickr8k-audio", files)
+    assert picture["captions"]["video"] == ["A child climbs .", "A girl goes in ."]
+    assert (medium(first)["audio"], first["answer"]) == ("1_0.wav", "A child climbs .")
+    assert second["task"] == "transcript"
+    assert report.left_out == {"spoken caption without its text": 1}
+
+
+IEMOCAP = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
+
+[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]
+C-E2:\tNeutral;\t()
+[10.0100 - 11.3925]\tSes05M_impro01_M001\texc\t[2.5000, 2.5000, 2.5000]
+[14.8872 - 18.0175]\tSes01F_impro01_F002\txxx\t[2.5000, 2.5000, 2.5000]
+"""
+
+
+def test_iemocap_has_four_emotions(tmp_path: Path) -> None:
+    records, report = do_import(tmp_path, "iemocap", {"Ses01F_impro01.txt": IEMOCAP})
+    assert [(record["answer"], record["labels"]["session"]) for record in records] == [
+        ("neutral", "1"),
+        ("happy", "5"),
+    ]
+    assert records[1]["labels"]["actor"] == "05M"
+    assert records[0]["options"] == ["angry", "happy", "neutral", "sad"]
+    assert report.left_out == {"emotion 'xxx' is not of the four": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "answer", "labels"),
+    [
+        ("crema-d", "1001_DFA_ANG_XX.wav", "angry", {"actor": "1001", "sentence": "DFA", "level": "XX"}),
+        (
+            "ravdess",
+            "03-01-06-01-02-01-12.wav",
+            "afraid",
+            {"actor": "12", "intensity": "01", "sentence": "02"},
+        ),
+        ("emodb", "03a01Fa.wav", "happy", {"actor": "03", "sentence": "a01"}),
+        ("fsdd", "7_jackson_32.wav", "seven", {"actor": "jackson", "index": "32"}),
+    ],
+)
+def test_labels_from_file_names(tmp_path: Path, name: str, file: str, answer: str, labels: dict) -> None:
+    media = folder(tmp_path, f"audio/{file}", "audio/notes.wav")
+    (record,), report = do_import(tmp_path, name, {}, media)
+    assert record["answer"] == answer
+    assert answer in record["options"]
+    assert all(option in asked(record) for option in record["options"])
+    assert labels.items() <= record["labels"].items()
+    assert report.left_out == {f"file names not like {name}'s, such as notes.wav": 1}
+
+
+def test_ravdess_songs_are_left_out(tmp_path: Path) -> None:
+    media = folder(tmp_path, "03-01-06-01-02-01-12.wav", "03-02-06-01-02-01-12.wav")
+    (_,), report = do_import(tmp_path, "ravdess", {}, media)
+    assert report.left_out == {"song, not speech": 1}
+
+
+MELD = """Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime
+1,"Oh my God, he’s lost it.",Phoebe,sadness,negative,0,3,4,7,"00:20:57,256","00:21:00,049"
+"""
+
+
+def test_meld_and_two_clips_of_one_name(tmp_path: Path) -> None:
+    (record,), _ = do_import(tmp_path, "meld", {"dev.csv": MELD}, folder(tmp_path, "dev/dia0_utt3.mp4"))
+    assert record["answer"] == "sadness"
+    assert record["words"] == "Oh my God, he’s lost it."
+    media = folder(tmp_path, "test/dia0_utt3.mp4")
+    with pytest.raises(RecordError, match="are both called 'dia0_utt3': give the folder of one split"):
+        do_import(tmp_path, "meld", {"dev.csv": MELD}, media)
+
+
+def test_held_out_by_label(tmp_path: Path) -> None:
+    media = folder(tmp_path, *(f"03-01-06-01-02-01-{actor:02}.wav" for actor in (1, 2, 17, 20)))
+    held_out = parse_held_out(["actor=17-20"])
+    records, report = do_import(tmp_path, "ravdess", {}, media, held_out=held_out)
+    apart = read(tmp_path / "out" / "held_out.jsonl")
+    assert [record["labels"]["actor"] for record in records] == ["1", "2"]
+    assert [record["labels"]["actor"] for record in apart] == ["17", "20"]
+    assert (report.records, report.held_out) == (2, 2)
+    with pytest.raises(ConfigError, match="--held-out actor=99 takes none of the records"):
+        do_import(tmp_path, "ravdess", {}, media, held_out=parse_held_out(["actor=99"]))
+    with pytest.raises(ConfigError, match="has no such label"):
+        do_import(tmp_path, "ravdess", {}, media, held_out=parse_held_out(["speaker=1"]))
+    with pytest.raises(ConfigError, match="write LABEL=VALUES"):
+        parse_held_out(["17-20"])
+
+
+def test_what_is_not_found_is_named_and_written_all_the_same(tmp_path: Path) -> None:
+    media = folder(tmp_path, "b.wav")
+    csv = "audiocap_id,youtube_id,start_time,caption\n1,a,0,one\n2,b,0,two\n"
+    records, report = do_import(tmp_path, "audiocaps", {"t.csv": csv}, media)
+    assert report.missing == ["a.wav"]
+    assert len(records) == 2
+    assert json.loads((tmp_path / "out" / "import.json").read_text())["missing"] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"q.json": [{"q": "?"}]}, r"q.json row 1: no field 'question_id' \(it has q\): is this the format"),
+        ({"q.json": "[{]"}, "q.json: not JSON"),
+        ({"q.jsonl": json.dumps(QUESTION | {"video_id": 1}) + "\nnonsense"}, "q.jsonl row 2: not JSON"),
+        ({"q.json": [3]}, "q.json row 1: a row must be an object, not int"),
+        ({"q.xml": "<a/>"}, "annotations are read from .json, .jsonl, .csv, .tsv and .txt"),
+        ({}, "msrvtt-qa: no records: give --annotations its files"),
+    ],
+)
+def test_bad_annotations_are_named_with_file_and_row(tmp_path: Path, files: dict, message: str) -> None:
+    with pytest.raises(MllmError, match=message):
+        do_import(tmp_path, "msrvtt-qa", files)
+    assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+def test_unknown_names_tell_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no format 'msrvtt': did you mean 'msrvtt-qa'"):
+        import_records("msrvtt", [], None, tmp_path)
+    with pytest.raises(RecordError, match="there is no such annotation file"):
+        import_records("msrvtt-qa", [tmp_path / "none.json"], None, tmp_path)
+    with pytest.raises(RecordError, match="is not a folder"):
+        import_records("fsdd", [], tmp_path / "none", tmp_path)
+
+
+def test_every_importer_says_what_it_needs() -> None:
+    for name, importer in IMPORTERS.items():
+        assert importer.fields, name
+        assert importer.about.endswith((".", "said")), name
+
+
+def test_the_command_says_what_was_left_out_and_not_found(tmp_path: Path, capsys) -> None:
+    def printed(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", *arguments])
+        assert stopped.value.code == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    media = folder(tmp_path, "03-01-06-01-02-01-12.wav", "notes.wav")
+    out = printed("import", "ravdess", "--media", str(media), "--out", str(tmp_path / "out"))
+    assert "1 records in" in out
+    assert "left out: 1 × file names not like ravdess's, such as notes.wav" in out
+    (tmp_path / "test.csv").write_text("audiocap_id,youtube_id,start_time,caption\n1,a,0,one\n")
+    command = ["import", "audiocaps", "--annotations", str(tmp_path / "test.csv"), "--out", str(tmp_path)]
+    assert "not found in" in printed(*command, "--media", str(media))
+    assert "recordings were not looked for" in printed(*command)
+    assert "[start - end] turn emotion" in printed("formats")
