@@ -84,6 +84,49 @@ def import_command(
 
 
 @app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A JSONL file of records, or a folder of them.")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another split, which must not share a recording with it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for check.json and check.html.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Write what is right to <name>.fixed.jsonl.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds until a recording counts as hung.")] = 60,
+) -> None:
+    """Find what training would stumble over: bad rows, damaged recordings, splits that overlap."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from data_prep import check_report
+    from data_prep.check import check as run
+    from data_prep.check import record_files
+
+    files = record_files([path, *(against or [])])
+    checked = run(files, workers, timeout, lambda items, total: track(items, "Looking", total))
+    out = out or (path if path.is_dir() else path.parent)
+    check_report.write_json(checked, out / "check.json")
+    check_report.write_page(checked, out / "check.html", ", ".join(str(file) for file in files))
+    if checked.findings:
+        Console().print(check_report.table(checked))
+    counts = check_report.summary(checked)
+    typer.echo(
+        f"{counts['rows']} rows, {counts['recordings']} recordings: {counts['errors']} errors, "
+        f"{counts['warnings']} warnings; {out / 'check.html'}"
+    )
+    if fix:
+        from data_prep.check_fix import fix as write_fixed
+
+        for fixed, done in write_fixed(checked).items():
+            typer.echo(f"{fixed}: " + ", ".join(f"{count} {what}" for what, count in done.items()))
+    if counts["errors"] or (strict and counts["warnings"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def formats() -> None:
     """List what `mllm data import` reads, with the fields that it needs."""
     from rich.console import Console

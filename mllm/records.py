@@ -142,7 +142,11 @@ def validate_record(
     if not isinstance(record, Mapping):
         raise RecordError(f"{where}: a record must be an object, not {type(record).__name__}")
     if "messages" not in record:
-        hint = " (this row has LLaVA's 'conversations': convert it)" if "conversations" in record else ""
+        hint = (
+            " (this is LLaVA's form: `mllm data import chats` converts it)"
+            if "conversations" in record
+            else ""
+        )
         raise RecordError(f"{where}: no 'messages'{hint}: give a list of {{'role', 'content'}}")
     record = dict(record)
     if isinstance(record.get("id"), int):

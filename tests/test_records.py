@@ -83,7 +83,7 @@ WRONG = [
     ("{", r"data.jsonl row 2: not JSON \(.* at column 2\)"),
     ("[1]", "data.jsonl row 2: a record must be an object, not list"),
     ({"id": "x"}, "row 2: no 'messages': give a list"),
-    ({"conversations": []}, "row 2: no 'messages' .this row has LLaVA's 'conversations'"),
+    ({"conversations": []}, "row 2: no 'messages' .this is LLaVA's form: `mllm data import chats`"),
     (
         record("clips/none.mp4"),
         "row 2: there is no 'clips/none.mp4' in .*: paths are relative to the record file",
