@@ -127,6 +127,62 @@ def check(
 
 
 @app.command()
+def build(
+    config: Annotated[Path, typer.Argument(help="Experiment whose data.train and data.val are built.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
+    out: Annotated[Path, typer.Option(help="Folder; each record file gets one of its name in it.")] = Path(
+        "data/shards"
+    ),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Build afresh what is there.")] = False,
+) -> None:
+    """Decode recordings once, at the model's size, into shards that training maps into memory."""
+    from data_prep.build import Form, make_plan
+    from data_prep.build import build as run
+    from mllm.build import window_spec
+    from mllm.experiment import load_experiment
+
+    experiment = load_experiment(config, overrides or [])
+    shards = experiment.data.shards
+    form = Form(window_spec(experiment.model), shards.frames, shards.quality)
+    files = [
+        (key, Path(name))
+        for key, name in (("train", experiment.data.train), ("val", experiment.data.val))
+        if name.endswith(".jsonl")
+    ]
+    if not files:
+        raise MllmError(
+            f"{config}: data.train is {experiment.data.train}, data.val {experiment.data.val}: name a JSONL "
+            "file of records in one; generated worlds need no shards"
+        )
+    for key, file in files:
+        folder = out / file.stem
+        plan = make_plan(file, form, shards.size)
+        decoded = run(plan, str(file), folder, workers, restart, _bar(file.name))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        typer.echo(
+            f"{folder}: {len(plan.records)} records, {sum(map(len, plan.stretches))} recordings "
+            f"({decoded} decoded now), {size / 1e6:.1f} MB; in the experiment: data.{key}={folder}"
+        )
+
+
+def _bar(name: str):
+    """A progress bar over shards that counts recordings, with rate and time left."""
+
+    def progress(counts, done: int, total: int):
+        from tqdm import tqdm
+
+        with tqdm(total=total, initial=done, desc=name, unit=" recordings") as bar:
+            for count in counts:
+                bar.update(count)
+                yield count
+
+    return progress
+
+
+@app.command()
 def formats() -> None:
     """List what `mllm data import` reads, with the fields that it needs."""
     from rich.console import Console

@@ -10,6 +10,7 @@ import torch
 
 from mllm import chat
 from mllm.errors import ConfigError, MllmError
+from mllm.windows import WindowSpec
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
@@ -95,6 +96,20 @@ def build_model(
             _load_tower(tower, getattr(settings, part))
     model.generation_config = greedy_generation(tokenizer)
     return model, MllmProcessor.from_config(tokenizer, config)
+
+
+def window_spec(settings: Any) -> WindowSpec:
+    """How a model with these settings cuts recordings.
+
+    Raises:
+        ConfigError: its video tower cannot be found.
+    """
+    return WindowSpec(
+        settings.window_seconds,
+        settings.frames_per_window,
+        settings.max_windows,
+        _config(settings.video, "video").image_size,
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

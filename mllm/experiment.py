@@ -108,13 +108,22 @@ class Model(Section):
     embedding_dim: Positive = 256
 
 
+class Shards(Section):
+    """How `mllm data build` keeps recordings."""
+
+    frames: Literal["jpeg", "uint8"] = "jpeg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 90  # of JPEG
+    size: Positive = 256  # recordings in a shard
+
+
 class Data(Section):
-    """Names for `records.open_source`: `world:train`, or the path of a JSONL file."""
+    """Names for `records.open_source`: `world:train`, a JSONL file, a folder of `mllm data build`."""
 
     train: str = "world:train"
     val: str = "world:val"
     questions_per_clip: Positive = 4
     workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0: the training process itself
+    shards: Shards = Shards()
 
 
 class Stage(Section):

@@ -65,7 +65,7 @@ class Source(Protocol):
 
 
 def open_source(name: str) -> Source:
-    """Opens a data source by name: `world:train`, `world:train,seed=3`, or the path of a JSONL file.
+    """Opens a data source by name: `world:train`, `world:train,seed=3`, a JSONL file, or a folder of shards.
 
     Raises:
         RecordError: nothing of that name, or a bad row in the file.
@@ -76,10 +76,14 @@ def open_source(name: str) -> Source:
         return known[kind].load()(rest)
     if Path(name).is_file():
         return JsonlSource(name)
+    if Path(name, "build.json").is_file():
+        from mllm.shards import ShardSource
+
+        return ShardSource(name)
     near = get_close_matches(kind, known, n=1)
     meant = f"did you mean '{near[0]}:{rest}'? " if near and rest else ""
     raise RecordError(
-        f"no data source {name!r}: {meant}give the path of a JSONL file or one of "
+        f"no data source {name!r}: {meant}give a JSONL file, a folder of shards, or one of "
         + ", ".join(f"{key}:…" for key in sorted(known))
     )
 

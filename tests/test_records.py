@@ -170,7 +170,7 @@ def test_sources_are_found_through_their_entry_point(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(records, "entry_points", lambda group: [entry] if group == "mllm.sources" else [])
     assert records.open_source("moon:train,seed=3") == "moon of train,seed=3"
     with pytest.raises(
-        RecordError, match=r"no data source 'mon:val': did you mean 'moon:val'\? give the path"
+        RecordError, match=r"no data source 'mon:val': did you mean 'moon:val'\? give a JSONL file"
     ):
         records.open_source("mon:val")
     with pytest.raises(RecordError, match=r"no data source 'none.jsonl': give the path .* or one of moon:…"):

@@ -54,7 +54,7 @@ MODULE_GROUPS = {
 FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
 
 # Settings that change speed or output but, save for rounding, not the result: a resumed run may change them.
-FREE_SETTINGS = {"workers", "num_threads", "compile", "log_every", "save_every"}
+FREE_SETTINGS = {"workers", "shards", "num_threads", "compile", "log_every", "save_every"}
 
 NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds", "num_tokens"}  # of a row, on the terminal
 

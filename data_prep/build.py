@@ -1,0 +1,242 @@
+"""`mllm data build`: recordings decoded once, into shards that training maps into memory (`mllm.shards`).
+
+A shard is a fixed stretch of the recordings, made by one worker, written beside its place and renamed. So the
+folder holds whole shards at every moment, the same command goes on with those that are missing, and what
+comes out does not depend on how often it was stopped, nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessPool
+
+from mllm.chat import media_parts
+from mllm.errors import ConfigError, MllmError
+from mllm.files import write_atomically
+from mllm.media import load_clip
+from mllm.records import Record, read_records, write_records
+from mllm.shards import MANIFEST, RECORDS, REFERENCE, FrameFormat, shard_name, to_row, write_shard
+from mllm.windows import WindowSpec
+
+SAMPLED = 16  # recordings that the disk estimate is made from
+SPARE = 1.1  # times the estimate must be free
+ROW_BYTES = 2_000  # of a row beside frames and sound
+
+Medium = tuple[str, str, dict[str, Any]]  # kind, path, options
+
+
+@dataclass(frozen=True)
+class Form:
+    """How recordings are kept.
+
+    Attributes:
+        windows: how they are cut; only frames that the windows need are kept, at their size.
+        frames: as JPEG of this `quality` (1 to 100), or as they are.
+    """
+
+    windows: WindowSpec
+    frames: FrameFormat = "jpeg"
+    quality: int = 90
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder is built from.
+
+    Attributes:
+        stretches: for each shard its recordings; a different span or separate sound is another recording.
+        records: with `shard://<number>` in place of recordings.
+    """
+
+    stretches: list[list[Medium]]
+    records: list[Record]
+    form: Form
+
+    def manifest(self, source: str) -> dict[str, Any]:
+        """What build.json says; equal for equal plans over unchanged recordings."""
+        listed = hashlib.sha256()
+        for stretch in self.stretches:
+            listed.update(json.dumps([[*medium, _size(medium[1])] for medium in stretch]).encode())
+        return {
+            "source": source,
+            "recordings": sum(map(len, self.stretches)),
+            "shards": len(self.stretches),
+            "frames": self.form.frames,
+            "quality": self.form.quality if self.form.frames == "jpeg" else None,
+            "windows": asdict(self.form.windows),
+            "listed": listed.hexdigest(),
+        }
+
+
+def make_plan(path: Path, form: Form, shard_size: int) -> Plan:
+    """The plan for a record file, with that many recordings in a shard.
+
+    Raises:
+        RecordError: a bad row.
+    """
+    numbers: dict[str, int] = {}
+    media: list[Medium] = []
+    records = []
+    for record in read_records(path):
+        messages = []
+        for message in record["messages"]:
+            parts = []
+            for part in message["content"]:
+                if part["type"] != "text":
+                    kind, source, options = media_parts([{"content": [part]}])[0]
+                    key = json.dumps([kind, source, options], sort_keys=True)
+                    if key not in numbers:
+                        numbers[key] = len(media)
+                        media.append((kind, source, options))
+                    part = {"type": kind, kind: f"{REFERENCE}{numbers[key]}"}
+                parts.append(part)
+            messages.append(message | {"content": parts})
+        records.append(record | {"messages": messages})
+    stretches = [media[first : first + shard_size] for first in range(0, len(media), shard_size)]
+    return Plan(stretches, records, form)
+
+
+def build(
+    plan: Plan,
+    source: str,
+    out: Path,
+    workers: int | None = None,
+    restart: bool = False,
+    progress: Callable[[Iterable[Any], int, int], Iterable[Any]] = lambda items, done, total: items,
+) -> int:
+    """Builds a folder, or goes on with it; returns the number of recordings that were decoded now.
+
+    Args:
+        source: what the folder was built from, for people.
+        progress: wraps the recordings as they come, given how many were done before and how many there are.
+
+    Raises:
+        ConfigError: the folder was built from something else, or the disk is too small.
+        MediaError: a recording that cannot be read; shards that are done stay.
+    """
+    manifest = plan.manifest(source)
+    written = out / MANIFEST
+    if out.exists() and any(out.iterdir()) and not written.is_file():
+        raise ConfigError(f"{out} holds something else: give another --out")
+    if restart and out.exists():
+        shutil.rmtree(out)
+    if written.is_file():
+        before = json.loads(written.read_text(encoding="utf-8"))
+        changed = [key for key in manifest if before.get(key) != manifest[key]]
+        if changed:
+            raise ConfigError(
+                f"{out} was built from something else ({', '.join(changed)} differ): give another --out, or "
+                "build it afresh with --restart"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    _remove_partial(out)
+    missing = {
+        out / shard_name(number): stretch
+        for number, stretch in enumerate(plan.stretches)
+        if not (out / shard_name(number)).is_file()
+    }
+    to_do = sum(map(len, missing.values()))
+    _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
+    write_atomically(written, json.dumps(manifest, indent=1))
+    total = manifest["recordings"]
+    try:
+        decoded = sum(progress(_build_shards(missing, plan.form, workers), total - to_do, total))
+    finally:
+        _remove_partial(out)  # of workers that were stopped
+    write_records(out / RECORDS, plan.records)
+    return decoded
+
+
+def _remove_partial(out: Path) -> None:
+    for partial in out.glob("*.part"):
+        partial.unlink()
+
+
+def _build_shards(missing: dict[Path, list[Medium]], form: Form, workers: int | None) -> Iterator[int]:
+    """The number of recordings in each shard, as shards are done."""
+    count = min(workers or os.cpu_count() or 1, len(missing))
+    if count <= 1:
+        for path, stretch in missing.items():
+            yield build_shard(path, stretch, form)
+        return
+    with ProcessPool(max_workers=count, context=get_context("spawn")) as pool:
+        tasks = [pool.schedule(build_shard, args=(path, stretch, form)) for path, stretch in missing.items()]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BaseException:
+            pool.stop()
+            raise
+
+
+def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
+    """Decodes recordings into one shard, whole or not at all; returns how many there are.
+
+    Raises:
+        MediaError: a recording that cannot be read.
+        MllmError: the disk is full, or the folder not writable.
+    """
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        write_shard(partial, (_row(medium, form) for medium in stretch))
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is longer
+        raise MllmError(
+            f"{path}: cannot be written ({reason}): shards that are done stay, and the same "
+            "command goes on with them"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(stretch)
+
+
+def _row(medium: Medium, form: Form) -> dict[str, Any]:
+    kind, path, options = medium
+    clip = load_clip(
+        path,
+        size=form.windows.image_size,
+        choose=lambda duration: form.windows.frame_times(duration).ravel(),
+        want_video=kind != "audio",
+        want_audio=kind != "image",
+        **options,
+    )
+    provenance = {"path": path[:1000], "bytes": _size(path)} | options
+    return to_row(clip, provenance, form.frames, form.quality)
+
+
+def _require_room(media: Sequence[Medium], form: Form, out: Path) -> None:
+    """Decodes a few recordings to see how large all will be.
+
+    Raises:
+        ConfigError: the disk has less.
+    """
+    sample = media[:: max(len(media) // SAMPLED, 1)][:SAMPLED]
+    if not sample:
+        return
+    rows = [_row(medium, form) for medium in sample]
+    sizes = [sum(map(len, row["frames"])) + len(row["waveform"] or b"") + ROW_BYTES for row in rows]
+    needed = sum(sizes) / len(sizes) * len(media) * SPARE
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise ConfigError(
+            f"{out}: {len(media)} recordings need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: "
+            "give another --out, or data.shards.frames=jpeg"
+        )
+
+
+def _size(path: str) -> int | None:
+    """Bytes of a file; None for a folder or what is no file."""
+    return os.path.getsize(path) if os.path.isfile(path) else None

@@ -1,0 +1,218 @@
+"""Shards: what training reads from them is what it would read from the recordings themselves."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.build import Form, build, make_plan
+from mllm.errors import ConfigError, MediaError, MllmError, RecordError
+from mllm.records import JsonlSource, open_source, write_records
+from mllm.shards import ShardSource
+from mllm.windows import WindowSpec, load_windows
+from tests.media_files import clicks, frame_folder, make, tone
+
+SPEC = WindowSpec(window_seconds=1.0, frames_per_window=2, max_windows=3, image_size=32)
+EXACT = Form(SPEC, "uint8")
+
+
+def row(number: int, part: dict, answer: str = "a bell") -> dict:
+    user = [part, {"type": "text", "text": f"question {number}"}]
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    return {"id": f"r{number}", "messages": messages, "task": "qa", "captions": {"video": ["a bell rings"]}}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> Path:
+    """Six records about five recordings: whole, a span of it, mute, sound alone, frames with sound."""
+    folder = tmp_path_factory.mktemp("media")
+    film = make(folder / "film.mp4", seconds=5, sounds=[clicks(5, 44_100)])
+    make(folder / "mute.mp4", seconds=2)
+    make(folder / "sound.wav", codec=None, sounds=[tone(2, 16_000)], sound_codec="pcm_s16le", rate=16_000)
+    frame_folder(folder / "frames")
+    rows = [
+        row(0, {"type": "video", "video": str(film)}),
+        row(1, {"type": "video", "video": str(film)}, "nothing"),
+        row(2, {"type": "video", "video": str(film), "start": 1.0, "end": 2.5}),
+        row(3, {"type": "video", "video": str(folder / "mute.mp4")}),
+        row(4, {"type": "audio", "audio": str(folder / "sound.wav")}),
+        row(5, {"type": "video", "video": str(folder / "frames"), "audio": str(folder / "sound.wav")}),
+    ]
+    write_records(folder / "rows.jsonl", rows)
+    return folder / "rows.jsonl"
+
+
+def parts(source: JsonlSource) -> list[dict]:
+    return [
+        record["messages"][0]["content"][0]
+        for scene in range(len(source))
+        for record in source.conversations(scene)
+    ]
+
+
+def cut(part: dict):
+    options = {
+        key: value for key, value in part.items() if key in ("start", "end", "audio") and key != part["type"]
+    }
+    return load_windows(part[part["type"]], SPEC, want_video=part["type"] == "video", **options)
+
+
+def test_windows_from_shards_are_those_of_the_recordings(records: Path, tmp_path: Path) -> None:
+    decoded = build(make_plan(records, EXACT, shard_size=2), "rows", tmp_path / "built", workers=1)
+    assert decoded == 5
+    shards, files = open_source(str(tmp_path / "built")), JsonlSource(records)
+    assert isinstance(shards, ShardSource)
+    assert len(shards) == len(files)
+    for built, original in zip(parts(shards), parts(files), strict=True):
+        (windows, seen), (expected, also_seen) = cut(built), cut(original)
+        assert seen == also_seen
+        for window, other in zip(windows, expected, strict=True):
+            assert (window.frames is None) == (other.frames is None)
+            assert window.frames is None or np.array_equal(window.frames, other.frames)
+            assert (window.waveform is None) == (other.waveform is None)
+            assert (
+                window.waveform is None
+                or np.abs(window.waveform - np.clip(other.waveform, -1, 1)).max() < 2e-5
+            )
+    first, second = (record["messages"][0]["content"][0]["video"] for record in shards.conversations(0))
+    assert first is second, "records on one recording share it"
+    assert shards.pair(0)["captions"] == files.pair(0)["captions"]
+
+
+def test_jpeg_is_smaller_and_near(records: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for name, form in (("uint8", EXACT), ("jpeg", Form(SPEC, "jpeg", 95))):
+        build(make_plan(records, form, 8), "rows", tmp_path / name, workers=1)
+        sizes[name] = (tmp_path / name / "shard-00000.arrow").stat().st_size
+    exact, near = (ShardSource(tmp_path / name).clip(0).frames for name in ("uint8", "jpeg"))
+    assert np.abs(exact.astype(int) - near).mean() < 8
+    assert sizes["jpeg"] < sizes["uint8"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_what_is_missing_is_made_again_and_nothing_else(records: Path, tmp_path: Path) -> None:
+    plan = make_plan(records, EXACT, shard_size=2)
+    build(plan, "rows", tmp_path / "whole", workers=2)
+    build(plan, "rows", tmp_path / "killed", workers=1)
+    (tmp_path / "killed" / "records.jsonl").unlink()
+    (tmp_path / "killed" / "shard-00001.arrow").rename(tmp_path / "killed" / "shard-00001.arrow.part")
+    with pytest.raises(RecordError, match="built in part only: the same `mllm data build` goes on"):
+        open_source(str(tmp_path / "killed"))
+    assert build(plan, "rows", tmp_path / "killed", workers=1) == 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert build(plan, "rows", tmp_path / "killed") == 0
+
+
+def test_another_form_needs_another_folder(records: Path, tmp_path: Path) -> None:
+    out = tmp_path / "built"
+    build(make_plan(records, EXACT, 8), "rows", out, workers=1)
+    with pytest.raises(ConfigError, match=r"built from something else \(frames, quality differ\)"):
+        build(make_plan(records, Form(SPEC), 8), "rows", out)
+    build(make_plan(records, Form(SPEC), 8), "rows", out, workers=1, restart=True)
+    assert ShardSource(out).frames == "jpeg"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds something else"):
+        build(make_plan(records, EXACT, 8), "rows", tmp_path / "mine", restart=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_recording_that_cannot_be_read_stops_the_build_with_its_name(
+    tmp_path: Path, workers: int, monkeypatch
+) -> None:
+    monkeypatch.setattr("data_prep.build.SAMPLED", 1)  # the estimate does not meet it
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    make(tmp_path / "good.mp4")
+    rows = [
+        row(number, {"type": "video", "video": str(tmp_path / name)})
+        for number, name in enumerate(["good.mp4", "bad.mp4"])
+    ]
+    write_records(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(MediaError, match="bad.mp4"):
+        build(make_plan(tmp_path / "rows.jsonl", EXACT, 1), "rows", tmp_path / "built", workers=workers)
+    assert not list((tmp_path / "built").glob("*.part"))
+
+
+def test_a_disk_that_is_too_small_is_told_before(records: Path, tmp_path: Path, monkeypatch) -> None:
+    from data_prep import build as module
+
+    free = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(
+        ConfigError, match="5 recordings need about .* GB, 0.00 GB are free: give another --out"
+    ):
+        build(make_plan(records, EXACT, 8), "rows", tmp_path / "built")
+
+
+def test_a_shard_that_cannot_be_written_leaves_no_half(records: Path, tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(MllmError, match=r"shard-00000.arrow: cannot be written \(File too large\)"):
+            build(make_plan(records, EXACT, 8), "rows", tmp_path / "built", workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in (tmp_path / "built").iterdir()] == ["build.json"]
+
+
+def test_data_workers_open_shards_for_themselves(records: Path, tmp_path: Path) -> None:
+    build(make_plan(records, EXACT, 8), "rows", tmp_path / "built", workers=1)
+    source = ShardSource(tmp_path / "built")
+    source.clip(0)
+    copy = pickle.loads(pickle.dumps(source))
+    assert np.array_equal(copy.clip(0).frames, source.clip(0).frames)
+
+
+CONFIG = """
+name: shards
+model: {video: {type: timesformer, image_size: 32, patch_size: 16}}
+data: {train: ROWS, shards: {size: 2}}
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    rows = []
+    for number in range(60):
+        make(tmp_path / f"{number}.mp4", seconds=1 + number % 3, sounds=[tone(1, 44_100)])
+        rows.append(row(number, {"type": "video", "video": str(tmp_path / f"{number}.mp4")}))
+    write_records(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "shards.yaml").write_text(CONFIG.replace("ROWS", str(tmp_path / "rows.jsonl")))
+    command = [sys.executable, "-c", "from mllm.cli import main; main()", "data", "build"]
+    command += [str(tmp_path / "shards.yaml"), "--workers", "1", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    random = np.random.default_rng(0)
+    built = tmp_path / "killed" / "rows"
+    kills, met = 0, set()
+    while kills < 10:
+        before = len(list(built.glob("*.arrow")))
+        running = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+        while running.poll() is None and len(list(built.glob("*.arrow"))) == before:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.1))
+        if running.poll() is None:
+            running.kill()
+            kills += 1
+        running.wait()
+        met.add(len(list(built.glob("*.arrow"))))
+        if (built / "records.jsonl").is_file():  # it was done: begin again
+            shutil.rmtree(built)
+    assert len(met) > 2, "kills met the build at different moments"
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    assert contents(tmp_path / "killed" / "rows") == contents(tmp_path / "whole" / "rows")
