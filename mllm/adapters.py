@@ -87,15 +87,26 @@ class QFormer(nn.Module):
 
 
 class Projector(nn.Module):
-    """Query outputs into the decoder's embedding width: [..., D] -> [..., hidden]."""
+    """Query outputs into the decoder's embedding width: [..., D] -> [..., hidden].
+
+    They come out as long as the decoder's words are (`match`). Without the norm they grew to twenty times
+    that, and whatever the decoder's layers wrote onto such a token was lost beside it (docs/log.md).
+    """
 
     def __init__(self, width: int, hidden_size: int):
         super().__init__()
         self.linear_in = nn.Linear(width, hidden_size)
         self.linear_out = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.RMSNorm(hidden_size, eps=1e-6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear_out(functional.gelu(self.linear_in(x)))
+        x = self.linear_out(functional.gelu(self.linear_in(x)))
+        return self.norm(x.to(self.norm.weight.dtype))  # under autocast the two differ
+
+    @torch.no_grad()
+    def match(self, embeddings: torch.Tensor) -> None:
+        """Outputs as long as these token embeddings [vocabulary, hidden] are on average."""
+        self.norm.weight.fill_(embeddings.float().square().mean().sqrt())
 
 
 class EmbeddingHead(nn.Module):

@@ -91,6 +91,7 @@ def build_model(
         model.model.language_model.load_state_dict(decoder.get_decoder().state_dict())
         model.lm_head.load_state_dict(decoder.get_output_embeddings().state_dict())
         model.tie_weights()
+    model.model.match_projectors()
     for part, tower in (("video", model.model.video_tower), ("audio", model.model.audio_tower)):
         if isinstance(getattr(settings, part), str):
             _load_tower(tower, getattr(settings, part))

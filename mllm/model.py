@@ -148,6 +148,11 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def match_projectors(self) -> None:
+        """Media tokens as long as words: before the adapters are trained for the first time."""
+        for projector in (self.video_projector, self.audio_projector):
+            projector.match(self.get_input_embeddings().weight)
+
     def query_outputs(
         self,
         pixel_values: torch.Tensor | None = None,

@@ -9,6 +9,7 @@ import torch
 from mllm.adapters import EmbeddingHead, QFormer
 from mllm.config import MllmConfig
 from mllm.encoders import build_encoder
+from mllm.processor import collate_media
 from tests.tiny import SETTINGS, ask, clip, still, tiny
 
 CONVERSATIONS = [
@@ -196,3 +197,20 @@ class _Hashable(dict):
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(repr(sorted(self.items())))
+
+
+def test_media_tokens_begin_as_long_as_words():
+    model, processor = tiny()
+    words = model.get_input_embeddings().weight
+    with torch.no_grad():
+        words.mul_(7)
+        model.model.match_projectors()
+        queries = model.model.query_outputs(**collate_media([processor.media(clip(), "video")]))
+        for projector, outputs in (
+            (model.model.video_projector, queries["video"]),
+            (model.model.audio_projector, queries["audio"]),
+        ):
+            lengths = projector(outputs).square().mean(-1).sqrt()
+            torch.testing.assert_close(
+                lengths, words.square().mean().sqrt().expand_as(lengths), rtol=0.05, atol=0
+            )

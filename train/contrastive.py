@@ -145,6 +145,7 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
 
     settings = run.settings
     set_trainable(model, settings.train)
+    model.model.match_projectors()  # to the words as stage 0 has left them
     prepare_model(model, run)
     objective = ContrastiveObjective(model, settings)
     torch.manual_seed(run.experiment.seed)
