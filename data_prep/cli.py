@@ -168,6 +168,37 @@ def build(
         )
 
 
+@app.command()
+def features(
+    config: Annotated[Path, typer.Argument(help="Experiment whose data.train and data.val are read.")],
+    model: Annotated[str, typer.Option(help="Checkpoint or run folder whose towers will be frozen.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
+) -> None:
+    """Run frozen towers once over all recordings and keep what they give: training then runs none."""
+    from rich.progress import track
+
+    from data_prep.features import fill
+    from mllm.cache import FeatureCache
+    from mllm.checkpoint import load
+    from mllm.experiment import Cache, load_experiment
+    from mllm.records import open_source
+
+    experiment = load_experiment(config, overrides or [])
+    settings = experiment.data.cache or Cache()
+    names = [name for name in (experiment.data.train, experiment.data.val) if not name.startswith("world:")]
+    if not names:
+        raise MllmError(f"{config}: data.train and data.val are generated worlds, which never repeat a clip")
+    loaded, processor = load(model)
+    cache = FeatureCache(settings.folder, settings.max_gb)
+    for name in names:
+        source = open_source(name)
+        fill(loaded, processor, source, cache, lambda scenes, name=name: track(scenes, description=name))
+    typer.echo(
+        f"{settings.folder}: {cache.misses} windows and chunks computed, {cache.hits} were there; "
+        f"in the experiment: data.cache.folder={settings.folder}"
+    )
+
+
 def _bar(name: str):
     """A progress bar over shards that counts recordings, with rate and time left."""
 

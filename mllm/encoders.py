@@ -9,6 +9,8 @@ To add one, write the class and name it in ENCODERS under its config's `model_ty
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import BertModel, PreTrainedConfig, TimesformerModel
@@ -17,10 +19,17 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 
 class Tower(nn.Module):
-    """The contract."""
+    """The contract.
+
+    `features` is what the model calls: `forward`, or what `mllm.cache` has kept of it.
+    """
 
     width: int
     tokens_per_window: int
+    kept: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def features(self, batch: torch.Tensor) -> torch.Tensor:
+        return self(batch) if self.kept is None else self.kept(batch)
 
 
 class TimesformerTower(Tower):

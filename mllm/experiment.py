@@ -116,6 +116,13 @@ class Shards(Section):
     size: Positive = 256  # recordings in a shard
 
 
+class Cache(Section):
+    """Where features of frozen towers are kept."""
+
+    folder: str = ".mllm/features"
+    max_gb: Rate = 20.0
+
+
 class Data(Section):
     """Names for `records.open_source`: `world:train`, a JSONL file, a folder of `mllm data build`."""
 
@@ -124,6 +131,7 @@ class Data(Section):
     questions_per_clip: Positive = 4
     workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0: the training process itself
     shards: Shards = Shards()
+    cache: Cache | None = None  # null: frozen towers run at every step
 
 
 class Stage(Section):

@@ -59,7 +59,7 @@ class MediaEncoder:
         mean = torch.tensor(config.image_mean, device=device).view(-1, 1, 1)
         std = torch.tensor(config.image_std, device=device).view(-1, 1, 1)
         pixels = ((pixel_values.float() / 255 - mean) / std).to(dtype)
-        return self.video_qformer(self.video_tower(pixels))
+        return self.video_qformer(self.video_tower.features(pixels))
 
     def image_query_outputs(self, image_values: torch.Tensor) -> torch.Tensor:
         """image_values uint8 [images, C, height, width] -> [images, Q, width]: a video that stands still."""
@@ -75,7 +75,7 @@ class MediaEncoder:
         """
         tokens = self.config.audio_tokens_per_window
         per_chunk = self.config.windows_per_chunk
-        features = self.audio_tower(input_features.to(self.audio_qformer.queries.dtype))
+        features = self.audio_tower.features(input_features.to(self.audio_qformer.queries.dtype))
         windows = features[:, : per_chunk * tokens].unflatten(1, (per_chunk, tokens))
         filled = torch.arange(per_chunk, device=features.device) < window_counts.view(-1, 1).to(
             features.device

@@ -30,6 +30,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mllm import checkpoint
+from mllm.cache import FeatureCache, keep_features
 from mllm.errors import ConfigError
 from mllm.files import write_atomically
 from train.compiler import require_compiler
@@ -54,7 +55,7 @@ MODULE_GROUPS = {
 FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
 
 # Settings that change speed or output but, save for rounding, not the result: a resumed run may change them.
-FREE_SETTINGS = {"workers", "shards", "num_threads", "compile", "log_every", "save_every"}
+FREE_SETTINGS = {"workers", "shards", "cache", "num_threads", "compile", "log_every", "save_every"}
 
 NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds", "num_tokens"}  # of a row, on the terminal
 
@@ -209,6 +210,11 @@ def prepare_model(model: Any, run: Run) -> None:
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
         for part in [*towers, model.model.video_tower, model.model.video_qformer, model.model.audio_qformer]:
             pad_rows(part)
+    if run.experiment.data.cache is not None:
+        cache = FeatureCache(run.experiment.data.cache.folder, run.experiment.data.cache.max_gb)
+        for tower in (model.model.video_tower, model.model.audio_tower):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                keep_features(tower, cache)
     if run.settings.compile:
         require_compiler(run.stage)
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).

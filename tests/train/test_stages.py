@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import TrainingArguments
@@ -174,3 +176,30 @@ def test_unknown_groups_and_missing_space_are_named(tiny):
     model.config.space_config = None
     with pytest.raises(ConfigError, match=r"model\.text is null"):
         contrastive.longest_caption(model)
+
+
+def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_experiment, tiny_folder):
+    from mllm.checkpoint import load
+    from mllm.experiment import load_experiment
+
+    def losses(name: str, *overrides: str) -> tuple[list[float], int]:
+        path = write_experiment(tmp_path)
+        experiment = load_experiment(
+            path, [f"name={name}", "instruct.train=[qformers,projectors]", *overrides]
+        )
+        model, processor = load(tiny_folder)
+        runs: list[int] = []
+        for tower in (model.model.video_tower, model.model.audio_tower):
+            tower.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
+        run = open_run(experiment, "instruct")
+        instruct.train(run, model, processor)
+        rows = json.loads((run.folder / "metrics.json").read_text())["rows"]
+        return [row["loss"] for row in rows], len(runs)
+
+    plain, runs = losses("plain")
+    cache = f"data.cache.folder={tmp_path / 'features'}"
+    first, first_runs = losses("first", cache)
+    second, second_runs = losses("second", cache)
+    assert runs >= first_runs > second_runs == 0
+    assert first == second
+    assert first == pytest.approx(plain, rel=0.02)  # features are kept in bfloat16

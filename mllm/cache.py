@@ -1,0 +1,123 @@
+"""What a frozen tower makes of a window, kept on disk: training, evaluation and the index run it once.
+
+A feature is found by content: the window's own pixels or log-mel values, as the tower gets them, and the
+tower's weights. Another recording, span, size, sampling or tower has another key, so nothing found is ever
+stale. Features are kept in bfloat16, and taken as rounded by it from the first time on: a hit and a miss
+give the same numbers.
+
+The store is diskcache's (SQLite and files): several processes may write at once, and a size cap evicts what
+was used least recently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mllm.encoders import Tower
+
+BYTES_PER_GB = 10**9
+
+
+class FeatureCache:
+    """A folder of tower features.
+
+    Args:
+        folder: made if it is not there.
+        max_gb: size from which on the least recently used features go.
+
+    Attributes:
+        hits, misses: windows that were found, and that were not.
+    """
+
+    def __init__(self, folder: str | Path, max_gb: float = 20.0):
+        self.folder = Path(folder)
+        self.max_gb = max_gb
+        self.hits = self.misses = 0
+        self._store: Any = None
+
+    @property
+    def store(self) -> Any:
+        """The store, opened by each process for itself."""
+        if self._store is None:
+            import diskcache
+
+            try:
+                self._store = diskcache.Cache(
+                    str(self.folder),
+                    size_limit=int(self.max_gb * BYTES_PER_GB),
+                    eviction_policy="least-recently-used",
+                    disk_min_file_size=1 << 16,
+                )
+            except OSError as error:
+                raise ConfigError(f"{self.folder}: no cache can be kept there: {error.strerror}") from None
+        return self._store
+
+    def through(self, tower: Tower, fingerprint: str, batch: Tensor) -> Tensor:
+        """Features of a batch, computed where they are not known yet.
+
+        Args:
+            fingerprint: of the tower.
+            batch: [items, …], the tower's input.
+
+        Returns:
+            [items, tokens, width], in the batch's type.
+        """
+        shape = (tower.tokens_per_window, tower.width)
+        keys = [_key(fingerprint, item) for item in batch]
+        found = [None if data is None else _from_bytes(data, shape) for data in map(self.store.get, keys)]
+        unknown = [place for place, features in enumerate(found) if features is None]
+        self.hits += len(keys) - len(unknown)
+        self.misses += len(unknown)
+        if unknown:
+            with torch.no_grad():
+                computed = tower(batch[unknown]).to(torch.bfloat16).cpu()
+            for place, features in zip(unknown, computed, strict=True):
+                found[place] = features
+                self.store.set(keys[place], _to_bytes(features))
+        return torch.stack([features for features in found if features is not None]).to(batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_store": None}
+
+
+def keep_features(tower: Tower, cache: FeatureCache) -> None:
+    """From now on a tower's features come from the cache where it has them.
+
+    Raises:
+        ConfigError: a parameter of the tower trains: its features change at every step.
+    """
+    if any(parameter.requires_grad for parameter in tower.parameters()):
+        raise ConfigError("features of a tower that trains cannot be kept: take the tower out of `train`")
+    tower.kept = partial(cache.through, tower, fingerprint(tower))
+
+
+def fingerprint(tower: Tower) -> str:
+    """sha256, hex, of a tower's weights and of what its configuration says."""
+    digest = hashlib.sha256(repr(tower).encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _key(fingerprint: str, item: Tensor) -> bytes:
+    digest = hashlib.blake2b(f"{fingerprint} {item.dtype} {tuple(item.shape)}".encode(), digest_size=20)
+    digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _to_bytes(features: Tensor) -> bytes:
+    return features.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _from_bytes(data: bytes, shape: tuple[int, int]) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(shape)

@@ -1,0 +1,171 @@
+"""The feature cache: from disk the same numbers as from the tower, and never those of another one."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllm.build import build_model
+from mllm.cache import FeatureCache, fingerprint, keep_features
+from mllm.checkpoint import save
+from mllm.cli import main
+from mllm.errors import ConfigError
+from mllm.experiment import Model
+from mllm.records import write_records
+from tests.media_files import make, tone
+from tests.tiny import SETTINGS, TEXTS, clip, tiny
+
+
+@pytest.fixture
+def frozen():
+    """(model, processor), nothing of it trains."""
+    model, processor = tiny()
+    return model.requires_grad_(False), processor
+
+
+def towers(model):
+    return model.model.video_tower, model.model.audio_tower
+
+
+def keep(model, folder: Path, **options) -> FeatureCache:
+    cache = FeatureCache(folder, **options)
+    for tower in towers(model):
+        keep_features(tower, cache)
+    return cache
+
+
+def count_runs(model) -> list[int]:
+    """Windows and chunks that a tower really sees from now on."""
+    seen: list[int] = []
+    for tower in towers(model):
+        tower.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
+def queries(model, processor, *clips):
+    from mllm.processor import collate_media
+
+    with torch.no_grad():
+        return model.model.query_outputs(**collate_media([processor.media(clip, "video") for clip in clips]))
+
+
+def test_a_second_look_runs_no_tower_and_gives_the_same(frozen, tmp_path: Path) -> None:
+    model, processor = frozen
+    plain = queries(model, processor, clip())
+    cache = keep(model, tmp_path)
+    first = queries(model, processor, clip())
+    runs = count_runs(model)
+    again = queries(model, processor, clip())
+    assert runs == []
+    assert cache.hits == cache.misses > 0
+    for name in plain:
+        assert torch.equal(first[name], again[name])
+        torch.testing.assert_close(first[name], plain[name], atol=0.02, rtol=0.02)  # bfloat16 on disk
+
+
+def test_only_windows_that_are_new_are_run(frozen, tmp_path: Path) -> None:
+    model, processor = frozen
+    keep(model, tmp_path)
+    queries(model, processor, clip(4.0, picture=True, sound=False))
+    runs = count_runs(model)
+    queries(model, processor, clip(4.0, sound=False), clip(2.0, seed=1, sound=False))
+    assert runs == [1]
+
+
+def test_another_process_finds_it_too(frozen, tmp_path: Path) -> None:
+    model, processor = frozen
+    keep(model, tmp_path)
+    first = queries(model, processor, clip())
+    other, _ = tiny()
+    cache = keep(other.requires_grad_(False), tmp_path)
+    again = queries(other, processor, clip())
+    assert cache.misses == 0
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_changed_tower_or_size_finds_nothing(frozen, tmp_path: Path) -> None:
+    model, processor = frozen
+    keep(model, tmp_path)
+    queries(model, processor, clip())
+    changed, _ = tiny()
+    with torch.no_grad():
+        for tower in towers(changed):
+            next(tower.parameters()).view(-1)[0] += 1e-3
+    cache = keep(changed.requires_grad_(False), tmp_path)
+    queries(changed, processor, clip())
+    assert cache.hits == 0
+    settings = SETTINGS | {"video": SETTINGS["video"] | {"image_size": 48}}
+    larger, its_processor = build_model(Model.model_validate(settings), list(TEXTS))
+    cache = keep(larger.requires_grad_(False), tmp_path)
+    queries(larger, its_processor, clip(sound=False))
+    assert cache.hits == 0
+
+
+def test_a_tower_that_trains_is_refused(tmp_path: Path) -> None:
+    model, _ = tiny()
+    with pytest.raises(
+        ConfigError, match="of a tower that trains cannot be kept: take the tower out of `train`"
+    ):
+        keep(model, tmp_path)
+
+
+def test_a_fingerprint_is_of_the_weights_alone(frozen) -> None:
+    video, audio = towers(frozen[0])
+    assert fingerprint(video) == fingerprint(towers(tiny()[0])[0])
+    assert fingerprint(video) != fingerprint(audio)
+
+
+def test_the_cap_evicts_what_was_not_used(frozen, tmp_path: Path) -> None:
+    model, processor = frozen
+    cache = keep(model, tmp_path, max_gb=1e-4)
+    for seed in range(300):
+        queries(model, processor, clip(2.0, seed, sound=False))
+    assert 0 < len(cache.store) < 300
+
+
+def write_some(folder: str, seed: int) -> None:
+    torch.set_num_threads(1)
+    model, processor = tiny()
+    keep(model.requires_grad_(False), Path(folder))
+    for number in range(8):
+        queries(model, processor, clip(2.0, seed + number, sound=False))
+
+
+def test_writers_side_by_side_lose_nothing(frozen, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_some, args=(str(tmp_path), seed)) for seed in (0, 4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    model, processor = frozen
+    cache = keep(model, tmp_path)
+    queries(model, processor, *(clip(2.0, seed, sound=False) for seed in range(12)))
+    assert (cache.hits, cache.misses) == (12, 0)
+
+
+def test_features_are_filled_for_a_record_file_and_only_once(tmp_path: Path, capsys) -> None:
+    model, processor = tiny()
+    save(model, processor, tmp_path / "model")
+    make(tmp_path / "a.mp4", seconds=3, sounds=[tone(3, 44_100)])
+    part = {"type": "video", "video": str(tmp_path / "a.mp4")}
+    rows = [
+        {"id": str(number), "messages": [{"role": "user", "content": [part, question]}], "answer": "a star"}
+        for number, question in enumerate(["What?", "Who?"])
+    ]
+    write_records(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "e.yaml").write_text(f"name: e\ndata: {{train: {tmp_path / 'rows.jsonl'}, val: world:val}}\n")
+
+    def fill() -> str:
+        folder = f"data.cache.folder={tmp_path / 'features'}"
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", "features", str(tmp_path / "e.yaml"), folder, "--model", str(tmp_path / "model")])
+        assert not stopped.value.code
+        return capsys.readouterr().out
+
+    assert "4 windows and chunks computed, 0 were there" in fill()
+    assert "0 windows and chunks computed, 4 were there" in fill()
