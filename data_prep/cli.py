@@ -199,6 +199,26 @@ def features(
     )
 
 
+@app.command()
+def transcribe(
+    path: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
+    model: Annotated[str, typer.Option(help="A whisper model: base, small, … or a .pt file.")] = "base",
+    language: Annotated[str | None, typer.Option(help="Such as en; told by the model unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; that of the records unless given.")] = None,
+) -> None:
+    """Write down what is said, with times, and put it before the questions as subtitles."""
+    from rich.progress import track
+
+    from data_prep.transcribe import TRANSCRIPTS, load_whisper
+    from data_prep.transcribe import transcribe as run
+
+    out = out or path.parent
+    hear = load_whisper(model, language)
+    new, old = run(path, hear, out, lambda items, total: track(items, "Listening", total))
+    typer.echo(f"{out / TRANSCRIPTS}: {new} recordings transcribed, {old} were there")
+    typer.echo(f"{out / f'{path.stem}.subtitled.jsonl'}: the records with subtitles")
+
+
 def _bar(name: str):
     """A progress bar over shards that counts recordings, with rate and time left."""
 

@@ -1,0 +1,150 @@
+"""`mllm data transcribe`: what is said, and when, by openai-whisper (Radford et al. 2022), as subtitles.
+
+    transcripts.jsonl        one row a recording: {"media", "language", "sub": [{"text", "start", "end"}]}
+    <name>.subtitled.jsonl   the records, with what is said written before the question
+
+A row is written as soon as its recording is done: killed at any moment, the same command goes on with the
+next one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.templates import subtitle_block
+from mllm.chat import media_parts
+from mllm.errors import ConfigError, MllmError
+from mllm.media import load_clip, probe
+from mllm.records import Record, read_records, write_records
+
+TRANSCRIPTS = "transcripts.jsonl"
+Hear = Callable[[np.ndarray], dict[str, Any]]  # 16 kHz sound -> {"language", "sub"}
+
+
+def load_whisper(name: str, language: str | None = None, **options: Any) -> Hear:
+    """A whisper model, by a name that openai-whisper knows or the path of a `.pt` file.
+
+    Args:
+        language: such as "en"; None lets the model tell.
+        options: further ones of `whisper.transcribe`.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    import whisper
+
+    try:
+        model = whisper.load_model(name)
+    except Exception as error:  # torch, the network or whisper itself, each with errors of its own
+        known = ", ".join(whisper.available_models())
+        raise ConfigError(f"--model {name}: {error}; give a .pt file or one of {known}") from None
+
+    def hear(waveform: np.ndarray) -> dict[str, Any]:
+        result = whisper.transcribe(model, waveform, language=language, fp16=False, verbose=None, **options)
+        lines = [
+            {"text": part["text"].strip(), "start": round(part["start"], 2), "end": round(part["end"], 2)}
+            for part in result["segments"]
+        ]
+        return {"language": result["language"], "sub": [line for line in lines if line["text"]]}
+
+    return hear
+
+
+def transcribe(
+    path: Path,
+    hear: Hear,
+    out: Path,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+) -> tuple[int, int]:
+    """Transcribes every recording of a record file that has sound, and writes the records with subtitles.
+
+    Args:
+        progress: wraps the recordings that are left, given their number.
+
+    Returns:
+        How many recordings were transcribed now, and how many had been before.
+
+    Raises:
+        RecordError: a bad row. MediaError: a recording that cannot be read.
+    """
+    records = list(read_records(path))
+    media = {_key(source, options): (source, options) for _, source, options in _heard(records)}
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / TRANSCRIPTS
+    done = _whole_rows(file)
+    left = {key: place for key, place in media.items() if key not in done}
+    for key, (source, options) in progress(left.items(), len(left)):
+        heard: dict[str, Any] = {"language": None, "sub": []}
+        if options.get("audio") or probe(source).has_audio:
+            waveform = load_clip(source, want_video=False, **options).waveform
+            heard = hear(waveform) if waveform is not None else heard
+        done[key] = {"media": key} | heard
+        _append(file, done[key])
+    write_records(out / f"{path.stem}.subtitled.jsonl", _subtitled(records, done))
+    return len(left), len(media) - len(left)
+
+
+def _subtitled(records: list[Record], transcripts: dict[str, Any]) -> Iterator[Record]:
+    for record in records:
+        messages = []
+        for message in record["messages"]:
+            parts = []
+            for part in message["content"]:
+                parts.append(part)
+                if part["type"] in ("video", "audio"):
+                    (_, source, options), *_ = media_parts([{"content": [part]}])
+                    told = subtitle_block(transcripts[_key(source, options)]["sub"])
+                    parts += [{"type": "text", "text": told}] if told else []
+            messages.append(message | {"content": parts})
+        yield record | {"messages": messages}
+
+
+def _heard(records: Iterable[Record]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for record in records:
+        for kind, source, options in media_parts(record["messages"]):
+            if kind in ("video", "audio"):
+                yield kind, source, options
+
+
+def _key(source: str, options: dict[str, Any]) -> str:
+    """A recording with its span and separate sound; times in its transcript count from the span's start."""
+    more = "".join(f" {name}={value}" for name, value in sorted(options.items()))
+    return f"{source}{more}"
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    try:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+    except OSError as error:
+        raise MllmError(
+            f"{file}: cannot be written ({error.strerror}): what is done stays, the same command goes on"
+        ) from None
+
+
+def _whole_rows(file: Path) -> dict[str, Any]:
+    """Rows by recording; what a kill left half-written at the end is cut off."""
+    rows: dict[str, Any] = {}
+    whole = 0
+    if not file.is_file():
+        return rows
+    with file.open("rb+") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            rows[row["media"]] = row
+            whole += len(line)
+        lines.truncate(whole)
+    return rows

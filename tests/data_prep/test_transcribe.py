@@ -1,0 +1,113 @@
+"""Transcripts: one row a recording, in time, goes on where it was stopped; whisper with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.transcribe import load_whisper, transcribe
+from mllm.errors import ConfigError
+from mllm.records import read_records, write_records
+from tests.media_files import make, tone
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """Three recordings: sound, sound in a span, no sound; four records."""
+    make(tmp_path / "a.mp4", seconds=6, sounds=[tone(6, 44_100)])
+    make(tmp_path / "mute.mp4", seconds=2)
+    parts = [
+        {"video": "a.mp4"},
+        {"video": "a.mp4"},
+        {"video": "a.mp4", "start": 2.0, "end": 5.0},
+        {"video": "mute.mp4"},
+    ]
+    rows = []
+    for number, part in enumerate(parts):
+        part = {"type": "video", **part, "video": str(tmp_path / part["video"])}
+        user = [part, {"type": "text", "text": "Who?"}]
+        rows.append({"id": str(number), "messages": [{"role": "user", "content": user}], "answer": "a man"})
+    write_records(tmp_path / "rows.jsonl", rows)
+    return tmp_path / "rows.jsonl"
+
+
+class MockedEars:
+    """Says how long it listened: the mechanics need no model."""
+
+    def __init__(self, stop_after: int = 99):
+        self.lengths: list[float] = []
+        self.stop_after = stop_after
+
+    def __call__(self, waveform: np.ndarray) -> dict:
+        if len(self.lengths) == self.stop_after:
+            raise KeyboardInterrupt
+        self.lengths.append(len(waveform) / 16_000)
+        lines = [{"text": "hello", "start": 0.5, "end": 1.0}, {"text": "you", "start": 2.2, "end": 2.9}]
+        return {"language": "en", "sub": lines}
+
+
+def asked(path: Path) -> list[str]:
+    return [
+        "".join(part.get("text", "") for part in record["messages"][0]["content"])
+        for record in read_records(path)
+    ]
+
+
+def test_what_is_said_stands_before_the_question_with_mocked_ears(records: Path, tmp_path: Path) -> None:
+    ears = MockedEars()
+    assert transcribe(records, ears, tmp_path / "out") == (3, 0)
+    assert ears.lengths == pytest.approx([6.0, 3.0], abs=0.1)
+    told = "Subtitles:\n[00:00] hello\n[00:02] you\nWho?"
+    assert asked(tmp_path / "out" / "rows.subtitled.jsonl") == [told, told, told, "Who?"]
+
+
+def test_it_goes_on_where_it_was_stopped_with_mocked_ears(records: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    transcribe(records, MockedEars(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        transcribe(records, MockedEars(stop_after=1), out)
+    file = out / "transcripts.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"media": "half a ro')  # as a kill may leave it
+    ears = MockedEars()
+    assert transcribe(records, ears, out) == (2, 1)
+    assert len(ears.lengths) == 1
+    for name in ("transcripts.jsonl", "rows.subtitled.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def random_whisper(tmp_path_factory) -> Path:
+    """A .pt file as openai-whisper writes them, tiny, with random weights."""
+    import whisper
+
+    torch.manual_seed(0)
+    sizes = {"state": 8, "head": 1, "layer": 1}
+    dims = whisper.ModelDimensions(
+        n_mels=80,
+        n_audio_ctx=1500,
+        n_vocab=51865,
+        n_text_ctx=448,
+        **{f"n_{side}_{name}": size for side in ("audio", "text") for name, size in sizes.items()},
+    )
+    path = tmp_path_factory.mktemp("whisper") / "random.pt"
+    weights = whisper.model.Whisper(dims).state_dict()
+    torch.save({"dims": vars(dims), "model_state_dict": weights}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_real_whisper_file_is_read_and_listens(records: Path, tmp_path: Path, random_whisper: Path) -> None:
+    hear = load_whisper(str(random_whisper), temperature=0.0, sample_len=8)
+    assert transcribe(records, hear, tmp_path / "out") == (3, 0)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()]
+    assert [bool(row["language"]) for row in rows] == [True, True, False]
+    assert all(0 <= line["start"] <= line["end"] for row in rows for line in row["sub"])
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--model nonsense: .*; give a .pt file or one of tiny"):
+        load_whisper("nonsense")
