@@ -123,6 +123,25 @@ class Cache(Section):
     max_gb: Rate = 20.0
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Augment(Section):
+    """Other views of recordings in training; 0 or null leaves one out. See train/augment.py."""
+
+    noise_snr: float | None = None  # dB: white noise from this loudness down to 20 dB less
+    pitch: Weight = 0.0  # semitones up or down, at most
+    speed: Share = 0.0  # faster or slower by this share, at most
+    time_mask: Share = 0.0  # of the sound that falls silent, at most
+    frequency_mask: Share = 0.0  # of the spectrum that is taken out, at most
+    crop: Share = 0.0  # of a picture's sides that is cut off, at most
+    jitter: Share = 0.0  # of brightness, contrast and saturation, at most
+    flip: bool = False  # left and right exchanged, where no text knows them
+    temporal_crop: Share = 0.0  # of a recording that is cut off, at most, where no text tells a time
+    frame_dropout: Share = 0.0  # of frames that repeat the one before
+    word_dropout: Share = 0.0  # of a caption's words, for the shared space alone
+
+
 class Data(Section):
     """Names for `records.open_source`: `world:train`, a JSONL file, a folder of `mllm data build`."""
 
@@ -131,6 +150,7 @@ class Data(Section):
     questions_per_clip: Positive = 4
     workers: int = Field(default=0, ge=0)  # processes that prepare batches; 0: the training process itself
     shards: Shards = Shards()
+    augment: Augment | None = None
     cache: Cache | None = None  # null: frozen towers run at every step
 
 

@@ -72,6 +72,29 @@ def probe_command(
         print(f"{name:8} {accuracy:.3f}   majority {majority:.3f}")
 
 
+@app.command(name="views")
+def views_command(
+    config: Annotated[Path, typer.Argument(help="Experiment whose data.augment is drawn.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
+    out: Annotated[Path, typer.Option(help="Where the picture goes (PNG).")] = Path("views.png"),
+    scene: Annotated[int, typer.Option(min=0, help="Which scene of data.train.")] = 0,
+) -> None:
+    """Draw a recording of data.train before and after each augmentation."""
+    from mllm.errors import ConfigError
+    from mllm.experiment import load_experiment
+    from mllm.media import load_clip
+    from mllm.records import open_source
+    from train.augment_sheet import draw_views
+
+    experiment = load_experiment(config, overrides or [])
+    if experiment.data.augment is None:
+        raise ConfigError(f"{config}: data.augment is null: set some of it, data.augment.crop=0.2 for one")
+    pair = open_source(experiment.data.train).pair(scene)
+    captions = (pair["captions"].get(kind) for kind in ("both", "video", "audio"))
+    draw_views(load_clip(pair["clip"]), next(filter(None, captions)), experiment.data.augment, out)
+    print(out)
+
+
 def _run(
     config: Path, overrides: list[str] | None, restart: bool, stages: list[str], validate: bool = False
 ) -> None:

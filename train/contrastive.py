@@ -162,6 +162,7 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
             open_source(settings.curriculum.source) if settings.curriculum else None,
             settings.curriculum.steps * settings.batch * PROCESSES if settings.curriculum else 0,
             settings.text_batch,
+            run.experiment.data.augment,
         ),
     )
     return trainer.run_stage(model, processor)

@@ -8,7 +8,7 @@ generating, and nothing waits on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ import torch
 from mllm import chat
 from mllm.embedder import text_inputs
 from mllm.errors import RecordError
-from mllm.media import Clip
+from mllm.experiment import Augment
+from mllm.media import Clip, load_clip
 from mllm.processor import Encoded, MediaFeatures, MllmProcessor
 from mllm.records import Source
+from train.augment import augment, drop_words
 from train.losses import caption_id
 from train.shapes import ROWS, TOKENS
 
@@ -30,6 +32,7 @@ CAPTION_REQUESTS = {
     "both": "describe the recording.",
 }
 SHUFFLED_UP_TO = 1 << 20
+VIEWS, WORDS = 1, 2  # what a random generator of an example is for
 RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -44,10 +47,15 @@ def number_dataset(steps: int, batch: int):
 class Collator:
     """Turns numbers into scenes of the source: every epoch in another order that the seed alone decides."""
 
-    def __init__(self, source: Source, processor: MllmProcessor, seed: int):
+    text_tokens: int | None = None  # longest caption that the shared space reads
+
+    def __init__(
+        self, source: Source, processor: MllmProcessor, seed: int, augmentation: Augment | None = None
+    ):
         self.source = source
         self.processor = processor
         self.seed = seed
+        self.augmentation = augmentation
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def scene(self, number: int) -> int:
@@ -58,6 +66,54 @@ class Collator:
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
         return int(self._epoch[1][place])
+
+    def views(self, conversations: list[list[dict]], number: int) -> list[list[dict]]:
+        """Conversations of the run's `number`-th example, their recordings augmented, each once for all."""
+        if self.augmentation is None:
+            return conversations
+        checked = [chat.validate_messages(messages) for messages in conversations]
+        parts = [part for messages in checked for message in messages for part in message["content"]]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        rng = np.random.default_rng((self.seed, number, VIEWS))
+        clips: dict[tuple, Clip] = {}
+        for part in parts:
+            if part["type"] != "text" and _values(part) not in clips:
+                clips[_values(part)] = augment(self._read(part), self.augmentation, rng, texts)
+
+        def view(part: dict[str, Any]) -> dict[str, Any]:
+            return part if part["type"] == "text" else media_part(clips[_values(part)], part["type"])
+
+        return [
+            [message | {"content": [view(part) for part in message["content"]]} for message in messages]
+            for messages in checked
+        ]
+
+    def _read(self, part: dict[str, Any]) -> Clip:
+        options = {key: value for key, value in part.items() if key not in ("type", part["type"])}
+        spec = self.processor.spec
+        return load_clip(
+            part[part["type"]],
+            size=spec.image_size,
+            choose=lambda duration: spec.frame_times(duration).ravel(),
+            want_video=part["type"] != "audio",
+            **options,
+        )
+
+    def space(
+        self, media: Sequence[MediaFeatures], captions: Sequence[dict[str, Any]], numbers: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """`space_batch` of recordings and their captions, words dropped where the experiment says so.
+
+        Args:
+            numbers: of the example that each recording belongs to.
+        """
+        share = self.augmentation.word_dropout if self.augmentation else 0.0
+
+        def say(caption: str, clip: int) -> str:
+            rng = np.random.default_rng((self.seed, numbers[clip], WORDS))
+            return drop_words(caption, share, rng) if share else caption
+
+        return space_batch(media, captions, self.processor, self.text_tokens, say)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         raise NotImplementedError
@@ -107,8 +163,9 @@ class PairCollator(Collator):
         easy: Source | None = None,
         easy_clips: int = 0,
         text_batch: int = 0,
+        augmentation: Augment | None = None,
     ):
-        super().__init__(source, processor, seed)
+        super().__init__(source, processor, seed, augmentation)
         self.text_tokens = text_tokens
         self.easy = easy
         self.easy_clips = easy_clips
@@ -124,11 +181,13 @@ class PairCollator(Collator):
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         pairs = [self.pair(row["number"]) for row in rows]
         encoded = [
-            self.processor.encode_group(caption_conversations(pair, row["number"]))
+            self.processor.encode_group(self.views(caption_conversations(pair, row["number"]), row["number"]))
             for pair, row in zip(pairs, rows, strict=True)
         ]
         media = [example.media[0] for example in encoded]
-        space = space_batch(media, [pair["captions"] for pair in pairs], self.processor, self.text_tokens)
+        captions = [pair["captions"] for pair in pairs]
+        numbers = [row["number"] for row in rows]
+        space = self.space(media, captions, numbers)
         batch = self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
         return batch | {"text": self.texts(rows[: self.text_batch])} if self.text_batch else batch
 
@@ -149,33 +208,37 @@ class QuestionCollator(Collator):
         seed: int,
         questions: int,
         text_tokens: int | None = None,
+        augmentation: Augment | None = None,
     ):
-        super().__init__(source, processor, seed)
+        super().__init__(source, processor, seed, augmentation)
         self.questions = questions
         self.text_tokens = text_tokens
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         encoded: list[Encoded] = []
         captions: list[dict[str, Any]] = []  # of each recording in the batch
+        numbers: list[int] = []  # of the example that each recording belongs to
         for row in rows:
-            records = self.source.conversations(self.scene(row["number"]))
-            chosen = np.random.default_rng((self.seed, row["number"])).permutation(len(records))[
-                : self.questions
-            ]
+            number = row["number"]
+            records = self.source.conversations(self.scene(number))
+            chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
             told = next((record["captions"] for record in records if record.get("captions")), {})
-            for group in by_prefix(answered(records[i]) for i in sorted(chosen)):
+            for group in by_prefix(self.views([answered(records[i]) for i in sorted(chosen)], number)):
                 example = self.processor.encode_group(group)
                 encoded.append(example)
                 captions += [told if len(example.media) == 1 else {}] * len(example.media)
+                numbers += [number] * len(example.media)
         if self.text_tokens is None:
             return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
         if not any(captions):
             for row in rows[: max(len(rows) // 2, 1)]:
                 pair = self.source.pair(self.scene(row["number"]))
-                encoded.append(self.processor.encode_group(caption_conversations(pair, row["number"])))
+                told = self.views(caption_conversations(pair, row["number"]), row["number"])
+                encoded.append(self.processor.encode_group(told))
                 captions.append(pair["captions"])
+                numbers.append(row["number"])
         media = [item for example in encoded for item in example.media]
-        space = space_batch(media, captions, self.processor, self.text_tokens)
+        space = self.space(media, captions, numbers)
         return self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
 
 
@@ -216,9 +279,9 @@ def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]
     ]
 
 
-def media_part(clip: Clip) -> dict[str, Any]:
-    """The message part for a clip in memory."""
-    modality = "image" if clip.is_image else "audio" if clip.frames is None else "video"
+def media_part(clip: Clip, modality: str | None = None) -> dict[str, Any]:
+    """The message part for a clip in memory, of what it holds unless told."""
+    modality = modality or ("image" if clip.is_image else "audio" if clip.frames is None else "video")
     return {"type": modality, modality: clip}
 
 
@@ -242,12 +305,15 @@ def _prefix(messages: list[dict]) -> tuple:
     end = 0
     for message in chat.validate_messages(messages):
         for part in message["content"]:
-            # In-memory clips have no equality: the same recording is the same object.
-            values = tuple((key, id(v) if isinstance(v, Clip) else v) for key, v in sorted(part.items()))
-            parts.append((message["role"], values))
+            parts.append((message["role"], _values(part)))
             if part["type"] != "text":
                 end = len(parts)
     return tuple(parts[:end])
+
+
+def _values(part: dict[str, Any]) -> tuple:
+    """A part by what it holds. In-memory clips have no equality: the same recording is the same object."""
+    return tuple((key, id(v) if isinstance(v, Clip) else v) for key, v in sorted(part.items()))
 
 
 def space_batch(
@@ -255,6 +321,7 @@ def space_batch(
     captions: Sequence[dict[str, Any]],
     processor: MllmProcessor,
     text_tokens: int,
+    say: Callable[[str, int], str] = lambda caption, clip: caption,
 ) -> dict[str, torch.Tensor]:
     """What the shared space needs to know about a batch of recordings.
 
@@ -262,6 +329,7 @@ def space_batch(
         media: every recording of the batch, in order.
         captions: of each recording, by CAPTION_REQUESTS' kinds; {} leaves it out of the loss.
         text_tokens: longest caption that the text tower reads.
+        say: a caption as the text tower reads it, from the caption and the number of its clip.
 
     Returns:
         video_windows, image_windows, audio_windows: [clips], query rows of each clip, 0 where it has none;
@@ -278,7 +346,7 @@ def space_batch(
             # A missing caption gets a number of its own, so that it equals no other.
             ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
             if text:
-                rows[clip, column] = texts.setdefault(text, len(texts))
+                rows[clip, column] = texts.setdefault(say(text, clip), len(texts))
     tokens = text_inputs(processor, list(texts) or [""], text_tokens, pad_to_multiple_of=ROWS)
     return {
         "video_windows": torch.tensor([sum(window[1] for window in item.layout) for item in media]),

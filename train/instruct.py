@@ -110,6 +110,7 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
             run.experiment.seed,
             data.questions_per_clip,
             text_tokens=longest_caption(model) if settings.contrastive_weight else None,
+            augmentation=data.augment,
         ),
     )
     return trainer.run_stage(tuned, processor)

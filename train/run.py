@@ -32,7 +32,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mllm import checkpoint
 from mllm.cache import FeatureCache, keep_features
 from mllm.errors import ConfigError
-from mllm.files import write_atomically
+from mllm.files import replacing, write_atomically
 from train.compiler import require_compiler
 from train.optimizer import MuonAdamW, parameter_groups
 from train.shapes import pad_rows
@@ -387,6 +387,5 @@ def draw_losses(rows: list[dict[str, float]], path: Path, title: str) -> None:
     axes.set(xlabel="step", ylabel="loss", title=title, yscale="log")
     if rows:
         axes.legend()
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

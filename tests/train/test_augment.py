@@ -1,0 +1,159 @@
+"""Augmentation: each kind does what it says, the text stays true, and the same example gets the same view."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.cli import main
+from mllm.experiment import Augment
+from mllm.media import SAMPLE_RATE, Clip
+from tests.tiny import clip
+from train import augment as views
+from train.data import PairCollator, QuestionCollator
+
+ROWS = [{"number": number} for number in range(6)]
+
+
+def tone(pitch: float, seconds: float = 1.0) -> np.ndarray:
+    return np.sin(2 * np.pi * pitch * np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE).astype(np.float32)
+
+
+def loudest(waveform: np.ndarray) -> float:
+    """Hz"""
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    return float(np.argmax(spectrum)) * SAMPLE_RATE / len(waveform)
+
+
+def gradient() -> Clip:
+    """Four seconds in which the picture brightens from left to right and from frame to frame."""
+    ramp = np.linspace(0, 100, 32)[None, None, :, None] + np.arange(16)[:, None, None, None] * 8
+    frames = np.broadcast_to(ramp, (16, 32, 32, 3)).astype(np.uint8)
+    return Clip(frames, np.arange(16) / 4, tone(440, 4.0), 4.0, "gradient")
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_noise_has_the_ratio_that_is_asked_for() -> None:
+    sound = tone(440)
+    hiss = views.noise(sound, 10.0, rng()) - sound
+    assert 10 * np.log10(np.mean(sound**2) / np.mean(hiss**2)) == pytest.approx(10.0, abs=0.2)
+    assert not views.noise(np.zeros(100, np.float32), 10.0, rng()).any()
+
+
+@pytest.mark.parametrize("semitones", [-12.0, -3.0, 0.0, 4.0, 12.0])
+def test_pitch_moves_and_length_stays(semitones: float) -> None:
+    shifted = views.pitch(tone(440), semitones)
+    assert shifted.shape == (SAMPLE_RATE,)
+    assert loudest(shifted) == pytest.approx(440 * 2 ** (semitones / 12), rel=0.02)
+
+
+def test_speed_shortens_everything_alike() -> None:
+    fast = views.speed(gradient(), 2.0)
+    assert fast.duration == 2.0
+    assert len(fast.waveform) == pytest.approx(2.0 * SAMPLE_RATE, abs=2)
+    assert fast.frame_times[-1] == pytest.approx(15 / 8)
+    assert loudest(fast.waveform) == pytest.approx(880, rel=0.01)
+
+
+def test_masks_silence_a_stretch_and_a_band() -> None:
+    masked = views.time_mask(tone(440), 0.25, 1.0)
+    assert not masked[-4000:].any()
+    assert masked[:12000].any()
+    both = tone(440) + tone(6000)
+    assert loudest(views.frequency_mask(both, 0.5, 0.0)) == pytest.approx(6000, rel=0.01)
+
+
+def test_crop_enlarges_a_part() -> None:
+    part = views.crop(gradient().frames, 0.5, np.array([0.0, 1.0]))
+    assert part.shape == (16, 32, 32, 3)
+    assert part[0, :, 0].mean() == pytest.approx(gradient().frames[0, :, 16].mean(), abs=3)
+
+
+def test_jitter_changes_brightness() -> None:
+    frames = gradient().frames
+    assert views.jitter(frames, np.array([1.2, 1, 1])).mean() == pytest.approx(frames.mean() * 1.2, rel=0.02)
+
+
+def test_dropped_frames_repeat_the_one_before() -> None:
+    frames = gradient().frames
+    dropped = views.drop_frames(frames, np.array([True, True, False, True] + [False] * 12))
+    assert np.array_equal(dropped[[1, 3]], frames[[0, 2]])
+    assert np.array_equal(dropped[4:], frames[4:])
+
+
+def test_temporal_crop_keeps_picture_and_sound_together() -> None:
+    part = views.temporal_crop(gradient(), 0.5, 1.0)
+    assert part.duration == 2.0
+    assert len(part.waveform) == 2 * SAMPLE_RATE
+    assert part.frames[0, 0, 0, 0] == 8 * 8
+    assert part.frame_times[0] == 0.0
+
+
+def test_words_are_dropped_but_never_all() -> None:
+    assert views.drop_words("a red star", 0.99, rng()) == "a red star"
+    words = [views.drop_words("one two three four", 0.5, rng(seed)).split() for seed in range(50)]
+    assert np.mean([len(left) for left in words]) == pytest.approx(2.3, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "may_flip", "may_crop"),
+    [("a red star", True, True), ("it moves Left.", False, True), ("when is it? 00:02", True, False)],
+)
+def test_what_the_text_says_stays_true(text: str, may_flip: bool, may_crop: bool) -> None:
+    original = gradient()
+    settings = Augment(flip=True, temporal_crop=0.5, speed=0.3)
+    seen = [views.augment(original, settings, rng(seed), [text]) for seed in range(20)]
+    flipped = [one.frames[0, 0, 0, 0] > one.frames[0, 0, -1, 0] for one in seen]
+    assert any(flipped) == may_flip
+    assert any(one.duration != original.duration for one in seen) == may_crop
+
+
+def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
+    original = clip()
+    same = views.augment(original, Augment(), rng())
+    assert same.fingerprint() == original.fingerprint()
+
+
+ALL = Augment(
+    noise_snr=10, pitch=2, speed=0.1, time_mask=0.1, frequency_mask=0.1, crop=0.2, jitter=0.2, flip=True,
+    temporal_crop=0.2, frame_dropout=0.2, word_dropout=0.3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [PairCollator, QuestionCollator])
+def test_batches_are_augmented_and_the_same_each_time(kind, tiny, world) -> None:
+    def batch(augmentation):
+        if kind is PairCollator:
+            return PairCollator(world, tiny[1], 0, 64, augmentation=augmentation)(ROWS)
+        return QuestionCollator(world, tiny[1], 0, 3, 64, augmentation)(ROWS)
+
+    plain, first, again = batch(None), batch(ALL), batch(ALL)
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    assert torch.equal(first["input_features"], again["input_features"])
+    assert torch.equal(first["space"]["text_ids"], again["space"]["text_ids"])
+    shapes = {name: tensor.shape for name, tensor in plain.items() if isinstance(tensor, torch.Tensor)}
+    assert shapes["pixel_values"] != first["pixel_values"].shape or not torch.equal(
+        plain["pixel_values"], first["pixel_values"]
+    )
+    assert not torch.equal(plain["space"]["text_ids"], first["space"]["text_ids"]) or (
+        plain["space"]["text_ids"].shape != first["space"]["text_ids"].shape
+    )
+    assert torch.equal(plain["space"]["caption_ids"], first["space"]["caption_ids"])
+
+
+def test_the_sheet_has_a_row_for_each_kind(tmp_path, write_experiment, capsys) -> None:
+    path = write_experiment(tmp_path)
+    out = tmp_path / "views.png"
+    kinds = ["crop=0.3", "flip=true", "noise_snr=5", "word_dropout=0.3"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "views", str(path), *(f"data.augment.{kind}" for kind in kinds), "--out", str(out)])
+    assert not stopped.value.code
+    assert Image.open(out).height == pytest.approx(110 * 1.1 * 5, abs=2)
+    with pytest.raises(SystemExit):
+        main(["train", "views", str(path)])
+    assert "data.augment is null: set some of it" in capsys.readouterr().err
