@@ -11,15 +11,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessPool
-
+from data_prep.engine import Engine, run
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
@@ -112,12 +109,14 @@ def build(
     out: Path,
     workers: int | None = None,
     restart: bool = False,
+    engine: Engine = "local",
     progress: Callable[[Iterable[Any], int, int], Iterable[Any]] = lambda items, done, total: items,
 ) -> int:
     """Builds a folder, or goes on with it; returns the number of recordings that were decoded now.
 
     Args:
         source: what the folder was built from, for people.
+        engine: where recordings are decoded.
         progress: wraps the recordings as they come, given how many were done before and how many there are.
 
     Raises:
@@ -150,7 +149,9 @@ def build(
     write_atomically(written, json.dumps(manifest, indent=1))
     total = manifest["recordings"]
     try:
-        decoded = sum(progress(_build_shards(missing, plan.form, workers), total - to_do, total))
+        items = {path: (path, stretch, plan.form) for path, stretch in missing.items()}
+        outcomes = run(build_shard, items, engine, workers, isolated=False)
+        decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
         _remove_partial(out)  # of workers that were stopped
     write_records(out / RECORDS, plan.records)
@@ -160,23 +161,6 @@ def build(
 def _remove_partial(out: Path) -> None:
     for partial in out.glob("*.part"):
         partial.unlink()
-
-
-def _build_shards(missing: dict[Path, list[Medium]], form: Form, workers: int | None) -> Iterator[int]:
-    """The number of recordings in each shard, as shards are done."""
-    count = min(workers or os.cpu_count() or 1, len(missing))
-    if count <= 1:
-        for path, stretch in missing.items():
-            yield build_shard(path, stretch, form)
-        return
-    with ProcessPool(max_workers=count, context=get_context("spawn")) as pool:
-        tasks = [pool.schedule(build_shard, args=(path, stretch, form)) for path, stretch in missing.items()]
-        try:
-            for task in as_completed(tasks):
-                yield task.result()
-        except BaseException:
-            pool.stop()
-            raise
 
 
 def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:

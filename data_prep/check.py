@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.check_media import MediaFacts, look
+from data_prep.engine import Engine, ProcessDied, run
 from mllm.chat import media_parts
 from mllm.errors import RecordError
 from mllm.records import validate_record
@@ -106,6 +106,7 @@ def check(
     files: Sequence[Path],
     workers: int | None = None,
     timeout: float = 60.0,
+    engine: Engine = "local",
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
 ) -> Checked:
     """Checks record files, each a split of its own.
@@ -113,6 +114,7 @@ def check(
     Args:
         workers: processes that look at recordings; None for one a core.
         timeout: seconds after which a recording counts as hung.
+        engine: where recordings are looked at.
         progress: wraps the recordings, given their number.
     """
     checked = Checked()
@@ -124,7 +126,7 @@ def check(
             _check_words(row, checked)
     wanted = {key_of(*part): part for row in checked.rows for part in row.media()}
     present = {key: part for key, part in wanted.items() if _local(part[1]) and Path(part[1]).exists()}
-    for key, facts in progress(look_at_all(present, workers, timeout), len(present)):
+    for key, facts in progress(look_at_all(present, workers, timeout, engine), len(present)):
         checked.facts[key] = facts
     for row in checked.rows:
         for kind, path, options in row.media():
@@ -265,27 +267,19 @@ def look_at_all(
     media: dict[str, tuple[str, str, dict[str, Any]]],
     workers: int | None,
     timeout: float,
+    engine: Engine = "local",
     look: Callable[[str, str | None], MediaFacts] = look,
 ) -> Iterator[tuple[str, MediaFacts]]:
     """Facts of every recording, as they come; a worker that hangs or dies is replaced."""
-    from concurrent.futures import TimeoutError, as_completed
-    from multiprocessing import get_context
-
-    from pebble import ProcessExpired, ProcessPool
-
-    count = workers or os.cpu_count() or 1
-    with ProcessPool(max_workers=count, context=get_context("spawn"), max_tasks=500) as pool:
-        tasks = {
-            pool.schedule(look, args=(path, options.get("audio")), timeout=timeout): key
-            for key, (_, path, options) in media.items()
-        }
-        for task in as_completed(tasks):
-            try:
-                yield tasks[task], task.result()
-            except TimeoutError:
-                yield tasks[task], MediaFacts(f"decoding hung for {timeout:g} s: encode it again or drop it")
-            except ProcessExpired:
-                yield tasks[task], MediaFacts("it crashed the decoder: encode it again or drop it")
+    items = {key: (path, options.get("audio")) for key, (_, path, options) in media.items()}
+    for outcome in run(look, items, engine, workers, timeout):
+        if isinstance(outcome.error, TimeoutError):
+            hung = f"decoding hung for {timeout:g} s: encode it again or drop it"
+            yield outcome.key, MediaFacts(hung)
+        elif isinstance(outcome.error, ProcessDied):
+            yield outcome.key, MediaFacts("it crashed the decoder: encode it again or drop it")
+        else:
+            yield outcome.key, outcome.result()
 
 
 def _local(path: str) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from data_prep.show import show
 from mllm.errors import MllmError
+
+ENGINE = Annotated[
+    Literal["local", "ray"], typer.Option(help="local: processes here; ray: a Ray cluster, see RAY_ADDRESS.")
+]
 
 app = typer.Typer(help="Make and look at data.", no_args_is_help=True)
 
@@ -96,17 +100,17 @@ def check(
         int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a recording counts as hung.")] = 60,
+    engine: ENGINE = "local",
 ) -> None:
     """Find what training would stumble over: bad rows, damaged recordings, splits that overlap."""
     from rich.console import Console
-    from rich.progress import track
 
     from data_prep import check_report
     from data_prep.check import check as run
     from data_prep.check import record_files
 
     files = record_files([path, *(against or [])])
-    checked = run(files, workers, timeout, lambda items, total: track(items, "Looking", total))
+    checked = run(files, workers, timeout, engine, _track("Looking"))
     out = out or (path if path.is_dir() else path.parent)
     check_report.write_json(checked, out / "check.json")
     check_report.write_page(checked, out / "check.html", ", ".join(str(file) for file in files))
@@ -137,6 +141,7 @@ def build(
         int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Build afresh what is there.")] = False,
+    engine: ENGINE = "local",
 ) -> None:
     """Decode recordings once, at the model's size, into shards that training maps into memory."""
     from data_prep.build import Form, make_plan
@@ -160,7 +165,7 @@ def build(
     for key, file in files:
         folder = out / file.stem
         plan = make_plan(file, form, shards.size)
-        decoded = run(plan, str(file), folder, workers, restart, _bar(file.name))
+        decoded = run(plan, str(file), folder, workers, restart, engine, _bar(file.name))
         size = sum(path.stat().st_size for path in folder.iterdir())
         typer.echo(
             f"{folder}: {len(plan.records)} records, {sum(map(len, plan.stretches))} recordings "
@@ -173,30 +178,24 @@ def features(
     config: Annotated[Path, typer.Argument(help="Experiment whose data.train and data.val are read.")],
     model: Annotated[str, typer.Option(help="Checkpoint or run folder whose towers will be frozen.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
+    engine: ENGINE = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
 ) -> None:
     """Run frozen towers once over all recordings and keep what they give: training then runs none."""
-    from rich.progress import track
-
     from data_prep.features import fill
-    from mllm.cache import FeatureCache
-    from mllm.checkpoint import load
     from mllm.experiment import Cache, load_experiment
-    from mllm.records import open_source
 
     experiment = load_experiment(config, overrides or [])
     settings = experiment.data.cache or Cache()
     names = [name for name in (experiment.data.train, experiment.data.val) if not name.startswith("world:")]
     if not names:
         raise MllmError(f"{config}: data.train and data.val are generated worlds, which never repeat a clip")
-    loaded, processor = load(model)
-    cache = FeatureCache(settings.folder, settings.max_gb)
     for name in names:
-        source = open_source(name)
-        fill(loaded, processor, source, cache, lambda scenes, name=name: track(scenes, description=name))
-    typer.echo(
-        f"{settings.folder}: {cache.misses} windows and chunks computed, {cache.hits} were there; "
-        f"in the experiment: data.cache.folder={settings.folder}"
-    )
+        new, old = fill(model, name, Path(settings.folder), settings.max_gb, engine, workers, _track(name))
+        typer.echo(
+            f"{name}: {new} windows and chunks computed, {old} were there; in the experiment: "
+            f"data.cache.folder={settings.folder}"
+        )
 
 
 @app.command()
@@ -204,19 +203,31 @@ def transcribe(
     path: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
     model: Annotated[str, typer.Option(help="A whisper model: base, small, … or a .pt file.")] = "base",
     language: Annotated[str | None, typer.Option(help="Such as en; told by the model unless given.")] = None,
+    engine: ENGINE = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder; that of the records unless given.")] = None,
 ) -> None:
     """Write down what is said, with times, and put it before the questions as subtitles."""
-    from rich.progress import track
-
-    from data_prep.transcribe import TRANSCRIPTS, load_whisper
+    from data_prep.transcribe import TRANSCRIPTS, Whisper, load_whisper
     from data_prep.transcribe import transcribe as run
 
     out = out or path.parent
-    hear = load_whisper(model, language)
-    new, old = run(path, hear, out, lambda items, total: track(items, "Listening", total))
+    if engine == "local" and workers == 1:
+        load_whisper(model)  # an unknown name is told before anything is read
+    new, old = run(path, Whisper(model, language), out, engine, workers, _track("Listening"))
     typer.echo(f"{out / TRANSCRIPTS}: {new} recordings transcribed, {old} were there")
     typer.echo(f"{out / f'{path.stem}.subtitled.jsonl'}: the records with subtitles")
+
+
+def _track(name: str):
+    """A progress bar over things of a known number, with time left."""
+
+    def progress(items, total: int):
+        from rich.progress import track
+
+        return track(items, description=name, total=total)
+
+    return progress
 
 
 def _bar(name: str):

@@ -3,44 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_prep.engine import Engine, run
 from mllm.cache import FeatureCache, keep_features
 from mllm.chat import media_parts
+from mllm.checkpoint import load
 from mllm.media import Clip
 from mllm.processor import MediaFeatures, MllmProcessor, collate_media
-from mllm.records import Source
+from mllm.records import Source, open_source
 
 WINDOWS = 32  # that go through a tower at once
+SCENES = 64  # that one task works on
 
 
 def fill(
-    model: Any,
-    processor: MllmProcessor,
-    source: Source,
-    cache: FeatureCache,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> None:
+    model: str,
+    source: str,
+    folder: Path,
+    max_gb: float,
+    engine: Engine = "local",
+    workers: int = 1,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+) -> tuple[int, int]:
     """Runs both towers on every recording of a source that the cache does not have.
 
     A feature is in the cache as soon as it is computed: killed at any moment, the same call goes on.
 
     Args:
-        progress: wraps the numbers of the scenes.
+        model: checkpoint folder or hub id.
+        source: as for `records.open_source`.
+        engine, workers: see `engine.run`; one local worker computes in this process.
+        progress: wraps the stretches of scenes, given their number.
+
+    Returns:
+        How many windows were computed, and how many were there.
     """
-    model.requires_grad_(False)
-    for tower in (model.model.video_tower, model.model.audio_tower):
-        keep_features(tower, cache)
+    length = len(open_source(source))
+    stretches = {
+        first: (model, source, folder, max_gb, first, min(first + SCENES, length))
+        for first in range(0, length, SCENES)
+    }
+    outcomes = run(fill_stretch, stretches, engine, workers, isolated=False)
+    counts = [outcome.result() for outcome in progress(outcomes, len(stretches))]
+    return sum(new for new, _ in counts), sum(old for _, old in counts)
+
+
+def fill_stretch(
+    model: str, source: str, folder: Path, max_gb: float, first: int, last: int
+) -> tuple[int, int]:
+    """The same for some scenes."""
+    loaded, processor, cache = _towers(model, folder, max_gb)
+    scenes = open_source(source)
+    new, old = cache.misses, cache.hits
     waiting: list[MediaFeatures] = []
-    for scene in progress(range(len(source))):
-        waiting += _recordings(source, scene, processor)
-        if sum(len(item.layout) for item in waiting) >= WINDOWS:
-            _run(model, waiting)
+    for scene in range(first, last):
+        waiting += _recordings(scenes, scene, processor)
+        if sum(len(item.layout) for item in waiting) >= WINDOWS or scene == last - 1:
+            _run(loaded, waiting)
             waiting = []
-    if waiting:
-        _run(model, waiting)
+    return cache.misses - new, cache.hits - old
+
+
+@lru_cache(maxsize=1)
+def _towers(model: str, folder: Path, max_gb: float) -> tuple[Any, MllmProcessor, FeatureCache]:
+    """Loaded once in each process."""
+    loaded, processor = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded.requires_grad_(False)
+    cache = FeatureCache(folder, max_gb)
+    for tower in (loaded.model.video_tower, loaded.model.audio_tower):
+        keep_features(tower, cache)
+    return loaded, processor, cache
 
 
 @torch.inference_mode()

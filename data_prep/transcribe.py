@@ -12,14 +12,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.engine import Engine, run
 from data_prep.templates import subtitle_block
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError
+from mllm.files import write_atomically
 from mllm.media import load_clip, probe
 from mllm.records import Record, read_records, write_records
 
@@ -27,12 +31,37 @@ TRANSCRIPTS = "transcripts.jsonl"
 Hear = Callable[[np.ndarray], dict[str, Any]]  # 16 kHz sound -> {"language", "sub"}
 
 
-def load_whisper(name: str, language: str | None = None, **options: Any) -> Hear:
-    """A whisper model, by a name that openai-whisper knows or the path of a `.pt` file.
+@dataclass(frozen=True)
+class Whisper:
+    """A whisper model as a function; loaded once in each process that calls it.
 
-    Args:
+    Attributes:
+        name: one that openai-whisper knows, or the path of a `.pt` file.
         language: such as "en"; None lets the model tell.
         options: further ones of `whisper.transcribe`.
+    """
+
+    name: str
+    language: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, waveform: np.ndarray) -> dict[str, Any]:
+        import whisper
+
+        model, options = load_whisper(self.name), dict(self.options)
+        result = whisper.transcribe(
+            model, waveform, language=self.language, fp16=model.device.type == "cuda", verbose=None, **options
+        )
+        lines = [
+            {"text": part["text"].strip(), "start": round(part["start"], 2), "end": round(part["end"], 2)}
+            for part in result["segments"]
+        ]
+        return {"language": result["language"], "sub": [line for line in lines if line["text"]]}
+
+
+@cache
+def load_whisper(name: str) -> Any:
+    """A whisper model.
 
     Raises:
         ConfigError: there is no such model.
@@ -40,31 +69,25 @@ def load_whisper(name: str, language: str | None = None, **options: Any) -> Hear
     import whisper
 
     try:
-        model = whisper.load_model(name)
+        return whisper.load_model(name)
     except Exception as error:  # torch, the network or whisper itself, each with errors of its own
         known = ", ".join(whisper.available_models())
         raise ConfigError(f"--model {name}: {error}; give a .pt file or one of {known}") from None
-
-    def hear(waveform: np.ndarray) -> dict[str, Any]:
-        result = whisper.transcribe(model, waveform, language=language, fp16=False, verbose=None, **options)
-        lines = [
-            {"text": part["text"].strip(), "start": round(part["start"], 2), "end": round(part["end"], 2)}
-            for part in result["segments"]
-        ]
-        return {"language": result["language"], "sub": [line for line in lines if line["text"]]}
-
-    return hear
 
 
 def transcribe(
     path: Path,
     hear: Hear,
     out: Path,
+    engine: Engine = "local",
+    workers: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
 ) -> tuple[int, int]:
     """Transcribes every recording of a record file that has sound, and writes the records with subtitles.
 
     Args:
+        hear: importable and picklable, where other processes listen.
+        engine, workers: see `engine.run`; one local worker listens in this process.
         progress: wraps the recordings that are left, given their number.
 
     Returns:
@@ -79,15 +102,24 @@ def transcribe(
     file = out / TRANSCRIPTS
     done = _whole_rows(file)
     left = {key: place for key, place in media.items() if key not in done}
-    for key, (source, options) in progress(left.items(), len(left)):
-        heard: dict[str, Any] = {"language": None, "sub": []}
-        if options.get("audio") or probe(source).has_audio:
-            waveform = load_clip(source, want_video=False, **options).waveform
-            heard = hear(waveform) if waveform is not None else heard
-        done[key] = {"media": key} | heard
-        _append(file, done[key])
+    items = {key: (hear, source, options) for key, (source, options) in left.items()}
+    outcomes = run(listen, items, engine, workers, isolated=False)
+    for outcome in progress(outcomes, len(left)):
+        done[outcome.key] = {"media": outcome.key} | outcome.result()
+        _append(file, done[outcome.key])
+    # In the order of the records, however many listened.
+    write_atomically(file, "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in media))
     write_records(out / f"{path.stem}.subtitled.jsonl", _subtitled(records, done))
     return len(left), len(media) - len(left)
+
+
+def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What is said in one recording; nothing where there is no sound."""
+    if options.get("audio") or probe(source).has_audio:
+        waveform = load_clip(source, want_video=False, **options).waveform
+        if waveform is not None:
+            return hear(waveform)
+    return {"language": None, "sub": []}
 
 
 def _subtitled(records: list[Record], transcripts: dict[str, Any]) -> Iterator[Record]:

@@ -166,14 +166,14 @@ def _first_process() -> tuple[bool, Any]:
 
 
 def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[Any, Any]:
-    """The previous stage's result, or a new model where every stage before is switched off.
+    """The previous stage's result; where every stage before is switched off, `start` or a new model.
 
     Raises:
         ConfigError: if the stage before has not finished.
     """
     from transformers import set_seed
 
-    from mllm.checkpoint import build_model, load, save
+    from mllm.checkpoint import build_model, find_default_checkpoint, load, save
     from mllm.errors import ConfigError
     from mllm.records import open_source
     from train.run import STAGES, stage_folder
@@ -188,6 +188,8 @@ def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[An
                 f"the stage {earlier} comes before {stage} and has not finished ({final} is missing): run "
                 f"`mllm train {earlier}`, or leave it out with {earlier}.steps=0"
             )
+    if experiment.start is not None:
+        return load(find_default_checkpoint() if experiment.start == "nano" else experiment.start)
     start = folder / "start"
     if start.is_dir():
         return load(start)

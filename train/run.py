@@ -113,7 +113,7 @@ def open_run(experiment: Experiment, stage: str, restart: bool = False) -> Run:
 
 
 def _that_matters(resolved: dict[str, Any], stage: str) -> dict[str, Any]:
-    kept = {key: resolved.get(key) for key in ("seed", "model", "data", stage)}
+    kept = {key: resolved.get(key) for key in ("seed", "start", "model", "data", stage)}
     for section in ("data", stage):
         kept[section] = {k: v for k, v in (kept[section] or {}).items() if k not in FREE_SETTINGS}
     return kept

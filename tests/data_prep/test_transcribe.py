@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.transcribe import load_whisper, transcribe
+from data_prep.transcribe import Whisper, load_whisper, transcribe
 from mllm.errors import ConfigError
 from mllm.records import read_records, write_records
 from tests.media_files import make, tone
@@ -101,7 +101,7 @@ def random_whisper(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_real_whisper_file_is_read_and_listens(records: Path, tmp_path: Path, random_whisper: Path) -> None:
-    hear = load_whisper(str(random_whisper), temperature=0.0, sample_len=8)
+    hear = Whisper(str(random_whisper), options=(("temperature", 0.0), ("sample_len", 8)))
     assert transcribe(records, hear, tmp_path / "out") == (3, 0)
     rows = [json.loads(line) for line in (tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()]
     assert [bool(row["language"]) for row in rows] == [True, True, False]

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from typer.testing import CliRunner
 
 from mllm.checkpoint import load
@@ -71,6 +73,20 @@ def test_a_stage_wants_the_one_before_it_or_none(tmp_path, write_experiment):
     assert "contrastive comes before instruct and has not finished" in str(result.exception)
     result = CliRunner().invoke(cli.app, ["instruct", str(path), "instruct.steps=0"], catch_exceptions=False)
     assert "nothing to do" in result.output
+
+
+def test_a_stage_begins_from_a_checkpoint_where_the_experiment_says_so(
+    tmp_path, write_experiment, tiny_folder
+):
+    def begun(start: str):
+        overrides = ["text.steps=0", "contrastive.steps=0", f"start={start}"]
+        experiment = load_experiment(write_experiment(tmp_path), overrides)
+        return cli.starting_point(experiment, "instruct", tmp_path)[0]
+
+    name = "model.video_qformer.queries"
+    weights = safetensors.torch.load_file(tiny_folder / "model.safetensors")
+    assert torch.equal(begun(str(tiny_folder)).state_dict()[name], weights[name])
+    assert begun("nano").config.text_config.num_hidden_layers == 4
 
 
 def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):

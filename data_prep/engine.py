@@ -1,0 +1,147 @@
+"""Where work on many recordings runs: processes of this machine, or a Ray cluster, with the same functions.
+
+On a cluster the files must lie where every node sees them under the same path. `RAY_ADDRESS` names the
+cluster; without it Ray starts one on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from mllm.errors import ConfigError
+
+Engine = Literal["local", "ray"]
+Key = TypeVar("Key")
+AT_ONCE = 32  # items that one task of a cluster works on
+
+
+@dataclass
+class Outcome(Generic[Key]):
+    """What came of one item: `value`, or the `error` that it raised.
+
+    `TimeoutError`: it took too long. `ProcessDied`: it took its process with it.
+    """
+
+    key: Key
+    value: Any = None
+    error: BaseException | None = None
+
+    def result(self) -> Any:
+        """The value.
+
+        Raises:
+            the error.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class ProcessDied(Exception):
+    """A worker process ended in the middle of an item."""
+
+
+def run(
+    function: Callable[..., Any],
+    items: Mapping[Key, tuple[Any, ...]],
+    engine: Engine = "local",
+    workers: int | None = None,
+    timeout: float | None = None,
+    isolated: bool = True,
+) -> Iterator[Outcome[Key]]:
+    """Calls a function with the arguments of every item; outcomes as they come.
+
+    Args:
+        function: importable by name, as processes need it.
+        workers: processes; None for one a core (of this machine, or of the cluster).
+        timeout: seconds until an item is given up.
+        isolated: in processes of its own, which an item may hang or crash; else, with one worker, right here.
+
+    Raises:
+        ConfigError: there is no Ray.
+    """
+    if not items:
+        return iter(())
+    if engine == "ray":
+        return _on_ray(function, items, workers, timeout, isolated)
+    return _local(function, items, workers or os.cpu_count() or 1, timeout, isolated)
+
+
+def _local(
+    function: Callable[..., Any],
+    items: Mapping[Key, tuple[Any, ...]],
+    workers: int,
+    timeout: float | None,
+    isolated: bool,
+) -> Iterator[Outcome[Key]]:
+    workers = min(workers, len(items))
+    if workers == 1 and not isolated:
+        for key, arguments in items.items():
+            yield _outcome(key, function, arguments)
+        return
+    from concurrent.futures import TimeoutError, as_completed
+    from multiprocessing import get_context
+
+    from pebble import ProcessExpired, ProcessPool
+
+    # Some decoders leak: a worker is replaced after so many items.
+    with ProcessPool(max_workers=workers, context=get_context("spawn"), max_tasks=500) as pool:
+        tasks = {
+            pool.schedule(function, args=arguments, timeout=timeout): key for key, arguments in items.items()
+        }
+        try:
+            for task in as_completed(tasks):
+                error = task.exception()
+                if isinstance(error, TimeoutError):
+                    error = TimeoutError(f"took more than {timeout:g} s")
+                elif isinstance(error, ProcessExpired):
+                    error = ProcessDied(str(error))
+                yield Outcome(tasks[task], None if error else task.result(), error)
+        except BaseException:  # of whoever reads the outcomes, too
+            pool.stop()
+            raise
+
+
+def _on_ray(
+    function: Callable[..., Any],
+    items: Mapping[Key, tuple[Any, ...]],
+    workers: int | None,
+    timeout: float | None,
+    isolated: bool,
+) -> Iterator[Outcome[Key]]:
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--engine ray needs Ray: pip install 'mllm[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, configure_logging=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = [{"item": pickle.dumps((key, arguments))} for key, arguments in items.items()]
+    at_once = max(1, min(AT_ONCE, len(rows) // (4 * (workers or 1)))) if isolated else 1
+    done = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_once)).map_batches(
+        _work_on,
+        batch_size=at_once,
+        concurrency=workers,
+        fn_kwargs={"function": function, "timeout": timeout, "isolated": isolated},
+    )
+    for row in done.iter_rows():
+        yield pickle.loads(row["outcome"])
+
+
+def _work_on(
+    batch: dict[str, Any], function: Callable[..., Any], timeout: float | None, isolated: bool
+) -> dict[str, list[bytes]]:
+    """One task of a cluster: some items, as they would be worked on here."""
+    items = dict(pickle.loads(item) for item in batch["item"])
+    return {"outcome": [pickle.dumps(outcome) for outcome in _local(function, items, 1, timeout, isolated)]}
+
+
+def _outcome(key: Key, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Key]:
+    try:
+        return Outcome(key, function(*arguments))
+    except Exception as error:
+        return Outcome(key, error=error)

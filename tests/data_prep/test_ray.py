@@ -1,0 +1,84 @@
+"""--engine ray: a local cluster of two workers writes what this machine's processes write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import build, check, features, transcribe
+from data_prep.check_report import write_json
+from mllm.checkpoint import save
+from mllm.errors import MediaError
+from mllm.records import write_records
+from mllm.windows import WindowSpec
+from tests.data_prep.test_transcribe import random_whisper  # noqa: F401
+from tests.media_files import make, tone
+from tests.tiny import tiny
+
+pytestmark = pytest.mark.slow
+FORM = build.Form(WindowSpec(1.0, 2, 3, 32))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    rows = []
+    for number in range(12):
+        path = tmp_path / f"{number}.mp4"
+        make(path, seconds=1 + number % 2, sounds=[tone(1, 44_100)] if number % 3 else ())
+        user = [{"type": "video", "video": str(path)}, {"type": "text", "text": "What?"}]
+        rows.append({"id": str(number), "messages": [{"role": "user", "content": user}], "answer": "a star"})
+    write_records(tmp_path / "rows.jsonl", rows)
+    return tmp_path / "rows.jsonl"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_check_finds_the_same(cluster, records: Path, tmp_path: Path) -> None:
+    (tmp_path / "3.mp4").write_bytes(b"nothing")
+    for engine in ("local", "ray"):
+        found = check.check([records], workers=2, engine=engine)
+        assert [(finding.row, finding.kind) for finding in found.findings] == [(4, "cannot be read")]
+        write_json(found, tmp_path / f"{engine}.json")
+    assert (tmp_path / "local.json").read_bytes() == (tmp_path / "ray.json").read_bytes()
+
+
+def test_build_writes_the_same_bytes(cluster, records: Path, tmp_path: Path) -> None:
+    plan = build.make_plan(records, FORM, 3)
+    for engine in ("local", "ray"):
+        assert build.build(plan, "rows", tmp_path / engine, workers=2, engine=engine) == 12
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray")
+
+
+def test_build_names_a_bad_recording(cluster, records: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(build, "SAMPLED", 1)
+    (tmp_path / "3.mp4").write_bytes(b"nothing")
+    with pytest.raises(MediaError, match="3.mp4"):
+        build.build(build.make_plan(records, FORM, 3), "rows", tmp_path / "ray", workers=2, engine="ray")
+
+
+def test_transcripts_are_the_same(cluster, records: Path, tmp_path: Path, random_whisper: Path) -> None:  # noqa: F811
+    ears = transcribe.Whisper(str(random_whisper), "en", (("temperature", 0.0), ("sample_len", 4)))
+    for engine in ("local", "ray"):
+        counts = transcribe.transcribe(records, ears, tmp_path / engine, engine, workers=2)
+        assert counts == (12, 0)
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray")
+
+
+def test_features_are_the_same(cluster, records: Path, tmp_path: Path, monkeypatch) -> None:
+    save(*tiny(), tmp_path / "model")
+    monkeypatch.setattr(features, "SCENES", 4)
+    model, source = str(tmp_path / "model"), str(records)
+    new, old = features.fill(model, source, tmp_path / "cache", 1.0, "ray", workers=2)
+    assert new > 0
+    assert features.fill(model, source, tmp_path / "cache", 1.0) == (0, new + old)
