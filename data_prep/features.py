@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data_prep.engine import Engine, run
-from mllm.cache import FeatureCache, keep_features
+from mllm.cache import FeatureCache, freeze_and_keep
 from mllm.chat import media_parts
 from mllm.checkpoint import load
 from mllm.media import Clip
@@ -73,10 +73,8 @@ def fill_stretch(
 def _towers(model: str, folder: Path, max_gb: float) -> tuple[Any, MllmProcessor, FeatureCache]:
     """Loaded once in each process."""
     loaded, processor = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    loaded.requires_grad_(False)
     cache = FeatureCache(folder, max_gb)
-    for tower in (loaded.model.video_tower, loaded.model.audio_tower):
-        keep_features(tower, cache)
+    freeze_and_keep(loaded, cache)
     return loaded, processor, cache
 
 

@@ -56,6 +56,9 @@ def world(
     ] = False,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, in this process.")] = "float32",
+    features: Annotated[
+        Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
+    ] = None,
 ) -> None:
     """Questions of the generated world by type, beside blind guesses; recall of search; one page of it all.
 
@@ -68,6 +71,7 @@ def world(
     from eval import report
     from eval import world as benchmark
     from eval.backends import Backend, HfBackend, OpenAIBackend
+    from mllm.cache import FeatureCache, freeze_and_keep
     from mllm.embedder import Embedder
     from mllm.errors import ConfigError
     from mllm.records import open_source
@@ -90,6 +94,8 @@ def world(
         if model or not url
         else None
     )
+    if local and features:
+        freeze_and_keep(local.model, FeatureCache(features))
     backend: Backend = (
         local if local and not url else OpenAIBackend(url, served_model, concurrent, max_tokens, file_urls)
     )

@@ -100,6 +100,13 @@ def keep_features(tower: Tower, cache: FeatureCache) -> None:
     tower.kept = partial(cache.through, tower, fingerprint(tower))
 
 
+def freeze_and_keep(model: Any, cache: FeatureCache) -> None:
+    """Both towers of a model that will not be trained."""
+    model.requires_grad_(False)
+    for tower in (model.model.video_tower, model.model.audio_tower):
+        keep_features(tower, cache)
+
+
 def fingerprint(tower: Tower) -> str:
     """sha256, hex, of a tower's weights and of what its configuration says."""
     digest = hashlib.sha256(repr(tower).encode())

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from mllm import chat
+from mllm.cache import FeatureCache, freeze_and_keep
 from mllm.errors import ConfigError, MediaError
 from mllm.media import MediaLimits, probe
 from mllm.model import MllmForConditionalGeneration
@@ -106,14 +107,21 @@ class Embedder:
         folder: str | Path | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | None = None,
+        features: str | Path | None = None,
         **options,
     ) -> Embedder:
-        """The embedder of a checkpoint folder or hub id; None takes the checkpoint that ships with mllm."""
+        """The embedder of a checkpoint folder or hub id; None takes the checkpoint that ships with mllm.
+
+        Args:
+            features: folder in which `mllm.cache` keeps what the towers give.
+        """
         from mllm.checkpoint import find_default_checkpoint, load
 
         folder = folder or find_default_checkpoint()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(folder, dtype=dtype, device=device)
+        if features is not None:
+            freeze_and_keep(model, FeatureCache(features))
         name = str(Path(folder).resolve()) if Path(folder).exists() else str(folder)
         return cls(model, processor, name=name, **options)
 

@@ -35,6 +35,9 @@ def add(
         bool, typer.Option(help="Empty the index first and stamp it with this model.")
     ] = False,
     prune: Annotated[bool, typer.Option(help="Remove what is gone from these folders.")] = False,
+    features: Annotated[
+        Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
+    ] = None,
 ) -> None:
     """Add recordings; what is in the index already, unchanged, is skipped.
 
@@ -46,7 +49,7 @@ def add(
     from mllm.index import Index
 
     console = Console()
-    opened = Index.open(index, _embedder(model, None if rebuild else index), rebuild=rebuild)
+    opened = Index.open(index, _embedder(model, None if rebuild else index, features), rebuild=rebuild)
     with console.status("reading") as status:
 
         def tell(path: Path, became: str) -> None:
@@ -133,7 +136,7 @@ def clock(seconds: float, up: bool = False) -> str:
     return f"{whole // 60:02d}:{whole % 60:02d}"
 
 
-def _embedder(model: str | None, index: Path | None) -> Embedder:
+def _embedder(model: str | None, index: Path | None, features: Path | None = None) -> Embedder:
     """The model asked for, else the one that filled the index, else the one that ships."""
     from mllm import index as library
     from mllm.embedder import Embedder
@@ -142,7 +145,7 @@ def _embedder(model: str | None, index: Path | None) -> Embedder:
         filled_by = library.describe(index).model
         # A folder that has been moved since: the default may be the same model, and the stamp will tell.
         model = filled_by if Path(filled_by).exists() or not Path(filled_by).is_absolute() else None
-    return Embedder.from_pretrained(model)
+    return Embedder.from_pretrained(model, features=features)
 
 
 def _short(path: str) -> str:

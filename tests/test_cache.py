@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mllm.build import build_model
-from mllm.cache import FeatureCache, fingerprint, keep_features
+from mllm.cache import FeatureCache, fingerprint, freeze_and_keep, keep_features
 from mllm.checkpoint import save
 from mllm.cli import main
+from mllm.embedder import Embedder
 from mllm.errors import ConfigError
 from mllm.experiment import Model
 from mllm.records import write_records
@@ -20,10 +22,9 @@ from tests.tiny import SETTINGS, TEXTS, clip, tiny
 
 
 @pytest.fixture
-def frozen():
-    """(model, processor), nothing of it trains."""
-    model, processor = tiny()
-    return model.requires_grad_(False), processor
+def pair():
+    """(model, processor)"""
+    return tiny()
 
 
 def towers(model):
@@ -32,8 +33,7 @@ def towers(model):
 
 def keep(model, folder: Path, **options) -> FeatureCache:
     cache = FeatureCache(folder, **options)
-    for tower in towers(model):
-        keep_features(tower, cache)
+    freeze_and_keep(model, cache)
     return cache
 
 
@@ -52,8 +52,8 @@ def queries(model, processor, *clips):
         return model.model.query_outputs(**collate_media([processor.media(clip, "video") for clip in clips]))
 
 
-def test_a_second_look_runs_no_tower_and_gives_the_same(frozen, tmp_path: Path) -> None:
-    model, processor = frozen
+def test_a_second_look_runs_no_tower_and_gives_the_same(pair, tmp_path: Path) -> None:
+    model, processor = pair
     plain = queries(model, processor, clip())
     cache = keep(model, tmp_path)
     first = queries(model, processor, clip())
@@ -66,8 +66,8 @@ def test_a_second_look_runs_no_tower_and_gives_the_same(frozen, tmp_path: Path) 
         torch.testing.assert_close(first[name], plain[name], atol=0.02, rtol=0.02)  # bfloat16 on disk
 
 
-def test_only_windows_that_are_new_are_run(frozen, tmp_path: Path) -> None:
-    model, processor = frozen
+def test_only_windows_that_are_new_are_run(pair, tmp_path: Path) -> None:
+    model, processor = pair
     keep(model, tmp_path)
     queries(model, processor, clip(4.0, picture=True, sound=False))
     runs = count_runs(model)
@@ -75,51 +75,49 @@ def test_only_windows_that_are_new_are_run(frozen, tmp_path: Path) -> None:
     assert runs == [1]
 
 
-def test_another_process_finds_it_too(frozen, tmp_path: Path) -> None:
-    model, processor = frozen
+def test_another_process_finds_it_too(pair, tmp_path: Path) -> None:
+    model, processor = pair
     keep(model, tmp_path)
     first = queries(model, processor, clip())
     other, _ = tiny()
-    cache = keep(other.requires_grad_(False), tmp_path)
+    cache = keep(other, tmp_path)
     again = queries(other, processor, clip())
     assert cache.misses == 0
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_changed_tower_or_size_finds_nothing(frozen, tmp_path: Path) -> None:
-    model, processor = frozen
+def test_a_changed_tower_or_size_finds_nothing(pair, tmp_path: Path) -> None:
+    model, processor = pair
     keep(model, tmp_path)
     queries(model, processor, clip())
     changed, _ = tiny()
     with torch.no_grad():
         for tower in towers(changed):
             next(tower.parameters()).view(-1)[0] += 1e-3
-    cache = keep(changed.requires_grad_(False), tmp_path)
+    cache = keep(changed, tmp_path)
     queries(changed, processor, clip())
     assert cache.hits == 0
     settings = SETTINGS | {"video": SETTINGS["video"] | {"image_size": 48}}
     larger, its_processor = build_model(Model.model_validate(settings), list(TEXTS))
-    cache = keep(larger.requires_grad_(False), tmp_path)
+    cache = keep(larger, tmp_path)
     queries(larger, its_processor, clip(sound=False))
     assert cache.hits == 0
 
 
 def test_a_tower_that_trains_is_refused(tmp_path: Path) -> None:
     model, _ = tiny()
-    with pytest.raises(
-        ConfigError, match="of a tower that trains cannot be kept: take the tower out of `train`"
-    ):
-        keep(model, tmp_path)
+    with pytest.raises(ConfigError, match="of a tower that trains cannot be kept: take the tower out"):
+        keep_features(model.model.video_tower, FeatureCache(tmp_path))
 
 
-def test_a_fingerprint_is_of_the_weights_alone(frozen) -> None:
-    video, audio = towers(frozen[0])
+def test_a_fingerprint_is_of_the_weights_alone(pair) -> None:
+    video, audio = towers(pair[0])
     assert fingerprint(video) == fingerprint(towers(tiny()[0])[0])
     assert fingerprint(video) != fingerprint(audio)
 
 
-def test_the_cap_evicts_what_was_not_used(frozen, tmp_path: Path) -> None:
-    model, processor = frozen
+def test_the_cap_evicts_what_was_not_used(pair, tmp_path: Path) -> None:
+    model, processor = pair
     cache = keep(model, tmp_path, max_gb=1e-4)
     for seed in range(300):
         queries(model, processor, clip(2.0, seed, sound=False))
@@ -129,12 +127,12 @@ def test_the_cap_evicts_what_was_not_used(frozen, tmp_path: Path) -> None:
 def write_some(folder: str, seed: int) -> None:
     torch.set_num_threads(1)
     model, processor = tiny()
-    keep(model.requires_grad_(False), Path(folder))
+    keep(model, Path(folder))
     for number in range(8):
         queries(model, processor, clip(2.0, seed + number, sound=False))
 
 
-def test_writers_side_by_side_lose_nothing(frozen, tmp_path: Path) -> None:
+def test_writers_side_by_side_lose_nothing(pair, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_some, args=(str(tmp_path), seed)) for seed in (0, 4)]
     for writer in writers:
@@ -142,7 +140,7 @@ def test_writers_side_by_side_lose_nothing(frozen, tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    model, processor = frozen
+    model, processor = pair
     cache = keep(model, tmp_path)
     queries(model, processor, *(clip(2.0, seed, sound=False) for seed in range(12)))
     assert (cache.hits, cache.misses) == (12, 0)
@@ -169,3 +167,17 @@ def test_features_are_filled_for_a_record_file_and_only_once(tmp_path: Path, cap
 
     assert "4 windows and chunks computed, 0 were there" in fill()
     assert "0 windows and chunks computed, 4 were there" in fill()
+
+
+def test_the_index_finds_what_training_has_kept(tmp_path: Path) -> None:
+    model, processor = tiny()
+    save(model, processor, tmp_path / "model")
+    make(tmp_path / "a.mp4", seconds=3, sounds=[tone(3, 44_100)])
+    plain = Embedder.from_pretrained(tmp_path / "model").embed_clips([tmp_path / "a.mp4"])
+    first = Embedder.from_pretrained(tmp_path / "model", features=tmp_path / "features")
+    vectors = first.embed_clips([tmp_path / "a.mp4"])
+    again = Embedder.from_pretrained(tmp_path / "model", features=tmp_path / "features")
+    runs = count_runs(again.model)
+    assert np.array_equal(again.embed_clips([tmp_path / "a.mp4"]), vectors)
+    assert runs == []
+    np.testing.assert_allclose(vectors, plain, atol=0.02)

@@ -12,7 +12,6 @@ from mllm.checkpoint import save
 from mllm.errors import MediaError
 from mllm.records import write_records
 from mllm.windows import WindowSpec
-from tests.data_prep.test_transcribe import random_whisper  # noqa: F401
 from tests.media_files import make, tone
 from tests.tiny import tiny
 
@@ -67,7 +66,7 @@ def test_build_names_a_bad_recording(cluster, records: Path, tmp_path: Path, mon
         build.build(build.make_plan(records, FORM, 3), "rows", tmp_path / "ray", workers=2, engine="ray")
 
 
-def test_transcripts_are_the_same(cluster, records: Path, tmp_path: Path, random_whisper: Path) -> None:  # noqa: F811
+def test_transcripts_are_the_same(cluster, records: Path, tmp_path: Path, random_whisper: Path) -> None:
     ears = transcribe.Whisper(str(random_whisper), "en", (("temperature", 0.0), ("sample_len", 4)))
     for engine in ("local", "ray"):
         counts = transcribe.transcribe(records, ears, tmp_path / engine, engine, workers=2)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from data_prep.transcribe import Whisper, load_whisper, transcribe
 from mllm.errors import ConfigError
@@ -77,26 +76,6 @@ def test_it_goes_on_where_it_was_stopped_with_mocked_ears(records: Path, tmp_pat
     assert len(ears.lengths) == 1
     for name in ("transcripts.jsonl", "rows.subtitled.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-@pytest.fixture(scope="module")
-def random_whisper(tmp_path_factory) -> Path:
-    """A .pt file as openai-whisper writes them, tiny, with random weights."""
-    import whisper
-
-    torch.manual_seed(0)
-    sizes = {"state": 8, "head": 1, "layer": 1}
-    dims = whisper.ModelDimensions(
-        n_mels=80,
-        n_audio_ctx=1500,
-        n_vocab=51865,
-        n_text_ctx=448,
-        **{f"n_{side}_{name}": size for side in ("audio", "text") for name, size in sizes.items()},
-    )
-    path = tmp_path_factory.mktemp("whisper") / "random.pt"
-    weights = whisper.model.Whisper(dims).state_dict()
-    torch.save({"dims": vars(dims), "model_state_dict": weights}, path)
-    return path
 
 
 @pytest.mark.slow
