@@ -22,6 +22,7 @@ _OURS = {"media": "mllm.bench_media:bench_media", "qformer": "mllm.bench_qformer
 _SUMMARIES = {
     "media": "Frames a second of mllm.media, beside a plain decord loop at the same size.",
     "qformer": "Our Q-Former beside the transformers one: parameters, time, how far apart queries start.",
+    "data": "Building shards, reading them, epochs with kept features, each beside a plain alternative.",
     "serve": "Tokens a second and latency: vLLM beside Hugging Face generate, on the same weights.",
 }
 

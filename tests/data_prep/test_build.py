@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from data_prep.build import Form, build, make_plan
+from mllm import bench
 from mllm.errors import ConfigError, MediaError, MllmError, RecordError
 from mllm.records import JsonlSource, open_source, write_records
 from mllm.shards import ShardSource
 from mllm.windows import WindowSpec, load_windows
 from tests.media_files import clicks, frame_folder, make, tone
+from tests.tiny import SETTINGS
 
 SPEC = WindowSpec(window_seconds=1.0, frames_per_window=2, max_windows=3, image_size=32)
 EXACT = Form(SPEC, "uint8")
@@ -216,3 +220,23 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(tmp_path: Path) -> No
     assert len(met) > 2, "kills met the build at different moments"
     subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
     assert contents(tmp_path / "killed" / "rows") == contents(tmp_path / "whole" / "rows")
+
+
+@pytest.mark.slow
+def test_bench_data_compares_building_reading_and_epochs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("data_prep.bench.REALISTIC", SETTINGS)
+    command = [
+        "data",
+        "--recordings",
+        "8",
+        "--size",
+        "32",
+        "--cached",
+        "1",
+        "--json",
+        str(tmp_path / "n.json"),
+    ]
+    result = CliRunner().invoke(bench.app, command, catch_exceptions=False)
+    assert "epoch with kept features" in result.output
+    numbers = json.loads((tmp_path / "n.json").read_text())
+    assert all(value > 0 for name, value in numbers.items() if name != "grown_mb")

@@ -1,0 +1,190 @@
+"""`mllm bench data`: how fast recordings become shards, are read again, and what kept features save."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from mllm.bench import JsonOption, report
+from mllm.bench_media import made_up
+from mllm.windows import WindowSpec
+
+REALISTIC = {  # towers between the nano size and a pretrained one
+    "video": {
+        "type": "timesformer", "image_size": 224, "patch_size": 16, "hidden_size": 384,
+        "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536,
+    },
+    "audio": {
+        "type": "whisper", "d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6,
+        "encoder_ffn_dim": 1536, "num_mel_bins": 80,
+    },
+    "max_windows": 4,
+}  # fmt: skip
+
+
+def bench_data(
+    recordings: Annotated[int, typer.Option(min=8, help="Copies of a made-up video that are built.")] = 128,
+    size: Annotated[int, typer.Option(min=16, help="Pixels, height = width.")] = 224,
+    cached: Annotated[int, typer.Option(min=1, help="Recordings of the epoch with frozen towers.")] = 4,
+    json_file: JsonOption = None,
+) -> dict[str, Any]:
+    """Building, reading and epochs, each beside a plain alternative in the same run.
+
+    Returns:
+        numbers by name: recordings a second, seconds, ratios.
+    """
+    from rich.table import Table
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        records = _records(folder, recordings)
+        numbers = _build(folder, records, size) | _read(folder / "jpeg1")
+        numbers |= _epoch(folder, cached)
+    table = Table("what", "ours", "plain", "ratio", box=None)
+    for what, ours, plain, unit in (
+        ("build, one process, uint8", "built_uint8", "decord", "recordings/s"),
+        ("build, one process, JPEG", "built_jpeg", "decord", "recordings/s"),
+        ("build, two processes, JPEG, beside one", "built_jpeg_two", "built_jpeg", "recordings/s"),
+        ("read in order, beside Arrow rows", "read_in_order", "arrow_in_order", "recordings/s"),
+        ("read at random, beside Arrow rows", "read_at_random", "arrow_at_random", "recordings/s"),
+        ("epoch with kept features, beside towers", "epoch_kept", "epoch_towers", "s"),
+    ):
+        ratio = numbers[ours] / numbers[plain] if unit != "s" else numbers[plain] / numbers[ours]
+        numbers[f"{ours}_ratio"] = ratio
+        table.add_row(what, f"{numbers[ours]:.1f} {unit}", f"{numbers[plain]:.1f} {unit}", f"{ratio:.2f}×")
+    table.add_row("memory after three epochs of reading", f"{numbers['grown_mb']:+.0f} MB", "", "")
+    note = f"{recordings} videos of 8 s, 640×360, at {size}×{size}; ratio: how many times as fast"
+    report(table, numbers, json_file, note)
+    return numbers
+
+
+def _records(folder: Path, count: int) -> Path:
+    from mllm.records import write_records
+
+    first = made_up(folder / "0.mp4")
+    rows = []
+    for number in range(count):
+        path = folder / f"{number}.mp4"
+        if number:
+            shutil.copyfile(first, path)
+        user = [{"type": "video", "video": str(path)}, {"type": "text", "text": "What is seen?"}]
+        rows.append({"id": str(number), "messages": [{"role": "user", "content": user}], "answer": "colours"})
+    write_records(folder / "rows.jsonl", rows)
+    return folder / "rows.jsonl"
+
+
+def _build(folder: Path, records: Path, size: int) -> dict[str, float]:
+    """Recordings a second: a plain decord loop, and builds of both formats."""
+    from data_prep.build import Form, build, make_plan
+
+    spec = WindowSpec(window_seconds=2.0, frames_per_window=8, max_windows=32, image_size=size)
+    numbers = {"decord": _rate(partial(_plain, spec), sorted(folder.glob("*.mp4")))}
+    for name, frames, workers in (("uint8", "uint8", 1), ("jpeg", "jpeg", 1), ("jpeg_two", "jpeg", 2)):
+        plan = make_plan(records, Form(spec, frames), 16)  # type: ignore[arg-type]
+        begin = time.perf_counter()
+        count = build(plan, "bench", folder / f"{frames}{workers}", workers=workers)
+        numbers[f"built_{name}"] = count / (time.perf_counter() - begin)
+    return numbers
+
+
+def _plain(spec: WindowSpec, path: Path) -> np.ndarray:
+    """The frames that the windows need, by decord alone: no sound, no exact times, nothing kept."""
+    import decord
+
+    reader = decord.VideoReader(str(path), width=spec.image_size, height=spec.image_size, num_threads=1)
+    length = len(reader)
+    times = spec.frame_times(length / reader.get_avg_fps()).ravel()
+    wanted = np.minimum((times * reader.get_avg_fps()).astype(int), length - 1)
+    return reader.get_batch(wanted.tolist()).asnumpy()
+
+
+def _rate(work: Callable[[Any], Any], items: Iterable[Any]) -> float:
+    """Items a second."""
+    items = list(items)
+    begin = time.perf_counter()
+    for item in items:
+        work(item)
+    return len(items) / (time.perf_counter() - begin)
+
+
+def _read(built: Path) -> dict[str, float]:
+    """Recordings a second out of shards, beside bare rows of the same files; memory over three epochs."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # whose memory is its own
+        return pool.submit(_read_here, built).result()
+
+
+def _read_here(built: Path) -> dict[str, float]:
+    import datasets
+
+    from mllm.shards import ShardSource
+
+    source = ShardSource(built)
+    count = source.manifest["recordings"]
+    order = np.random.default_rng(0).permutation(count).tolist()
+    source.clip(0)
+    shards = sorted(built.glob("*.arrow"))
+    table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in shards])
+    numbers = {
+        "arrow_in_order": _rate(lambda number: table[number], range(count)),
+        "arrow_at_random": _rate(lambda number: table[number], order),
+        "read_in_order": _rate(source.clip, range(count)),
+        "read_at_random": _rate(source.clip, order),
+    }
+    before = _resident_mb()
+    for _ in range(3):
+        _rate(source.clip, order)
+    return numbers | {"grown_mb": _resident_mb() - before}
+
+
+def _resident_mb() -> float:
+    """Memory of this process that is not mapped files."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(text.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def _epoch(folder: Path, count: int) -> dict[str, float]:
+    """Seconds of a pass with gradients through Q-Formers and decoder, towers frozen: run, or kept on disk."""
+    import torch
+
+    from mllm.build import build_model
+    from mllm.cache import FeatureCache, keep_features
+    from mllm.experiment import Model
+    from mllm.media import load_clip
+
+    torch.manual_seed(0)
+    model, processor = build_model(Model.model_validate(REALISTIC), ["What is seen? colours"] * 10)
+    towers = (model.model.video_tower, model.model.audio_tower)
+    for tower in towers:
+        tower.requires_grad_(False)
+    spec = processor.spec
+    messages = []
+    for number in range(count):
+        path = folder / f"{number}.mp4"
+        clip = load_clip(path, size=spec.image_size, choose=lambda seconds: spec.frame_times(seconds).ravel())
+        clip.frames[0, 0, 0, 0] = number  # copies of one video: each its own content
+        clip.waveform[0] = number / 100
+        user = [{"type": "video", "video": clip}, {"type": "text", "text": "What is seen?"}]
+        messages.append([{"role": "user", "content": user}, {"role": "assistant", "content": "colours"}])
+
+    def epoch() -> float:
+        begin = time.perf_counter()
+        for conversation in messages:
+            model(**processor.collate([processor.encode(conversation)])).loss.backward()
+        return time.perf_counter() - begin
+
+    epoch()
+    numbers = {"epoch_towers": epoch()}
+    for tower in towers:
+        keep_features(tower, FeatureCache(folder / "features"))
+    epoch()
+    return numbers | {"epoch_kept": epoch()}
