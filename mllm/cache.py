@@ -118,7 +118,7 @@ def fingerprint(tower: Tower) -> str:
 
 def _key(fingerprint: str, item: Tensor) -> bytes:
     digest = hashlib.blake2b(f"{fingerprint} {item.dtype} {tuple(item.shape)}".encode(), digest_size=20)
-    digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy())
+    digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -150,8 +150,10 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
 
     def match_projectors(self) -> None:
         """Media tokens as long as words: before the adapters are trained for the first time."""
+        words = self.get_input_embeddings().weight
+        assert isinstance(words, torch.Tensor)
         for projector in (self.video_projector, self.audio_projector):
-            projector.match(self.get_input_embeddings().weight)
+            projector.match(words)
 
     def query_outputs(
         self,

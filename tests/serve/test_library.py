@@ -60,7 +60,9 @@ def direction(angle: float) -> np.ndarray:
 def place(tmp_path, monkeypatch):
     """A working directory with a library of two good recordings and a bad one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(library, "_embedder", lambda model, index: JsonEmbedder(model or "nano"))
+    monkeypatch.setattr(
+        library, "_embedder", lambda model, index, features=None: JsonEmbedder(model or "nano")
+    )
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "clips").mkdir()
     star = [[0, 2, "video", 1.0], [0, 2, "audio", 1.0], [0, 2, "both", 1.0]]
@@ -165,7 +167,9 @@ def test_model_of_an_index_is_taken_for_granted(monkeypatch, tmp_path):
 
     asked = []
     monkeypatch.setattr(
-        mllm.embedder.Embedder, "from_pretrained", classmethod(lambda cls, model: asked.append(model))
+        mllm.embedder.Embedder,
+        "from_pretrained",
+        classmethod(lambda cls, model, features=None: asked.append(model)),
     )
     (tmp_path / "model").mkdir()
     for name in (str(tmp_path / "model"), str(tmp_path / "gone"), "owner/hub-id"):
