@@ -90,7 +90,7 @@ def _build(folder: Path, records: Path, size: int) -> dict[str, float]:
     spec = WindowSpec(window_seconds=2.0, frames_per_window=8, max_windows=32, image_size=size)
     numbers = {"decord": _rate(partial(_plain, spec), sorted(folder.glob("*.mp4")))}
     for name, frames, workers in (("uint8", "uint8", 1), ("jpeg", "jpeg", 1), ("jpeg_two", "jpeg", 2)):
-        plan = make_plan(records, Form(spec, frames), 16)  # type: ignore[arg-type]
+        plan = make_plan(records, Form(spec, frames), 16)
         begin = time.perf_counter()
         count = build(plan, "bench", folder / f"{frames}{workers}", workers=workers)
         numbers[f"built_{name}"] = count / (time.perf_counter() - begin)

@@ -24,6 +24,7 @@ from mllm.records import validate_record
 
 Severity = Literal["error", "warning"]
 TAG = re.compile(r"<(?:video|audio|image|speech)>")
+DERIVED = (".fixed.jsonl", ".subtitled.jsonl", "transcripts.jsonl", "pairs.jsonl")  # no splits of their own
 CLOSE = 0.05  # s: a span may end so much later than its recording
 
 
@@ -78,14 +79,14 @@ class Checked:
 
     def add(self, severity: Severity, kind: str, row: Row, what: str, media: str | None = None) -> None:
         id = (row.record or {}).get("id")
-        self.findings.append(Finding(severity, kind, row.file.name, row.number, what, id, media))
+        self.findings.append(Finding(severity, kind, str(row.file), row.number, what, id, media))
 
     def count(self, severity: Severity) -> int:
         return sum(finding.severity == severity for finding in self.findings)
 
 
 def record_files(paths: Sequence[Path]) -> list[Path]:
-    """Record files, and those in folders, without the ones that `--fix` wrote.
+    """Record files, and those in folders, without what was made of another (see DERIVED).
 
     Raises:
         RecordError: there is none.
@@ -93,7 +94,7 @@ def record_files(paths: Sequence[Path]) -> list[Path]:
     files = []
     for path in paths:
         if path.is_dir():
-            found = [file for file in sorted(path.glob("*.jsonl")) if not file.name.endswith(".fixed.jsonl")]
+            found = [file for file in sorted(path.glob("*.jsonl")) if not file.name.endswith(DERIVED)]
         else:
             found = [path] if path.is_file() else []
         if not found:
@@ -132,7 +133,7 @@ def check(
         for kind, path, options in row.media():
             _check_medium(row, kind, path, options, checked)
     _check_overlap(checked)
-    order = {path.name: place for place, path in enumerate(files)}
+    order = {str(path): place for place, path in enumerate(files)}
     checked.findings.sort(key=lambda finding: (order[finding.file], finding.row))
     return checked
 
@@ -164,7 +165,7 @@ def _check_ids(checked: Checked) -> None:
         elif id is not None and first.setdefault(id, row) is not row:
             earlier = first[id]
             same = "the same record" if earlier.record == row.record else "another record"
-            where = f"{earlier.file.name} row {earlier.number}"
+            where = f"{earlier.file} row {earlier.number}"
             checked.add("error", "id twice", row, f"id {id!r} is that of {where}, {same}: give it its own")
 
 
@@ -257,7 +258,7 @@ def _check_overlap(checked: Checked) -> None:
                 shared[file].add(path)
         first, *others = sorted(rows.values(), key=lambda row: order[row.file])
         for row in others:
-            what = f"{Path(paths[0]).name} is asked about in {first.file.name}, too (row {first.number})"
+            what = f"{Path(paths[0]).name} is asked about in {first.file}, too (row {first.number})"
             checked.add("error", "in two splits", row, what, paths[0])
         if others:
             checked.shared.append(dict(shared))

@@ -34,7 +34,7 @@ def fix(checked: Checked) -> dict[Path, Counter[str]]:
         counts: Counter[str] = Counter()
         kept: dict[str, dict[str, Any]] = {}
         for row in (row for row in checked.rows if row.file == file):
-            kinds = errors.get((file.name, row.number), set())
+            kinds = errors.get((str(file), row.number), set())
             if fatal := sorted(kinds - REPAIRED):
                 counts[f"dropped: {fatal[0]}"] += 1
             elif any(path in given_up[file] for _, path, _ in row.media()):

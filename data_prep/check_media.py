@@ -55,7 +55,7 @@ def look(path: str, audio: str | None = None) -> MediaFacts:
         facts.thumbnail = _jpeg(clip.frames[len(clip.frames) // 2])
         if not found.is_image and len(clip.frames) > 1 and (clip.frames == clip.frames[0]).all():
             facts.problems.append(("warning", "the picture never changes"))
-    if found.has_audio and clip.waveform is not None:
+    if clip.waveform is not None:
         peak = float(np.abs(clip.waveform).max(initial=0.0))
         if peak < SILENCE:
             facts.problems.append(("warning", "its sound track is silent"))

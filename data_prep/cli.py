@@ -10,7 +10,7 @@ import typer
 from data_prep.show import show
 from mllm.errors import MllmError
 
-ENGINE = Annotated[
+EngineOption = Annotated[
     Literal["local", "ray"], typer.Option(help="local: processes here; ray: a Ray cluster, see RAY_ADDRESS.")
 ]
 
@@ -100,7 +100,7 @@ def check(
         int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a recording counts as hung.")] = 60,
-    engine: ENGINE = "local",
+    engine: EngineOption = "local",
 ) -> None:
     """Find what training would stumble over: bad rows, damaged recordings, splits that overlap."""
     from rich.console import Console
@@ -141,7 +141,7 @@ def build(
         int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Build afresh what is there.")] = False,
-    engine: ENGINE = "local",
+    engine: EngineOption = "local",
 ) -> None:
     """Decode recordings once, at the model's size, into shards that training maps into memory."""
     from data_prep.build import Form, make_plan
@@ -178,7 +178,7 @@ def features(
     config: Annotated[Path, typer.Argument(help="Experiment whose data.train and data.val are read.")],
     model: Annotated[str, typer.Option(help="Checkpoint or run folder whose towers will be frozen.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
-    engine: ENGINE = "local",
+    engine: EngineOption = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
 ) -> None:
     """Run frozen towers once over all recordings and keep what they give: training then runs none."""
@@ -203,7 +203,7 @@ def transcribe(
     path: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
     model: Annotated[str, typer.Option(help="A whisper model: base, small, … or a .pt file.")] = "base",
     language: Annotated[str | None, typer.Option(help="Such as en; told by the model unless given.")] = None,
-    engine: ENGINE = "local",
+    engine: EngineOption = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder; that of the records unless given.")] = None,
 ) -> None:

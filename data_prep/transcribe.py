@@ -1,6 +1,6 @@
 """`mllm data transcribe`: what is said, and when, by openai-whisper (Radford et al. 2022), as subtitles.
 
-    transcripts.jsonl        one row a recording: {"media", "language", "sub": [{"text", "start", "end"}]}
+    transcripts.jsonl        a row a recording: {"media", "by", "language", "sub": [{"text", "start", "end"}]}
     <name>.subtitled.jsonl   the records, with what is said written before the question
 
 A row is written as soon as its recording is done: killed at any moment, the same command goes on with the
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,15 @@ from mllm.media import load_clip, probe
 from mllm.records import Record, read_records, write_records
 
 TRANSCRIPTS = "transcripts.jsonl"
-Hear = Callable[[np.ndarray], dict[str, Any]]  # 16 kHz sound -> {"language", "sub"}
+
+
+class Hear(Protocol):
+    """16 kHz sound -> {"language", "sub"}; `told_by` says who listened, so that another listens again."""
+
+    @property
+    def told_by(self) -> str: ...
+
+    def __call__(self, waveform: np.ndarray) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,10 @@ class Whisper:
     name: str
     language: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def told_by(self) -> str:
+        return " ".join(filter(None, ("whisper", self.name, self.language)))
 
     def __call__(self, waveform: np.ndarray) -> dict[str, Any]:
         import whisper
@@ -101,14 +113,15 @@ def transcribe(
     out.mkdir(parents=True, exist_ok=True)
     file = out / TRANSCRIPTS
     done = _whole_rows(file)
-    left = {key: place for key, place in media.items() if key not in done}
+    left = {key: at for key, at in media.items() if done.get(key, {}).get("by") != hear.told_by}
     items = {key: (hear, source, options) for key, (source, options) in left.items()}
     outcomes = run(listen, items, engine, workers, isolated=False)
     for outcome in progress(outcomes, len(left)):
-        done[outcome.key] = {"media": outcome.key} | outcome.result()
+        done[outcome.key] = {"media": outcome.key, "by": hear.told_by} | outcome.result()
         _append(file, done[outcome.key])
-    # In the order of the records, however many listened.
-    write_atomically(file, "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in media))
+    # Those of other record files first, then in the order of these records, however many listened.
+    order = [*(key for key in done if key not in media), *media]
+    write_atomically(file, "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order))
     write_records(out / f"{path.stem}.subtitled.jsonl", _subtitled(records, done))
     return len(left), len(media) - len(left)
 

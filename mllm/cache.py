@@ -12,6 +12,7 @@ was used least recently.
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,11 @@ def freeze_and_keep(model: Any, cache: FeatureCache) -> None:
 
 def fingerprint(tower: Tower) -> str:
     """sha256, hex, of a tower's weights and of what its configuration says."""
-    digest = hashlib.sha256(repr(tower).encode())
+    config = tower.encoder.config.to_dict()
+    # How attention is computed, where weights came from and in which type they lie change no feature.
+    kept = {key: config[key] for key in sorted(config) if not key.startswith(("_", "attn_", "transformers_"))}
+    kept = {key: value for key, value in kept.items() if key not in ("dtype", "torch_dtype", "architectures")}
+    digest = hashlib.sha256(json.dumps(kept, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

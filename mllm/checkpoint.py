@@ -86,7 +86,7 @@ def load(
         merge: LoRA deltas are added into the weights; False returns the PeftModel.
 
     Raises:
-        MllmError: if there is no checkpoint.
+        MllmError: if there is no checkpoint, or one without some of its weights.
     """
     from mllm.model import MllmForConditionalGeneration
 
@@ -94,8 +94,16 @@ def load(
     processor = load_processor(base)
     # The folder's own file asks servers for temperature 0; generate() wants that said by do_sample alone.
     with _no_bars():
-        model = MllmForConditionalGeneration.from_pretrained(
-            base, dtype=_dtype(dtype), generation_config=greedy_generation(processor.tokenizer)
+        model, loaded = MllmForConditionalGeneration.from_pretrained(
+            base,
+            dtype=_dtype(dtype),
+            generation_config=greedy_generation(processor.tokenizer),
+            output_loading_info=True,
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise MllmError(
+            f"{base}: {len(missing)} weights are missing, {missing[0]} for one: another version "
+            "of mllm wrote it, so train or export it again"
         )
     if adapter is not None:
         from peft import PeftModel

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import BertModel, PreTrainedConfig, TimesformerModel
+from transformers import BertModel, PreTrainedConfig, PreTrainedModel, TimesformerModel
 from transformers import initialization as init
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -24,6 +24,7 @@ class Tower(nn.Module):
     `features` is what the model calls: `forward`, or what `mllm.cache` has kept of it.
     """
 
+    encoder: PreTrainedModel
     width: int
     tokens_per_window: int
     kept: Callable[[torch.Tensor], torch.Tensor] | None = None

@@ -8,7 +8,6 @@ is an error that names the nearest known one. Overrides are `a.b=value`, the val
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mllm.errors import ConfigError
+from mllm.yaml_text import parse_yaml
 
 
 def _has_type(part: str | dict[str, Any]) -> str | dict[str, Any]:
@@ -271,7 +271,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read experiment {path}: {reason}: give the path of a YAML file") from None
     lines: dict[tuple, int] = {}
-    values = _parse_yaml(text, str(path), lines)
+    values = parse_yaml(text, str(path), lines)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -293,7 +293,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     names = key.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"override {override!r} is not of the form a.b=value, such as instruct.lr=1e-3")
-    value = _parse_yaml(text, f"override {override!r}")
+    value = parse_yaml(text, f"override {override!r}")
     section: Any = values
     for depth, name in enumerate(names[:-1]):
         inner = section.get(name)
@@ -368,48 +368,3 @@ def _section_of(annotation: Any) -> type[Section] | None:
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with `1e-3` as a number (PyYAML takes it for text) and repeated keys refused."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"repeated key {key.value!r}", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _parse_yaml(text: str, where: str, lines: dict[tuple, int] | None = None) -> Any:
-    """The value of YAML text; fills `lines` with the line (from 1) of each key path."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if lines is not None:
-            _note_lines(node, (), lines)
-        return loader.construct_document(node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark is not None and lines is not None else where
-        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    finally:
-        loader.dispose()
-
-
-def _note_lines(node: Any, path: tuple, lines: dict[tuple, int]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                lines[(*path, key.value)] = key.start_mark.line + 1
-                _note_lines(value, (*path, key.value), lines)

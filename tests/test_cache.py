@@ -116,6 +116,17 @@ def test_a_fingerprint_is_of_the_weights_alone(pair) -> None:
     assert fingerprint(video) != fingerprint(audio)
 
 
+def test_a_setting_without_weights_changes_the_fingerprint_and_how_it_is_computed_does_not(
+    pair, monkeypatch
+) -> None:
+    video, _ = towers(pair[0])
+    before = fingerprint(video)
+    monkeypatch.setattr(video.encoder.config, "_attn_implementation_internal", "eager")
+    assert fingerprint(video) == before
+    monkeypatch.setattr(video.encoder.config, "num_attention_heads", 1)
+    assert fingerprint(video) != before
+
+
 def test_the_cap_evicts_what_was_not_used(pair, tmp_path: Path) -> None:
     model, processor = pair
     cache = keep(model, tmp_path, max_gb=1e-4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -16,7 +17,7 @@ from mllm import build, chat, checkpoint
 from mllm.errors import ConfigError, MllmError
 from mllm.experiment import Model
 from mllm.media import Clip
-from tests.tiny import SETTINGS
+from tests.tiny import SETTINGS, tiny
 
 TEXTS = [
     f"what colour is the {shape}? the {shape} is {colour}."
@@ -348,3 +349,12 @@ def test_a_pretrained_decoder_still_speaks_as_before(real_data: Path, tmp_path):
     with torch.no_grad():
         logits = model(input_ids=ids).logits[..., : plain.config.vocab_size]
         torch.testing.assert_close(logits, plain(ids).logits)
+
+
+def test_a_checkpoint_without_some_weights_is_refused_not_filled_with_chance(tmp_path):
+    folder = checkpoint.save(*tiny(), tmp_path / "model")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["model.video_projector.norm.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MllmError, match="1 weights are missing, model.video_projector.norm.weight for one"):
+        checkpoint.load(folder)

@@ -123,7 +123,7 @@ def test_recordings_in_two_splits_are_found_by_their_content(media: Path) -> Non
     test = write(media, "test.jsonl", [row(4, "copy.mp4")])
     checked = check([train, test], workers=1)
     (finding,) = checked.findings
-    assert (finding.file, finding.row, finding.kind) == ("test.jsonl", 1, "in two splits")
+    assert (finding.file, finding.row, finding.kind) == (str(test), 1, "in two splits")
     assert "train.jsonl, too (row 1)" in finding.what
     done = fix(checked)
     assert [record["id"] for record in read_records(media / "train.fixed.jsonl")] == ["r2", "r3"]
@@ -189,8 +189,28 @@ def test_the_command_writes_a_page_and_exits_by_severity(media: Path, tmp_path: 
     assert run(str(silent), "--strict")[0] == 1
 
 
-def test_a_folder_stands_for_its_record_files(media: Path, tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "a.fixed.jsonl"):
+def test_files_of_one_name_are_told_apart(media: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    bad = write(tmp_path / "a", "records.jsonl", [row(1, str(media / "cut.mp4"))])
+    good = write(tmp_path / "b", "records.jsonl", [row(2, str(media / "mute.mp4"))])
+    checked = check([bad, good], workers=1)
+    assert [finding.file for finding in checked.findings] == [str(bad)]
+    kept = {path.parent.name: counts["kept"] for path, counts in fix(checked).items()}
+    assert kept == {"a": 0, "b": 1}
+
+
+def test_separate_sound_is_listened_to(media: Path, tmp_path: Path) -> None:
+    make(tmp_path / "hush.wav", codec=None, sounds=[np.zeros(16_000, np.float32)], sound_codec="pcm_s16le")
+    record = row(1, str(media / "mute.mp4"))
+    record["messages"][0]["content"][0]["audio"] = str(tmp_path / "hush.wav")
+    checked = check([write(tmp_path, "rows.jsonl", [record])], workers=1)
+    assert [finding.kind for finding in checked.findings] == ["its sound track is silent"]
+
+
+def test_a_folder_stands_for_its_splits_not_for_what_was_made_of_them(media: Path, tmp_path: Path) -> None:
+    made = ("a.fixed.jsonl", "a.subtitled.jsonl", "transcripts.jsonl", "pairs.jsonl")
+    for name in ("b.jsonl", "a.jsonl", *made):
         write(tmp_path, name, [row(1)])
     assert [path.name for path in record_files([tmp_path])] == ["a.jsonl", "b.jsonl"]
     with pytest.raises(RecordError, match="no record file: give a .jsonl file"):

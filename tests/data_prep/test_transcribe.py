@@ -37,6 +37,8 @@ def records(tmp_path: Path) -> Path:
 class MockedEars:
     """Says how long it listened: the mechanics need no model."""
 
+    told_by = "mock"
+
     def __init__(self, stop_after: int = 99):
         self.lengths: list[float] = []
         self.stop_after = stop_after
@@ -76,6 +78,20 @@ def test_it_goes_on_where_it_was_stopped_with_mocked_ears(records: Path, tmp_pat
     assert len(ears.lengths) == 1
     for name in ("transcripts.jsonl", "rows.subtitled.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_other_files_keep_their_transcripts_and_another_model_listens_again_with_mocked_ears(
+    records: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    rows = list(read_records(records))
+    write_records(tmp_path / "mute.jsonl", rows[3:])
+    transcribe(records, MockedEars(), out)
+    assert transcribe(tmp_path / "mute.jsonl", MockedEars(), out) == (0, 1)
+    assert len((out / "transcripts.jsonl").read_text().splitlines()) == 3
+    other = MockedEars()
+    other.told_by = "another"
+    assert transcribe(records, other, out) == (3, 0)
 
 
 @pytest.mark.slow
