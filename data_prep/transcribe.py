@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_prep.engine import Engine, run
-from data_prep.templates import subtitle_block
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
 from mllm.media import load_clip, probe
 from mllm.records import Record, read_records, write_records
+from mllm.templates import subtitle_block
 
 TRANSCRIPTS = "transcripts.jsonl"
 

@@ -140,6 +140,10 @@ class Augment(Section):
     temporal_crop: Share = 0.0  # of a recording that is cut off, at most, where no text tells a time
     frame_dropout: Share = 0.0  # of frames that repeat the one before
     word_dropout: Share = 0.0  # of a caption's words, for the shared space alone
+    paraphrase: bool = False  # instructions in another phrasing of mllm/templates.yaml every time
+    frame_permutation: bool = (
+        False  # stage 1: each video with its frames shuffled, as one that no caption tells
+    )
 
 
 class Data(Section):

@@ -23,6 +23,7 @@ TIMES = re.compile(
     r"\d\d:\d\d|\b(first|last|begin\w*|end\w*|before|after|then|when|seconds?|how (?:many|often))\b",
     re.IGNORECASE,
 )
+VISIBLE = 1.0  # of 255: how much two videos differ on average before they count as different
 FFT, HOP = 512, 128  # of the phase vocoder: 32 ms and 8 ms
 
 
@@ -89,6 +90,22 @@ def drop_frames(frames: np.ndarray, dropped: np.ndarray) -> np.ndarray:
     """Dropped frames show what the frame before them shows, as a recording that stutters does."""
     kept = np.where(dropped, 0, np.arange(len(frames)))
     return frames[np.maximum.accumulate(kept)]
+
+
+def permute_frames(pixel_values: torch.Tensor, rng: np.random.Generator) -> torch.Tensor | None:
+    """Frames of a whole video in another order: no view of it, but what its captions do not tell.
+
+    Args:
+        pixel_values: uint8 [windows, frames, channels, height, width].
+
+    Returns:
+        the same shape; None where nobody would see a difference.
+    """
+    frames = pixel_values.flatten(0, 1)
+    shuffled = frames[torch.from_numpy(rng.permutation(len(frames)))]
+    if (shuffled.float() - frames.float()).abs().mean() < VISIBLE:
+        return None
+    return shuffled.view_as(pixel_values)
 
 
 # --- time: the whole clip ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from mllm.experiment import Augment
 from mllm.files import replacing
 from mllm.media import SAMPLE_RATE, Clip
+from mllm.templates import paraphrase
 from train.augment import augment, drop_words
 
 FRAMES = 4  # shown of a clip
@@ -19,8 +21,10 @@ FLOOR = 1e-6  # so that silence has a logarithm
 SHOWN = {  # what a kind changes
     "noise_snr": "sound", "pitch": "sound", "time_mask": "sound", "frequency_mask": "sound",
     "crop": "picture", "jitter": "picture", "flip": "picture", "frame_dropout": "picture",
-    "temporal_crop": "both", "speed": "both", "word_dropout": "text",
+    "temporal_crop": "both", "speed": "both", "word_dropout": "text", "paraphrase": "text",
+    "frame_permutation": "picture",
 }  # fmt: skip
+REQUEST = "Describe the recording."
 
 
 def draw_views(clip: Clip, caption: str, settings: Augment, path: Path, seed: int = 0) -> None:
@@ -33,12 +37,18 @@ def draw_views(clip: Clip, caption: str, settings: Augment, path: Path, seed: in
     for row, kind in zip(rows[1:], kinds, strict=True):
         alone = Augment(**{kind: getattr(settings, kind)})
         rng = np.random.default_rng(seed)
-        said = drop_words(caption, settings.word_dropout, rng) if kind == "word_dropout" else caption
+        said = caption
+        if kind == "word_dropout":
+            said = drop_words(caption, settings.word_dropout, rng)
+        elif kind == "paraphrase":
+            said = f"{REQUEST}  →  {paraphrase('caption', REQUEST, str(seed))}"
         view = clip
         for attempt in range(20):  # a flip comes every other time
             view = augment(clip, alone, np.random.default_rng(seed + attempt))
             if kind != "flip" or view.fingerprint() != clip.fingerprint():
                 break
+        if kind == "frame_permutation" and clip.frames is not None:  # no view: a negative of stage 1
+            view = replace(clip, frames=rng.permutation(clip.frames))
         _draw(row, f"{kind} {getattr(settings, kind)}", view, said, SHOWN[kind])
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)

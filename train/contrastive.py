@@ -48,13 +48,21 @@ def space_losses(model: MllmModel, queries: MediaQueries, space: dict[str, Tenso
         audio = audio + model.embed_audio(queries["audio"], audio_windows)
     seen, heard = (video_windows + image_windows) > 0, audio_windows > 0
     told = captions >= 0
+    shuffled = None
+    if "permuted_pixels" in space:
+        shuffled = torch.zeros_like(video)
+        if len(space["permuted_pixels"]):
+            permuted = model.video_query_outputs(space["permuted_pixels"])
+            shuffled = model.embed_video(permuted, space["permuted_windows"])
     scale = model.space.logit_scale.exp().clamp(max=100)
 
-    def pair(left: Tensor, right: Tensor, columns: list[int], present: Tensor) -> Tensor:
-        return info_nce(left, right, scale, ids[:, columns], present)
+    def pair(
+        left: Tensor, right: Tensor, columns: list[int], present: Tensor, negatives: Tensor | None = None
+    ) -> Tensor:
+        return info_nce(left, right, scale, ids[:, columns], present, negatives)
 
     return {
-        "video_text_loss": pair(video, text[:, VIDEO], [VIDEO], seen & told[:, VIDEO]),
+        "video_text_loss": pair(video, text[:, VIDEO], [VIDEO], seen & told[:, VIDEO], shuffled),
         "audio_text_loss": pair(audio, text[:, AUDIO], [AUDIO], heard & told[:, AUDIO]),
         "fused_text_loss": pair(
             functional.normalize(video + audio, dim=-1), text[:, BOTH], [BOTH], seen & heard & told[:, BOTH]

@@ -20,8 +20,9 @@ from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.media import Clip, load_clip
 from mllm.processor import Encoded, MediaFeatures, MllmProcessor
-from mllm.records import Source
-from train.augment import augment, drop_words
+from mllm.records import Record, Source
+from mllm.templates import paraphrase
+from train.augment import augment, drop_words, permute_frames
 from train.losses import caption_id
 from train.shapes import ROWS, TOKENS
 
@@ -32,7 +33,7 @@ CAPTION_REQUESTS = {
     "both": "describe the recording.",
 }
 SHUFFLED_UP_TO = 1 << 20
-VIEWS, WORDS = 1, 2  # what a random generator of an example is for
+VIEWS, WORDS, PERMUTED = 1, 2, 3  # what a random generator of an example is for
 RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -87,6 +88,18 @@ class Collator:
             [message | {"content": [view(part) for part in message["content"]]} for message in messages]
             for messages in checked
         ]
+
+    def phrased(self, record: Record, number: int) -> list[dict]:
+        """`answered`, the last question in the phrasing that belongs to the run's `number`-th example."""
+        messages = answered(record)
+        if self.augmentation is None or not self.augmentation.paraphrase:
+            return messages
+        *before, asked, answer = chat.validate_messages(messages)
+        *others, last = asked["content"]
+        if last["type"] != "text":
+            return messages
+        told = paraphrase(record.get("task") or "qa", last["text"], f"{record['id']} {self.seed} {number}")
+        return [*before, asked | {"content": [*others, last | {"text": told}]}, answer]
 
     def _read(self, part: dict[str, Any]) -> Clip:
         options = {key: value for key, value in part.items() if key not in ("type", part["type"])}
@@ -188,8 +201,25 @@ class PairCollator(Collator):
         captions = [pair["captions"] for pair in pairs]
         numbers = [row["number"] for row in rows]
         space = self.space(media, captions, numbers)
+        if self.augmentation and self.augmentation.frame_permutation:
+            space |= self._permuted(media, numbers)
         batch = self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
         return batch | {"text": self.texts(rows[: self.text_batch])} if self.text_batch else batch
+
+    def _permuted(self, media: Sequence[MediaFeatures], numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Videos with their frames shuffled, [windows, …], and how many windows each clip has of them."""
+        shuffled = [
+            permute_frames(item.pixel_values, np.random.default_rng((self.seed, number, PERMUTED)))
+            if item.modality == "video" and item.pixel_values is not None
+            else None
+            for item, number in zip(media, numbers, strict=True)
+        ]
+        size = self.processor.image_size
+        none = torch.zeros(0, self.processor.frames_per_window, 3, size, size, dtype=torch.uint8)
+        return {
+            "permuted_pixels": torch.cat([none, *(item for item in shuffled if item is not None)]),
+            "permuted_windows": torch.tensor([0 if item is None else len(item) for item in shuffled]),
+        }
 
 
 class QuestionCollator(Collator):
@@ -223,7 +253,8 @@ class QuestionCollator(Collator):
             records = self.source.conversations(self.scene(number))
             chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
             told = next((record["captions"] for record in records if record.get("captions")), {})
-            for group in by_prefix(self.views([answered(records[i]) for i in sorted(chosen)], number)):
+            asked = [self.phrased(records[i], number) for i in sorted(chosen)]
+            for group in by_prefix(self.views(asked, number)):
                 example = self.processor.encode_group(group)
                 encoded.append(example)
                 captions += [told if len(example.media) == 1 else {}] * len(example.media)

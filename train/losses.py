@@ -41,7 +41,14 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def info_nce(left: Tensor, right: Tensor, scale: Tensor | float, ids: Tensor, present: Tensor) -> Tensor:
+def info_nce(
+    left: Tensor,
+    right: Tensor,
+    scale: Tensor | float,
+    ids: Tensor,
+    present: Tensor,
+    negatives: Tensor | None = None,
+) -> Tensor:
     """Symmetric InfoNCE over gathered pairs (van den Oord et al. 2018; CLIP, Radford et al. 2021).
 
     Args:
@@ -50,6 +57,7 @@ def info_nce(left: Tensor, right: Tensor, scale: Tensor | float, ids: Tensor, pr
         ids: [rows, kinds] whole numbers; two rows that share the number of any kind are false negatives of
             each other (identical captions) and leave each other's denominator.
         present: [rows] bool; rows without this pair (no sound, no picture) are neither asked nor offered.
+        negatives: [rows, dim], more that each of `right` is told from; rows of zeros are left out.
 
     Returns:
         the mean over the present rows of both directions; zero, with zero gradients, where there are none.
@@ -60,10 +68,12 @@ def info_nce(left: Tensor, right: Tensor, scale: Tensor | float, ids: Tensor, pr
     hidden = (same | ~present) & ~own
     logits = (scale * left @ right.T).float()
     targets = torch.arange(len(left), device=left.device)
+    forth, back = (directed.masked_fill(hidden, float("-inf")) for directed in (logits, logits.T))
+    if negatives is not None:
+        negatives = gather(negatives)
+        against = (scale * right @ negatives.T).float()
+        back = torch.cat([back, against.masked_fill(~negatives.any(-1), float("-inf"))], dim=1)
     total = left.new_zeros(())
-    for directed in (logits, logits.T):
-        losses = functional.cross_entropy(
-            directed.masked_fill(hidden, float("-inf")), targets, reduction="none"
-        )
-        total = total + losses[present].sum()
+    for directed in (forth, back):
+        total = total + functional.cross_entropy(directed, targets, reduction="none")[present].sum()
     return total / (2 * present.sum().clamp(min=1))

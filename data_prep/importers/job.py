@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep import templates
 from data_prep.importers.folder import MediaFolder
 from data_prep.importers.tables import Row, read_object, read_rows, read_text
+from mllm import templates
 from mllm.errors import RecordError
 
 Part = dict[str, Any]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from data_prep.importers.job import Job, Record
 from data_prep.importers.tables import Row
-from data_prep.templates import subtitle_block
 from mllm.errors import RecordError
+from mllm.templates import subtitle_block
 
 UNKNOWN_SPAN = (10.0, 30.0)  # s: what the authors' preprocessing.py puts in place of NaN
 

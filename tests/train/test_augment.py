@@ -10,8 +10,12 @@ from PIL import Image
 from mllm.cli import main
 from mllm.experiment import Augment
 from mllm.media import SAMPLE_RATE, Clip
+from mllm.records import open_source, write_records
+from mllm.templates import templates
 from tests.tiny import clip
 from train import augment as views
+from train.augment import permute_frames
+from train.contrastive import space_losses
 from train.data import PairCollator, QuestionCollator
 
 ROWS = [{"number": number} for number in range(6)]
@@ -146,14 +150,58 @@ def test_batches_are_augmented_and_the_same_each_time(kind, tiny, world) -> None
     assert torch.equal(plain["space"]["caption_ids"], first["space"]["caption_ids"])
 
 
+def test_frames_are_permuted_only_to_be_told_apart(tiny, world) -> None:
+    plain = PairCollator(world, tiny[1], 0, 64)(ROWS)
+    batch = PairCollator(world, tiny[1], 0, 64, augmentation=Augment(frame_permutation=True))(ROWS)
+    assert torch.equal(batch["pixel_values"], plain["pixel_values"])  # no view of the clip itself
+    counts, windows = batch["space"]["permuted_windows"], batch["space"]["video_windows"]
+    assert counts.sum() == len(batch["space"]["permuted_pixels"]) > 0
+    assert all(count in (0, window) for count, window in zip(counts, windows, strict=True))
+    model = tiny[0].model
+    queries = model.query_outputs(pixel_values=batch["pixel_values"])
+    with_negatives = space_losses(model, queries, batch["space"])["video_text_loss"]
+    assert with_negatives > space_losses(model, queries, plain["space"])["video_text_loss"]
+
+
+def test_a_video_that_stands_still_has_no_permutation() -> None:
+    still = torch.full((2, 3, 3, 8, 8), 7, dtype=torch.uint8)
+    assert permute_frames(still, rng()) is None
+    moving = torch.arange(6, dtype=torch.uint8).mul(40).view(2, 3, 1, 1, 1).expand(2, 3, 3, 8, 8)
+    shuffled = permute_frames(moving, rng())
+    assert sorted(shuffled[..., 0, 0, 0].flatten().tolist()) == sorted(
+        moving[..., 0, 0, 0].flatten().tolist()
+    )
+    assert not torch.equal(shuffled, moving)
+
+
+def test_a_question_is_put_in_other_words_each_time(tmp_path, tiny) -> None:
+    part = {"type": "image", "image": str(tmp_path / "red.png")}
+    Image.new("RGB", (32, 32), "red").save(part["image"])
+    user = [part, {"type": "text", "text": "Answer briefly: what is red?"}]
+    messages = [{"role": "user", "content": user}]
+    write_records(tmp_path / "rows.jsonl", [{"id": "1", "task": "qa", "messages": messages, "answer": "all"}])
+    source = open_source(str(tmp_path / "rows.jsonl"))
+    (record,) = source.conversations(0)
+
+    def questions(augmentation: Augment) -> list[str]:
+        collator = QuestionCollator(source, tiny[1], 0, 1, augmentation=augmentation)
+        told = [collator.phrased(record, number) for number in range(20)]
+        return [messages[-2]["content"][-1]["text"] for messages in told]
+
+    assert set(questions(Augment())) == {"Answer briefly: what is red?"}
+    varied = questions(Augment(paraphrase=True))
+    assert set(varied) == {template.replace("{question}", "what is red?") for template in templates()["qa"]}
+    assert varied == questions(Augment(paraphrase=True))
+
+
 def test_the_sheet_has_a_row_for_each_kind(tmp_path, write_experiment, capsys) -> None:
     path = write_experiment(tmp_path)
     out = tmp_path / "views.png"
-    kinds = ["crop=0.3", "flip=true", "noise_snr=5", "word_dropout=0.3"]
+    kinds = ["crop=0.3", "flip=true", "noise_snr=5", "paraphrase=true", "frame_permutation=true"]
     with pytest.raises(SystemExit) as stopped:
         main(["train", "views", str(path), *(f"data.augment.{kind}" for kind in kinds), "--out", str(out)])
     assert not stopped.value.code
-    assert Image.open(out).height == pytest.approx(110 * 1.1 * 5, abs=2)
+    assert Image.open(out).height == pytest.approx(110 * 1.1 * 6, abs=2)
     with pytest.raises(SystemExit):
         main(["train", "views", str(path)])
     assert "data.augment is null: set some of it" in capsys.readouterr().err

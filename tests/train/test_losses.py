@@ -52,6 +52,18 @@ def test_rows_without_the_pair_neither_ask_nor_answer():
     torch.testing.assert_close(info_nce(LEFT, RIGHT, 3.0, DIFFERENT, present), kept)
 
 
+def test_texts_are_told_from_negatives_as_well():
+    negatives = torch.tensor([[0.0, 0.0], [0.6, 0.8], [0.0, 0.0]])  # one, and two rows that have none
+    plain = info_nce(LEFT, RIGHT, 2.0, DIFFERENT, HERE)
+    forth = functional.cross_entropy(2.0 * LEFT @ RIGHT.T, torch.arange(3))
+    offered = torch.cat([RIGHT @ LEFT.T, RIGHT @ negatives[1:2].T], dim=1)
+    back = functional.cross_entropy(2.0 * offered, torch.arange(3))
+    found = info_nce(LEFT, RIGHT, 2.0, DIFFERENT, HERE, negatives)
+    torch.testing.assert_close(found, (forth + back) / 2)
+    assert found > plain
+    torch.testing.assert_close(info_nce(LEFT, RIGHT, 2.0, DIFFERENT, HERE, torch.zeros(3, 2)), plain)
+
+
 def test_no_pair_at_all_gives_zero_and_zero_gradients():
     left = LEFT.clone().requires_grad_()
     loss = info_nce(left, RIGHT, 3.0, DIFFERENT, torch.zeros(3, dtype=torch.bool))

@@ -1,4 +1,7 @@
-"""Phrasings of instructions, from templates.yaml, chosen by record id: the same id, the same words."""
+"""Phrasings of instructions, from templates.yaml, chosen by record id: the same id, the same words.
+
+`mllm data import` puts questions and labels into words with them; training may put them otherwise again.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,34 @@ T = TypeVar("T")
 @cache
 def templates() -> Mapping[str, list[str]]:
     """Task -> its phrasings."""
-    return yaml.safe_load(files("data_prep").joinpath("templates.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(files("mllm").joinpath("templates.yaml").read_text(encoding="utf-8"))
 
 
 def fill(task: str, id: str, **fields: str) -> str:
     """The phrasing of a task that belongs to a record, its fields filled in."""
     # In one pass, so that braces in a question do no harm.
     return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], pick(templates()[task], id))
+
+
+def paraphrase(task: str, text: str, id: str) -> str:
+    """An instruction in the phrasing that belongs to `id`; as it is if no template of the task gives it."""
+    found = [
+        (len(re.sub(r"\{\w+\}", "", template)), key, match.groupdict())
+        for key in templates()
+        if key == task or key.startswith(f"{task}_")
+        for template in templates()[key]
+        if (match := re.fullmatch(_pattern(template), text, re.DOTALL))
+    ]
+    if not found:
+        return text
+    _, key, fields = max(found, key=lambda way: way[0])  # "{question}" alone fits everything
+    return fill(key, id, **fields)
+
+
+@cache
+def _pattern(template: str) -> str:
+    """A regular expression for what a template gives, its fields as groups."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(template))
 
 
 def pick(choices: Sequence[T], id: str) -> T:
