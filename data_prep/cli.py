@@ -147,11 +147,14 @@ def build(
     from data_prep.build import Form, make_plan
     from data_prep.build import build as run
     from mllm.build import window_spec
+    from mllm.checkpoint import load_processor
     from mllm.experiment import load_experiment
 
     experiment = load_experiment(config, overrides or [])
     shards = experiment.data.shards
-    form = Form(window_spec(experiment.model), shards.frames, shards.quality)
+    start = experiment.start
+    spec = window_spec(experiment.model) if start is None else load_processor(start).spec
+    form = Form(spec, shards.frames, shards.quality)
     files = [
         (key, Path(name))
         for key, name in (("train", experiment.data.train), ("val", experiment.data.val))
@@ -176,7 +179,10 @@ def build(
 @app.command()
 def features(
     config: Annotated[Path, typer.Argument(help="Experiment whose data.train and data.val are read.")],
-    model: Annotated[str, typer.Option(help="Checkpoint or run folder whose towers will be frozen.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint or run folder whose towers will be frozen. Default: `start`."),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
     engine: EngineOption = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
@@ -186,6 +192,9 @@ def features(
     from mllm.experiment import Cache, load_experiment
 
     experiment = load_experiment(config, overrides or [])
+    model = model or experiment.start
+    if model is None:
+        raise MllmError(f"{config} starts from no checkpoint: name one whose towers will be frozen, --model")
     settings = experiment.data.cache or Cache()
     names = [name for name in (experiment.data.train, experiment.data.val) if not name.startswith("world:")]
     if not names:

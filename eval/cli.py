@@ -19,46 +19,53 @@ def main() -> None:
     """Score a checkpoint or a server."""
 
 
+Model = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint folder or hub id. Default: the one that ships, unless --url."),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(help="Ask this OpenAI-compatible server; with --model too, that checkpoint is searched."),
+]
+ServedModel = Annotated[str | None, typer.Option(help="The model's name at --url. Default: its only one.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/eval/NAME.")]
+Blind = Annotated[bool, typer.Option(help="Ask everything once more without the recordings.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Questions at once, in this process.")]
+Concurrent = Annotated[int, typer.Option(min=1, help="Requests at once, at --url.")]
+FileUrls = Annotated[bool, typer.Option(help="Send paths to --url, which must be allowed to read them.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer.")]
+DType = Annotated[str, typer.Option(help="float32 or bfloat16, in this process.")]
+Features = Annotated[
+    Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
+]
+
+
 @app.command("world")
 def world(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Checkpoint folder or hub id. Default: the one that ships, unless --url."),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            help="Ask this OpenAI-compatible server; with --model too, that checkpoint is searched."
-        ),
-    ] = None,
-    served_model: Annotated[
-        str | None, typer.Option(help="The model's name at --url. Default: its only one.")
-    ] = None,
+    model: Model = None,
+    url: Url = None,
+    served_model: ServedModel = None,
     split: Annotated[list[str] | None, typer.Option(help="val or comp; repeatable. Default: both.")] = None,
     clips: Annotated[int | None, typer.Option(min=1, help="Scenes per split.")] = None,
     questions: Annotated[int | None, typer.Option(min=1, help="Most questions about a scene.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/eval/NAME.")] = None,
+    out: Out = None,
     media: Annotated[
         str, typer.Option(help="mp4: clips as real files, compressed; arrays: made in memory, quicker.")
     ] = "mp4",
     clips_folder: Annotated[Path, typer.Option(help="Where mp4 clips are kept between runs.")] = Path(
         "runs/eval/clips"
     ),
-    blind: Annotated[bool, typer.Option(help="Ask everything once more without the recordings.")] = True,
+    blind: Blind = True,
     search_clips: Annotated[
         int | None, typer.Option(min=0, help="Clips to search among; 0 leaves search out.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
-    batch: Annotated[int | None, typer.Option(min=1, help="Questions at once, in this process.")] = None,
-    concurrent: Annotated[int, typer.Option(min=1, help="Requests at once, at --url.")] = 16,
-    file_urls: Annotated[
-        bool, typer.Option(help="Send paths to --url, which must be allowed to read them.")
-    ] = False,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, in this process.")] = "float32",
-    features: Annotated[
-        Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
-    ] = None,
+    batch: Batch = None,
+    concurrent: Concurrent = 16,
+    file_urls: FileUrls = False,
+    max_tokens: MaxTokens = None,
+    dtype: DType = "float32",
+    features: Features = None,
 ) -> None:
     """Questions of the generated world by type, beside blind guesses; recall of search; one page of it all.
 
@@ -66,12 +73,8 @@ def world(
     from the section `eval` of the checkpoint's experiment.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from eval import report
     from eval import world as benchmark
-    from eval.backends import Backend, HfBackend, OpenAIBackend
-    from mllm.cache import FeatureCache, freeze_and_keep
     from mllm.embedder import Embedder
     from mllm.errors import ConfigError
     from mllm.records import open_source
@@ -89,15 +92,8 @@ def world(
     if url and media == "arrays":
         raise ConfigError("--media arrays never leave this process: with --url take --media mp4")
 
-    local = (
-        HfBackend.from_pretrained(model, dtype, batch=batch or settings.batch, max_tokens=max_tokens)
-        if model or not url
-        else None
-    )
-    if local and features:
-        freeze_and_keep(local.model, FeatureCache(features))
-    backend: Backend = (
-        local if local and not url else OpenAIBackend(url, served_model, concurrent, max_tokens, file_urls)
+    backend, local = _backends(
+        model, url, served_model, batch or settings.batch, concurrent, file_urls, max_tokens, dtype, features
     )
     embedder = None
     if local and search_clips and local.model.config.space_config is not None:
@@ -117,29 +113,104 @@ def world(
         pairs = (
             open_source(f"world:{name},seed={seed},clips={search_clips},media=av{form}") if embedder else None
         )
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task(
-                f"{name}: {len(asked)} questions", total=len(asked) * (2 if blind else 1)
-            )
-            tell = lambda count, task=task: progress.advance(task, count)  # noqa: E731
-            results[name] = benchmark.evaluate(asked, backend, embedder, pairs, prior, blind, tell)
+        results[name] = _evaluated(name, asked, backend, blind, console, embedder, pairs, prior)
+    header = {"clips": clips, "questions_per_clip": questions, "seed": seed, "max_tokens": max_tokens}
+    where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype, "media": media}
+    _report({"benchmark": "world", "model": backend.name, **where, **header}, results, out, console)
+
+
+@app.command("records")
+def records(
+    file: Annotated[Path, typer.Argument(help="A JSONL file of records, or a folder of `mllm data build`.")],
+    model: Model = None,
+    url: Url = None,
+    served_model: ServedModel = None,
+    out: Out = None,
+    blind: Blind = True,
+    batch: Batch = None,
+    concurrent: Concurrent = 16,
+    file_urls: FileUrls = False,
+    max_tokens: MaxTokens = None,
+    dtype: DType = "float32",
+    features: Features = None,
+) -> None:
+    """Questions of your own records by task, beside the majority answer and blind guesses.
+
+    Writes metrics.json, predictions.jsonl and report.png, and prints the table.
+    """
+    from rich.console import Console
+
+    from eval import world as benchmark
+    from mllm.records import open_source
+
+    settings = _settings(model, url)
+    max_tokens = max_tokens or settings.max_new_tokens
+    asked = benchmark.collect(open_source(str(file)))
+    backend, _ = _backends(
+        model, url, served_model, batch or settings.batch, concurrent, file_urls, max_tokens, dtype, features
+    )
+    console = Console()
+    results = {file.stem: _evaluated(file.stem, asked, backend, blind, console)}
+    where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype}
+    header = {"benchmark": str(file), "model": backend.name, **where, "max_tokens": max_tokens}
+    _report(header, results, out, console)
+
+
+def _backends(
+    model: str | None,
+    url: str | None,
+    served_model: str | None,
+    batch: int,
+    concurrent: int,
+    file_urls: bool,
+    max_tokens: int,
+    dtype: str,
+    features: Path | None,
+) -> tuple[Any, Any]:
+    """Who answers, and the checkpoint in this process if there is one (beside a server it searches)."""
+    from eval.backends import HfBackend, OpenAIBackend
+    from mllm.cache import FeatureCache, freeze_and_keep
+
+    local = None
+    if model or not url:
+        local = HfBackend.from_pretrained(model, dtype, batch=batch, max_tokens=max_tokens)
+        if features:
+            freeze_and_keep(local.model, FeatureCache(features))
+    return (OpenAIBackend(url, served_model, concurrent, max_tokens, file_urls) if url else local), local
+
+
+def _evaluated(
+    name: str,
+    asked: list[Any],
+    backend: Any,
+    blind: bool,
+    console: Any,
+    embedder: Any = None,
+    pairs: Any = None,
+    prior: Any = None,
+) -> Any:
+    """`world.evaluate` behind a progress bar."""
+    from rich.progress import Progress
+
+    from eval.world import evaluate
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(f"{name}: {len(asked)} questions", total=len(asked) * (2 if blind else 1))
+        return evaluate(
+            asked, backend, embedder, pairs, prior, blind, lambda count: progress.advance(task, count)
+        )
+
+
+def _report(header: dict[str, Any], results: dict[str, Any], out: Path | None, console: Any) -> None:
+    """Files and tables of an evaluation."""
+    from eval import report
+    from eval.world import write_results
 
     folder = out or Path("runs/eval") / (
-        re.sub(r"[^\w.-]+", "-", backend.name.rstrip("/")).strip("-")[-60:] or "model"
+        re.sub(r"[^\w.-]+", "-", header["model"].rstrip("/")).strip("-")[-60:] or "model"
     )
-    header: dict[str, Any] = {
-        "benchmark": "world",
-        "model": backend.name,
-        "backend": "openai" if url else "transformers",
-        "dtype": None if url else dtype,
-        "media": media,
-        "clips": clips,
-        "questions_per_clip": questions,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    metrics = benchmark.write_results(folder, header, results)
+    header |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+    metrics = write_results(folder, header, results)
     report.draw_page(metrics, folder / "report.png")
     report.print_tables(metrics, console)
     console.print(f"{folder}/metrics.json, predictions.jsonl, report.png", highlight=False, soft_wrap=True)

@@ -143,12 +143,12 @@ def load_processor(folder: str | Path | None = None) -> MllmProcessor:
 
 
 def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
-    """(base folder or hub id, adapter folder or None) of what `load` takes.
+    """(base folder or hub id, adapter folder or None) of what `load` takes; None, "nano": the one that ships.
 
     Raises:
         MllmError: if a folder holds no checkpoint.
     """
-    if folder is None:
+    if folder is None or str(folder) == "nano":
         return str(find_default_checkpoint()), None
     path = Path(folder)
     if not path.exists():

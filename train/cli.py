@@ -51,6 +51,28 @@ def all_stages(config: Config, overrides: Overrides = None, restart: Restart = F
     _run(config, overrides, restart, ["text", "contrastive", "instruct"], validate=True)
 
 
+@app.command()
+def classifier(config: Config, overrides: Overrides = None) -> None:
+    """A plain classifier of sounds on the same data, as a yardstick: the audio tower and a linear layer."""
+    _before_torch()
+    import torch
+
+    from mllm.experiment import load_experiment
+    from train.classifier import train
+    from train.run import stage_folder
+
+    experiment = load_experiment(config, overrides or [])
+    model, processor = starting_point(experiment, "text", stage_folder(experiment, "text"))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    folder = stage_folder(experiment, "classifier")
+    scores = train(experiment, model, processor, folder)
+    print(
+        f"{scores['accuracy']:.3f} of {scores['recordings']} recordings right (majority "
+        f"{scores['majority']:.3f}), {len(scores['labels'])} labels, {scores['seconds']:.0f} s of training; "
+        f"{folder / 'metrics.json'}"
+    )
+
+
 @app.command(name="probe")
 def probe_command(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint or run folder.")],
@@ -95,15 +117,20 @@ def views_command(
     print(out)
 
 
+def _before_torch() -> None:
+    """Settings that are read once, when torch is first imported."""
+    import os
+
+    # Threads that spin while they wait for one another made a step up to ten times slower on a machine that
+    # had anything else to do, a data worker say.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
+
+
 def _run(
     config: Path, overrides: list[str] | None, restart: bool, stages: list[str], validate: bool = False
 ) -> None:
-    import os
-
-    # Read once, when torch is first imported. Threads that spin while they wait for one another made a step
-    # up to ten times slower on a machine that had anything else to do, a data worker say.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
+    _before_torch()
     from mllm.experiment import load_experiment
 
     experiment = load_experiment(config, overrides or [])
@@ -173,7 +200,7 @@ def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[An
     """
     from transformers import set_seed
 
-    from mllm.checkpoint import build_model, find_default_checkpoint, load, save
+    from mllm.checkpoint import build_model, load, save
     from mllm.errors import ConfigError
     from mllm.records import open_source
     from train.run import STAGES, stage_folder
@@ -189,7 +216,7 @@ def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[An
                 f"`mllm train {earlier}`, or leave it out with {earlier}.steps=0"
             )
     if experiment.start is not None:
-        return load(find_default_checkpoint() if experiment.start == "nano" else experiment.start)
+        return load(experiment.start)
     start = folder / "start"
     if start.is_dir():
         return load(start)

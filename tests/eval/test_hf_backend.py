@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from typer.testing import CliRunner
 
@@ -14,7 +16,7 @@ from eval.cli import app
 from mllm.checkpoint import save
 from mllm.errors import ConfigError
 from mllm.experiment import Experiment
-from mllm.records import open_source
+from mllm.records import open_source, write_records
 from tests.tiny import tiny
 
 runner = CliRunner()
@@ -122,3 +124,22 @@ def test_wrong_words(checkpoint, words, message):
     model = [] if "--url" in words else ["--model", str(checkpoint)]
     with pytest.raises(ConfigError, match=message):
         runner.invoke(app, ["world", *model, *words], catch_exceptions=False)
+
+
+def test_eval_records_scores_a_file_of_ones_own(checkpoint, tmp_path):
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(16_000) / 20).astype(np.float32), 16_000)
+    rows = []
+    for number, (task, answer) in enumerate([("pitch", "low"), ("pitch", "high"), ("pitch", "low")]):
+        user = [{"type": "audio", "audio": "tone.wav"}, {"type": "text", "text": f"how high? ({number})"}]
+        messages = [{"role": "user", "content": user}]
+        rows.append({"id": str(number), "task": task, "messages": messages, "answer": answer})
+    write_records(tmp_path / "mine.jsonl", rows)
+    words = ["records", str(tmp_path / "mine.jsonl"), "--model", str(checkpoint), "--max-tokens", "3"]
+    result = runner.invoke(app, [*words, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert "mine: exact match" in result.output
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    pitch = metrics["splits"]["mine"]["types"]["pitch"]
+    assert (pitch["count"], round(pitch["majority"], 2)) == (3, 0.67)
+    assert pitch["blind"] is not None
+    assert len((tmp_path / "out/predictions.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "out/report.png").stat().st_size > 10_000

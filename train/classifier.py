@@ -1,0 +1,156 @@
+"""A plain classifier of recordings by their sound: what answering in words is measured against.
+
+The audio tower, the mean of its tokens, one linear layer. The tower starts from the same weights as the
+experiment and sees the same records, in the same order and views, for as many steps as its stage `instruct`.
+It knows the closed set of answers, which a model that answers in words does not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mllm.chat import media_parts, validate_messages
+from mllm.encoders import Tower
+from mllm.errors import RecordError
+from mllm.experiment import Experiment
+from mllm.files import write_atomically
+from mllm.processor import MediaFeatures, MllmProcessor
+from mllm.records import Record, Source, open_source
+from train.data import Collator, answered
+
+Labelled = tuple[list[MediaFeatures], list[str]]
+
+
+class Classifier(nn.Module):
+    """Labels of recordings, from the mean of a tower's tokens."""
+
+    def __init__(self, tower: Tower, labels: Sequence[str]):
+        super().__init__()
+        self.tower = tower
+        self.labels = list(labels)
+        self.head = nn.Linear(tower.width, len(labels))
+
+    def forward(self, media: Sequence[MediaFeatures]) -> torch.Tensor:
+        """Recordings with sound -> [recordings, labels]."""
+        chunks = [item.input_features for item in media if item.input_features is not None]
+        tokens = self.tower(torch.cat(chunks).to(self.head.weight.device)).mean(1)
+        recordings = tokens.split([len(chunk) for chunk in chunks])
+        return self.head(torch.stack([recording.mean(0) for recording in recordings]))
+
+
+class LabelCollator(Collator):
+    """One record of every scene: its sound and its answer."""
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> Labelled:
+        return self.read(self._chosen(row["number"]) for row in rows)
+
+    def _chosen(self, number: int) -> list[dict]:
+        records = self.source.conversations(self.scene(number))
+        record = records[np.random.default_rng((self.seed, number)).integers(len(records))]
+        return self.views([answered(record)], number)[0]
+
+    def read(self, conversations: Iterable[list[dict]]) -> Labelled:
+        """Sounds and last words of conversations.
+
+        Raises:
+            RecordError: one has no sound.
+        """
+        media, labels = [], []
+        for messages in map(validate_messages, conversations):
+            recordings = [
+                self.processor.media(value, "audio", **options)
+                for modality, value, options in media_parts(messages)
+                if modality != "image"
+            ]
+            if not recordings or recordings[0].input_features is None:
+                asked = said(messages[:1])
+                raise RecordError(f"{self.source.name}: no sound before '{asked}': leave this record out")
+            media.append(recordings[0])
+            labels.append(said(messages))
+        return media, labels
+
+
+def said(messages: Sequence[dict]) -> str:
+    """The words at the end of a conversation."""
+    content = messages[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: Path) -> dict[str, Any]:
+    """Trains on data.train, scores data.val, and writes metrics.json.
+
+    Returns:
+        {"accuracy", "majority", "right", "recordings", "labels", "seconds"}: of val; seconds of training.
+
+    Raises:
+        RecordError: a recording without sound, or an answer of val that train never has.
+    """
+    from transformers import get_cosine_schedule_with_warmup
+
+    settings = experiment.instruct
+    source, val = open_source(experiment.data.train), open_source(experiment.data.val)
+    labels = sorted({said(answered(record)) for record in _records(source)})
+    held_out = [answered(record) for record in _records(val)]
+    counts = Counter(map(said, held_out))
+    if unknown := sorted(set(counts) - set(labels)):
+        raise RecordError(f"{val.name}: the answer '{unknown[0]}' is none of {source.name}: give it one")
+    torch.manual_seed(experiment.seed)
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    classifier = Classifier(model.model.audio_tower, labels).to(model.device)
+    classifier.tower.requires_grad_("audio_tower" in settings.train)
+    trained = [weight for weight in classifier.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+    precision = torch.autocast(model.device.type, torch.bfloat16) if settings.bf16 else nullcontext()
+    collator = LabelCollator(source, processor, experiment.seed, experiment.data.augment)
+
+    begin = time.perf_counter()
+    classifier.train()
+    for step in range(settings.steps):
+        numbers = range(step * settings.batch, (step + 1) * settings.batch)
+        media, answers = collator([{"number": number} for number in numbers])
+        targets = torch.tensor([labels.index(answer) for answer in answers], device=model.device)
+        with precision:
+            loss = functional.cross_entropy(classifier(media), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if (step + 1) % settings.log_every == 0:
+            print(f"classifier {step + 1}/{settings.steps}  loss {loss.item():.4g}", flush=True)
+    seconds = time.perf_counter() - begin
+
+    right = 0
+    classifier.eval()
+    with torch.inference_mode():
+        for first in range(0, len(held_out), settings.batch):
+            media, answers = collator.read(held_out[first : first + settings.batch])
+            chosen = classifier(media).argmax(-1).tolist()
+            right += sum(labels[place] == answer for place, answer in zip(chosen, answers, strict=True))
+    scores = {
+        "accuracy": right / len(held_out),
+        "majority": max(counts.values()) / len(held_out),
+        "right": right,
+        "recordings": len(held_out),
+        "labels": labels,
+        "seconds": round(seconds, 1),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "metrics.json", json.dumps(scores, indent=1))
+    return scores
+
+
+def _records(source: Source) -> Iterable[Record]:
+    return (record for scene in range(len(source)) for record in source.conversations(scene))
