@@ -25,7 +25,7 @@ from mllm.records import Record, read_records, write_records
 from mllm.shards import MANIFEST, RECORDS, REFERENCE, FrameFormat, shard_name, to_row, write_shard
 from mllm.windows import WindowSpec
 
-SAMPLED = 16  # recordings that the disk estimate is made from
+SAMPLED = 16  # recordings at most that the disk estimate is made from, and one in so many
 SPARE = 1.1  # times the estimate must be free
 ROW_BYTES = 2_000  # of a row beside frames and sound
 
@@ -207,9 +207,10 @@ def _require_room(media: Sequence[Medium], form: Form, out: Path) -> None:
     Raises:
         ConfigError: the disk has less.
     """
-    sample = media[:: max(len(media) // SAMPLED, 1)][:SAMPLED]
-    if not sample:
+    if not media:
         return
+    count = min(SAMPLED, -(-len(media) // SAMPLED))
+    sample = media[:: len(media) // count][:count]
     rows = [_row(medium, form) for medium in sample]
     sizes = [sum(map(len, row["frames"])) + len(row["waveform"] or b"") + ROW_BYTES for row in rows]
     needed = sum(sizes) / len(sizes) * len(media) * SPARE

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from data_prep.build import Form, build, make_plan
-from mllm import bench
+from mllm import bench, cli
+from mllm.checkpoint import load_processor
 from mllm.errors import ConfigError, MediaError, MllmError, RecordError
 from mllm.records import JsonlSource, open_source, write_records
 from mllm.shards import ShardSource
@@ -239,4 +241,17 @@ def test_bench_data_compares_building_reading_and_epochs(tmp_path: Path, monkeyp
     result = CliRunner().invoke(bench.app, command, catch_exceptions=False)
     assert "epoch with kept features" in result.output
     numbers = json.loads((tmp_path / "n.json").read_text())
-    assert all(value > 0 for name, value in numbers.items() if name != "grown_mb")
+    assert all(value > 0 for name, value in numbers.items() if not name.startswith("grown"))
+
+
+def test_recordings_are_built_for_the_checkpoint_that_an_experiment_starts_from(
+    records: Path, tmp_path: Path, capsys
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"start: nano\ndata: {{train: {records}}}\n")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["data", "build", str(config), "--out", str(tmp_path / "built")])
+    assert not stopped.value.code
+    windows = ShardSource(tmp_path / "built" / records.stem).manifest["windows"]
+    assert windows["image_size"] == 64
+    assert windows == asdict(load_processor("nano").spec)
