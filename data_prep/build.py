@@ -217,9 +217,14 @@ def _require_room(media: Sequence[Medium], form: Form, out: Path) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise ConfigError(
-            f"{out}: {len(media)} recordings need about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: "
-            "give another --out, or data.shards.frames=jpeg"
+            f"{out}: {len(media)} recordings need about {_told(needed)}, {_told(free)} are free: give another"
+            " --out, or data.shards.frames=jpeg"
         )
+
+
+def _told(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _size(path: str) -> int | None:

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, MllmError
 
 if TYPE_CHECKING:
     from mllm.encoders import Tower
@@ -58,8 +61,8 @@ class FeatureCache:
                     eviction_policy="least-recently-used",
                     disk_min_file_size=1 << 16,
                 )
-            except OSError as error:
-                raise ConfigError(f"{self.folder}: no cache can be kept there: {error.strerror}") from None
+            except (OSError, sqlite3.Error) as error:
+                raise ConfigError(f"{self.folder}: no cache can be kept there: {error}") from None
         return self._store
 
     def through(self, tower: Tower, fingerprint: str, batch: Tensor) -> Tensor:
@@ -74,7 +77,9 @@ class FeatureCache:
         """
         shape = (tower.tokens_per_window, tower.width)
         keys = [_key(fingerprint, item) for item in batch]
-        found = [None if data is None else _from_bytes(data, shape) for data in map(self.store.get, keys)]
+        with self._kept():  # looking up counts as use, and is written down
+            stored = [self.store.get(key) for key in keys]
+        found = [None if data is None else _from_bytes(data, shape) for data in stored]
         unknown = [place for place, features in enumerate(found) if features is None]
         self.hits += len(keys) - len(unknown)
         self.misses += len(unknown)
@@ -83,8 +88,22 @@ class FeatureCache:
                 computed = tower(batch[unknown]).to(torch.bfloat16).cpu()
             for place, features in zip(unknown, computed, strict=True):
                 found[place] = features
-                self.store.set(keys[place], _to_bytes(features))
+            # All of a batch or none: who goes on after a kill computes the same batch, to the same bits.
+            with self._kept(), self.store.transact(retry=True):
+                for place, features in zip(unknown, computed, strict=True):
+                    self.store.set(keys[place], _to_bytes(features))
         return torch.stack([features for features in found if features is not None]).to(batch)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """SQLite's errors as ours: a full disk, most of all."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise MllmError(
+                f"{self.folder}: features cannot be kept ({error}): what is done stays; make room, or give "
+                "another data.cache.folder"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_store": None}

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mllm.errors import MllmError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, renamed over it at the end: a reader never sees half a file."""
+    """A path beside `path` to write to, renamed over it at the end: a reader never sees half a file.
+
+    Raises:
+        MllmError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise MllmError(
+            f"{path}: cannot be written ({error.strerror}): make room, or write elsewhere"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 

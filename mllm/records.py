@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlparse
 
 from mllm.chat import Message, media_parts, validate_messages
 from mllm.errors import ChatError, RecordError
+from mllm.files import replacing
 
 SOURCES = "mllm.sources"  # entry point group
 
@@ -109,23 +110,17 @@ def write_records(
         media_must_exist: False where recordings may be missing yet; `mllm data check` names those.
 
     Raises:
-        RecordError: a record is wrong, or holds media in memory.
+        RecordError: a record is wrong, or holds media in memory. MllmError: the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for record in records:
-                count += 1
-                where = f"{path.name} row {count}"
-                record = validate_record(record, where, path.parent, media_must_exist)
-                record = _with_media(record, lambda media, where=where: _portable(media, path.parent, where))
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for record in records:
+            count += 1
+            where = f"{path.name} row {count}"
+            record = validate_record(record, where, path.parent, media_must_exist)
+            record = _with_media(record, lambda media, where=where: _portable(media, path.parent, where))
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return count
 
 

@@ -1,0 +1,192 @@
+"""Killed at any moment, or out of disk: what is done stays whole, and the same command goes on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import diskcache
+import numpy as np
+import pytest
+import torch
+
+from data_prep import build, features, transcribe
+from mllm.checkpoint import save
+from mllm.records import write_records
+from mllm.windows import WindowSpec
+from tests.media_files import make, tone
+from tests.tiny import tiny
+
+KILLS = 10
+SPEC = WindowSpec(window_seconds=1.0, frames_per_window=2, max_windows=3, image_size=32)
+Work = Callable[..., Any]
+
+
+def records_in(folder: Path, count: int = 48) -> Path:
+    """As many recordings with sound, each different, and a record about each."""
+    rows = []
+    for number in range(count):
+        path = make(
+            folder / f"{number}.mp4", seconds=1 + number % 3, sounds=[tone(1, 44_100, 200 + 10 * number)]
+        )
+        user = [{"type": "video", "video": str(path)}, {"type": "text", "text": "What is heard?"}]
+        rows.append({"id": str(number), "messages": [{"role": "user", "content": user}], "answer": "a tone"})
+    write_records(folder / "rows.jsonl", rows)
+    return folder / "rows.jsonl"
+
+
+# --- what is killed, and all that it leaves ---
+
+
+def build_shards(rows: Path, model: Path, out: Path) -> None:
+    build.build(build.make_plan(rows, build.Form(SPEC), 2), "rows", out, workers=1)
+
+
+def fill_features(rows: Path, model: Path, out: Path) -> None:
+    features.SCENES, features.WINDOWS = 4, 6
+    features.fill(str(model), str(rows), out, 1.0)
+
+
+def write_transcripts(rows: Path, model: Path, out: Path) -> None:
+    hear = transcribe.Whisper(str(model), "en", options=(("temperature", 0.0), ("sample_len", 4)))
+    transcribe.transcribe(rows, hear, out)
+
+
+def contents(out: Path) -> dict[Any, Any]:
+    """Every file, or every feature of a cache, whose own files tell of times and accesses."""
+    if not (out / "cache.db").is_file():
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+    with diskcache.Cache(str(out)) as cache:
+        return {key: cache[key] for key in cache.iterkeys()}
+
+
+def kill_again_and_again(work: Work, arguments: tuple, out: Path, seed: int, moments: Any) -> None:
+    """In a process that has imported everything: forks the work, and kills it at random moments."""
+    torch.set_num_threads(1)
+    random = np.random.default_rng(seed)
+    begin = time.monotonic()
+    _forked(work, (*arguments, out.with_name("timed")), None)
+    whole = time.monotonic() - begin
+    kills = 0
+    while kills < KILLS:
+        finished = _forked(work, (*arguments, out), random.uniform(0, whole))
+        moments.put(len(contents(out)) if out.is_dir() else 0)
+        kills += not finished
+        if finished and kills < KILLS:
+            shutil.rmtree(out)
+    _forked(work, (*arguments, out), None)
+
+
+def _forked(work: Work, arguments: tuple, seconds: float | None) -> bool:
+    """Whether it came to its end within so many seconds; else it was killed."""
+    child = os.fork()
+    if not child:
+        work(*arguments)
+        os._exit(0)
+    end = time.monotonic() + (seconds or 1e9)
+    while time.monotonic() < end:
+        reaped, status = os.waitpid(child, os.WNOHANG)
+        if reaped:
+            assert status == 0, "the work itself failed"
+            return True
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [build_shards, fill_features, write_transcripts])
+def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path: Path, request) -> None:
+    rows = records_in(tmp_path, 12 if work is write_transcripts else 48)
+    model = tmp_path / "model"
+    if work is fill_features:
+        save(*tiny(), model)
+    elif work is write_transcripts:
+        model = request.getfixturevalue("random_whisper")
+    spawn = get_context("spawn")
+    moments = spawn.Queue()
+    killer = spawn.Process(
+        target=kill_again_and_again, args=(work, (rows, model), tmp_path / "killed", 0, moments)
+    )
+    killer.start()
+    killer.join(240)
+    assert killer.exitcode == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "timed")
+    met = {moments.get(timeout=1) for _ in range(KILLS)}
+    if work is not write_transcripts:  # one file from its first row to its last
+        assert len(met) > 2, "kills met the work at different moments"
+
+
+# --- a disk that is full ---
+
+
+def on_a_small_disk(out: Path, size: str, words: list[str]) -> subprocess.CompletedProcess:
+    """A command of ours, in a name space where `out` is a disk of that size; lists what it leaves there."""
+    out.mkdir()
+    script = f'mount -t tmpfs -o size={size} tmpfs "$0" && {{ "$@"; code=$?; ls -A "$0"; exit $code; }}'
+    command = [sys.executable, "-c", "from mllm.cli import main; main()", *words]
+    return subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script, str(out), *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def small_disks(tmp_path_factory) -> None:
+    tried = on_a_small_disk(tmp_path_factory.mktemp("try") / "disk", "1m", ["--version"])
+    if "mount" in tried.stderr or "unshare" in tried.stderr:
+        pytest.skip("this machine lets nobody mount a small disk")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "size", "said"),
+    [
+        ("build", "100k", "0.1 MB are free: give another --out"),
+        ("features", "400k", "features cannot be kept (database or disk is full)"),
+        ("transcribe", "8k", "cannot be written (No space left on device)"),
+        ("import", "8k", "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(
+    verb: str, size: str, said: str, tmp_path: Path, small_disks, random_whisper: Path
+) -> None:
+    rows = records_in(tmp_path, 32)
+    save(*tiny(), tmp_path / "model")
+    (tmp_path / "e.yaml").write_text(f"start: {tmp_path / 'model'}\ndata: {{train: {rows}}}\n")
+    out = tmp_path / "disk"
+    turns = [{"from": "human", "value": "What is one and one?"}, {"from": "gpt", "value": "two"}]
+    chats = [{"id": str(number), "conversations": turns} for number in range(200)]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    words = {
+        "build": ["build", str(tmp_path / "e.yaml"), "--out", str(out)],
+        "features": ["features", str(tmp_path / "e.yaml"), f"data.cache.folder={out}"],
+        "transcribe": [
+            "transcribe",
+            str(rows),
+            "--model",
+            str(random_whisper),
+            "--language",
+            "en",
+            "--out",
+            str(out),
+        ],
+        "import": ["import", "chats", "--annotations", str(tmp_path / "chats.json"), "--out", str(out)],
+    }[verb]
+    found = on_a_small_disk(out, size, ["data", *words])
+    assert found.returncode == 2, found.stderr
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+    assert ".part" not in found.stdout
