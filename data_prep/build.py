@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.engine import Engine, run
+from data_prep.engine import Engine, Outcome, run
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
@@ -111,6 +111,7 @@ def build(
     restart: bool = False,
     engine: Engine = "local",
     progress: Callable[[Iterable[Any], int, int], Iterable[Any]] = lambda items, done, total: items,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Builds a folder, or goes on with it; returns the number of recordings that were decoded now.
 
@@ -118,6 +119,7 @@ def build(
         source: what the folder was built from, for people.
         engine: where recordings are decoded.
         progress: wraps the recordings as they come, given how many were done before and how many there are.
+        tell: is given what is about to be done, and how much disk it will take.
 
     Raises:
         ConfigError: the folder was built from something else, or the disk is too small.
@@ -145,22 +147,27 @@ def build(
         if not (out / shard_name(number)).is_file()
     }
     to_do = sum(map(len, missing.values()))
-    _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
+    needed = _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
+    if needed:
+        tell(f"{out}: {to_do} recordings to decode, about {_told(needed)}")
     write_atomically(written, json.dumps(manifest, indent=1))
     total = manifest["recordings"]
+    outcomes: Iterator[Outcome[Path]] = iter(())
     try:
         items = {path: (path, stretch, plan.form) for path, stretch in missing.items()}
         outcomes = run(build_shard, items, engine, workers, isolated=False)
         decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
-        _remove_partial(out)  # of workers that were stopped
+        if isinstance(outcomes, Generator):
+            outcomes.close()  # stops the workers
+        _remove_partial(out)
     write_records(out / RECORDS, plan.records)
     return decoded
 
 
 def _remove_partial(out: Path) -> None:
     for partial in out.glob("*.part"):
-        partial.unlink()
+        partial.unlink(missing_ok=True)
 
 
 def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
@@ -201,14 +208,14 @@ def _row(medium: Medium, form: Form) -> dict[str, Any]:
     return to_row(clip, provenance, form.frames, form.quality)
 
 
-def _require_room(media: Sequence[Medium], form: Form, out: Path) -> None:
-    """Decodes a few recordings to see how large all will be.
+def _require_room(media: Sequence[Medium], form: Form, out: Path) -> float:
+    """Decodes a few recordings to see how large all will be, in bytes.
 
     Raises:
         ConfigError: the disk has less.
     """
     if not media:
-        return
+        return 0.0
     count = min(SAMPLED, -(-len(media) // SAMPLED))
     sample = media[:: len(media) // count][:count]
     rows = [_row(medium, form) for medium in sample]
@@ -220,6 +227,7 @@ def _require_room(media: Sequence[Medium], form: Form, out: Path) -> None:
             f"{out}: {len(media)} recordings need about {_told(needed)}, {_told(free)} are free: give another"
             " --out, or data.shards.frames=jpeg"
         )
+    return needed
 
 
 def _told(size: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from data_prep.engine import Engine, ProcessDied, run
 from mllm.chat import media_parts
 from mllm.errors import RecordError
 from mllm.records import validate_record
+from mllm.sources import MediaLimits
 
 Severity = Literal["error", "warning"]
 TAG = re.compile(r"<(?:video|audio|image|speech)>")
@@ -117,10 +119,16 @@ def check(
         timeout: seconds after which a recording counts as hung.
         engine: where recordings are looked at.
         progress: wraps the recordings, given their number.
+
+    Raises:
+        RecordError: a file without rows.
     """
     checked = Checked()
     for file in files:
-        checked.rows += _read(file, checked)
+        rows = list(_read(file, checked))
+        if not rows:
+            raise RecordError(f"{file} holds no records: write at least one row")
+        checked.rows += rows
     _check_ids(checked)
     for row in checked.rows:
         if row.record is not None:
@@ -157,13 +165,13 @@ def _read(file: Path, checked: Checked) -> Iterator[Row]:
 
 
 def _check_ids(checked: Checked) -> None:
-    first: dict[str, Row] = {}
+    first: dict[tuple[Path, str], Row] = {}  # splits may count alike
     for row in checked.rows:
         id = (row.record or {}).get("id")
         if row.record is not None and id is None:
             checked.add("warning", "no id", row, "no id: scores and phrasings go by it")
-        elif id is not None and first.setdefault(id, row) is not row:
-            earlier = first[id]
+        elif id is not None and first.setdefault((row.file, id), row) is not row:
+            earlier = first[row.file, id]
             same = "the same record" if earlier.record == row.record else "another record"
             where = f"{earlier.file} row {earlier.number}"
             checked.add("error", "id twice", row, f"id {id!r} is that of {where}, {same}: give it its own")
@@ -180,6 +188,11 @@ def _check_words(row: Row, checked: Checked) -> None:
         checked.add(
             "error", "answer not an option", row, f"answer {answer!r} is not among the options: {options}"
         )
+    label = (record.get("labels") or {}).get(record.get("task"))
+    if options and label is not None and label not in options:
+        checked.add(
+            "error", "label not in the set", row, f"label {label!r} is not among the options: {options}"
+        )
     spoken = [
         "".join(part["text"] for part in message["content"])
         for message in record["messages"]
@@ -189,12 +202,17 @@ def _check_words(row: Row, checked: Checked) -> None:
         checked.add(
             "warning", "answer not said", row, f"'answer' is {answer!r}, the assistant says {spoken[-1]!r}"
         )
-    texts = [part["text"] for message in record["messages"] for part in message["content"] if "text" in part]
+    texts = [
+        part["text"]
+        for message in record["messages"]
+        for part in message["content"]
+        if message["role"] == "user" and "text" in part
+    ]
     tags = [tag for text in texts for tag in TAG.findall(text)]
     if tags:
         media = len(media_parts(record["messages"]))
         checked.add(
-            "error", "tag in a text", row,
+            "error" if media else "warning", "tag in a text", row,  # without media it may speak of HTML
             f"{len(tags)} tag(s) such as {tags[0]} in its text, {media} media beside it: media are parts of "
             "their own here, `mllm data import chats` turns tags into them",
         )  # fmt: skip
@@ -226,6 +244,11 @@ def _check_medium(row: Row, kind: str, path: str, options: dict[str, Any], check
     if kind == "audio" and not facts.info.get("has_audio"):
         add("error", "no sound for audio", "asked about as audio, but there is no sound in it")
     duration, end = facts.info.get("duration", 0.0), options.get("end")
+    longest = MediaLimits().max_seconds or math.inf
+    if (duration if end is None else end) - (options.get("start") or 0) > longest:
+        add(
+            "error", "too long", f"it lasts {duration:.0f} s, more than {longest:.0f}: give 'start' and 'end'"
+        )
     if not facts.info.get("is_image") and options.get("start") is not None and options["start"] >= duration:
         add("error", "span outside", f"the span begins at {options['start']} s, it lasts {duration:.2f} s")
     elif not facts.info.get("is_image") and end is not None and end > duration + CLOSE:
@@ -239,16 +262,18 @@ def _check_overlap(checked: Checked) -> None:
     order = {file: place for place, file in enumerate(dict.fromkeys(row.file for row in checked.rows))}
     places: dict[str, dict[Path, Row]] = defaultdict(dict)  # path -> file -> its first row there
     for row in checked.rows:
-        for _, path, _ in row.media():
-            if Path(path).is_file():
-                places[path].setdefault(row.file, row)
+        for _, path, options in row.media():
+            for name in (path, options.get("audio")):
+                if name and Path(name).exists():
+                    places[name].setdefault(row.file, row)
     sizes: dict[int, list[str]] = defaultdict(list)
     for path in places:
         sizes[Path(path).stat().st_size].append(path)
     contents: dict[str, list[str]] = defaultdict(list)
     for paths in sizes.values():
         for path in paths:
-            contents[_digest(path) if len(paths) > 1 else path].append(path)
+            alike = len(paths) > 1 and Path(path).is_file()  # a folder of frames is known by its path
+            contents[_digest(path) if alike else path].append(path)
     for paths in contents.values():
         rows: dict[Path, Row] = {}
         shared: dict[Path, set[str]] = defaultdict(set)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def fix(checked: Checked) -> dict[Path, Counter[str]]:
     for shared in checked.shared:
         largest = max(shared, key=lambda file: sizes[file])
         given_up[largest] |= shared[largest]
+    ids = {_id(row) for row in checked.rows}
     done: dict[Path, Counter[str]] = {}
     for file in sizes:
         counts: Counter[str] = Counter()
@@ -42,7 +44,8 @@ def fix(checked: Checked) -> dict[Path, Counter[str]]:
             elif "id twice" in kinds and kept.get(_id(row)) == row.record:
                 counts["dropped: the same record twice"] += 1
             else:
-                record = _repaired(row, kinds, checked, kept)
+                record = _repaired(row, kinds, checked, ids)
+                ids.add(record.get("id") or "")
                 kept[record.get("id") or f"row {row.number}"] = record
                 counts.update(f"repaired: {kind}" for kind in kinds)
         counts["kept"] = len(kept)
@@ -56,12 +59,11 @@ def _id(row: Row) -> str:
     return (row.record or {}).get("id", "")
 
 
-def _repaired(row: Row, kinds: set[str], checked: Checked, kept: dict[str, Any]) -> dict[str, Any]:
+def _repaired(row: Row, kinds: set[str], checked: Checked, ids: set[str]) -> dict[str, Any]:
     record = deepcopy(row.record or {})
     if "id twice" in kinds:
-        record["id"] = next(
-            name for number in range(2, len(kept) + 3) if (name := f"{_id(row)}-{number}") not in kept
-        )
+        names = (f"{_id(row)}-{number}" for number in count(2))
+        record["id"] = next(name for name in names if name not in ids)
     if "span too long" in kinds:
         for message in record["messages"]:
             for part in message["content"]:

@@ -61,7 +61,8 @@ def import_command(
     name: Annotated[str, typer.Argument(help="Data set or form: see `mllm data formats`.")],
     out: Annotated[Path, typer.Option(help="Folder for records.jsonl and import.json.")],
     annotations: Annotated[
-        list[Path] | None, typer.Option(help="Annotation file; again for each further one.")
+        list[Path] | None,
+        typer.Option(help="Annotation file, or a folder of them; again for each further one."),
     ] = None,
     media: Annotated[Path | None, typer.Option(help="Folder that holds the recordings.")] = None,
     localised: Annotated[
@@ -76,7 +77,7 @@ def import_command(
 
     report = import_records(name, annotations or [], media, out, localised, parse_held_out(held_out or []))
     held = f", {report.held_out} held out" if report.held_out else ""
-    typer.echo(f"{report.records} records in {out}{held}")
+    typer.echo(f"{report.records} records in {out}{held}; next: mllm data check {out}")
     for reason, count in report.left_out.items():
         typer.echo(f"left out: {count} × {reason}")
     for what, count in report.noted.items():
@@ -118,8 +119,9 @@ def check(
         Console().print(check_report.table(checked))
     counts = check_report.summary(checked)
     typer.echo(
-        f"{counts['rows']} rows, {counts['recordings']} recordings: {counts['errors']} errors, "
-        f"{counts['warnings']} warnings; {out / 'check.html'}"
+        f"{counts['rows']} rows, {counts['recordings']} recordings ({counts['with_picture']} with picture, "
+        f"{counts['with_sound']} with sound, {counts['rotated']} rotated, {counts['seconds'] / 3600:.2f} h): "
+        f"{counts['errors']} errors, {counts['warnings']} warnings; {out / 'check.html'}"
     )
     if fix:
         from data_prep.check_fix import fix as write_fixed
@@ -165,10 +167,11 @@ def build(
             f"{config}: data.train is {experiment.data.train}, data.val {experiment.data.val}: name a JSONL "
             "file of records in one; generated worlds need no shards"
         )
+    alike = len({file for _, file in files}) > len({file.stem for _, file in files})
     for key, file in files:
-        folder = out / file.stem
+        folder = out / (f"{file.parent.name}-{file.stem}" if alike else file.stem)
         plan = make_plan(file, form, shards.size)
-        decoded = run(plan, str(file), folder, workers, restart, engine, _bar(file.name))
+        decoded = run(plan, str(file), folder, workers, restart, engine, _bar(file.name), typer.echo)
         size = sum(path.stat().st_size for path in folder.iterdir())
         typer.echo(
             f"{folder}: {len(plan.records)} records, {sum(map(len, plan.stretches))} recordings "

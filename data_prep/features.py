@@ -85,9 +85,12 @@ def _run(model: Any, items: list[MediaFeatures]) -> None:
 
 
 def _recordings(source: Source, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
-    """Every different recording of a scene."""
+    """Every different recording of a scene, that of captions as well."""
     seen = set()
-    for record in source.conversations(scene):
+    records = source.conversations(scene)
+    if not records:
+        records = [{"messages": [{"role": "user", "content": [source.pair(scene)["part"]]}]}]
+    for record in records:
         for modality, value, options in media_parts(record["messages"]):
             key = (modality, id(value) if isinstance(value, Clip) else value, *options.items())
             if key not in seen:

@@ -182,14 +182,14 @@ def _whole_rows(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return rows
     with file.open("rb+") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
+        for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 break
-            rows[row["media"]] = row
+            try:
+                row = json.loads(line)
+                rows[row["media"]] = row
+            except (ValueError, KeyError, TypeError):
+                raise MllmError(f"{file} row {number} is no transcript: mend it, or take it out") from None
             whole += len(line)
         lines.truncate(whole)
     return rows

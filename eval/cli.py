@@ -151,6 +151,7 @@ def records(
     )
     console = Console()
     results = {file.stem: _evaluated(file.stem, asked, backend, blind, console)}
+    out = out or _folder(backend.name) / file.stem
     where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype}
     header = {"benchmark": str(file), "model": backend.name, **where, "max_tokens": max_tokens}
     _report(header, results, out, console)
@@ -201,14 +202,17 @@ def _evaluated(
         )
 
 
+def _folder(model: str) -> Path:
+    """Where the results of a model go unless told."""
+    return Path("runs/eval") / (re.sub(r"[^\w.-]+", "-", model.rstrip("/")).strip("-")[-60:] or "model")
+
+
 def _report(header: dict[str, Any], results: dict[str, Any], out: Path | None, console: Any) -> None:
     """Files and tables of an evaluation."""
     from eval import report
     from eval.world import write_results
 
-    folder = out or Path("runs/eval") / (
-        re.sub(r"[^\w.-]+", "-", header["model"].rstrip("/")).strip("-")[-60:] or "model"
-    )
+    folder = out or _folder(header["model"])
     header |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
     metrics = write_results(folder, header, results)
     report.draw_page(metrics, folder / "report.png")

@@ -38,7 +38,7 @@ GROUPS = {
     "chat": ("chat",),
     CAPTION: ("caption_video", "caption_audio", "caption_both"),
 }
-_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names} | {"caption": CAPTION}
 PRIOR_SCENES = 4000
 
 Say = Callable[[str], None]
@@ -61,8 +61,9 @@ class Question:
     @property
     def without_media(self) -> list[dict]:
         """The same words, and nothing to look at or listen to."""
+        nothing = [{"type": "text", "text": "?"}]  # of a message that is a recording alone
         return [
-            message | {"content": [part for part in message["content"] if part["type"] == "text"]}
+            message | {"content": [part for part in message["content"] if part["type"] == "text"] or nothing}
             for message in chat.validate_messages(self.messages)
         ]
 
@@ -95,7 +96,7 @@ def question_of(record: Record) -> Question:
         truth = truth or "".join(part["text"] for part in messages[-1]["content"])
         messages = messages[:-1]
     text = " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
-    return Question(record["id"], record.get("task") or "qa", text, truth or "", messages)
+    return Question(record.get("id") or text, record.get("task") or "qa", text, truth or "", messages)
 
 
 def collect(source: Source) -> list[Question]:

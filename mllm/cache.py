@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diskcache
 import torch
 from torch import Tensor
 
@@ -52,8 +53,6 @@ class FeatureCache:
     def store(self) -> Any:
         """The store, opened by each process for itself."""
         if self._store is None:
-            import diskcache
-
             try:
                 self._store = diskcache.Cache(
                     str(self.folder),
@@ -84,14 +83,12 @@ class FeatureCache:
         self.hits += len(keys) - len(unknown)
         self.misses += len(unknown)
         if unknown:
-            with torch.no_grad():
-                computed = tower(batch[unknown]).to(torch.bfloat16).cpu()
-            for place, features in zip(unknown, computed, strict=True):
-                found[place] = features
-            # All of a batch or none: who goes on after a kill computes the same batch, to the same bits.
-            with self._kept(), self.store.transact(retry=True):
-                for place, features in zip(unknown, computed, strict=True):
-                    self.store.set(keys[place], _to_bytes(features))
+            # The whole batch: who goes on after a kill in the middle of one gets the same bits as without.
+            computed = _run_frozen(tower, batch).to(torch.bfloat16).cpu()
+            with self._kept():
+                for place in unknown:
+                    found[place] = computed[place]
+                    self.store.set(keys[place], _to_bytes(computed[place]))
         return torch.stack([features for features in found if features is not None]).to(batch)
 
     @contextmanager
@@ -99,14 +96,25 @@ class FeatureCache:
         """SQLite's errors as ours: a full disk, most of all."""
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            reason = error if str(error) else "locked by another process for a minute"
             raise MllmError(
-                f"{self.folder}: features cannot be kept ({error}): what is done stays; make room, or give "
+                f"{self.folder}: features cannot be kept ({reason}): what is done stays; make room, or give "
                 "another data.cache.folder"
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_store": None}
+
+
+@torch.no_grad()
+def _run_frozen(tower: Tower, batch: Tensor) -> Tensor:
+    """Without dropout, in whatever mode the model around it is."""
+    training = tower.training
+    try:
+        return tower.eval()(batch)
+    finally:
+        tower.train(training)
 
 
 def keep_features(tower: Tower, cache: FeatureCache) -> None:

@@ -148,7 +148,7 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
     Raises:
         MllmError: if a folder holds no checkpoint.
     """
-    if folder is None or str(folder) == "nano":
+    if folder is None or (str(folder) == "nano" and not Path("nano").exists()):
         return str(find_default_checkpoint()), None
     path = Path(folder)
     if not path.exists():
@@ -307,6 +307,9 @@ def export(
         raise MllmError(f"adapter is '{adapter}': choose merged or beside")
     if scores is not None and not Path(scores).is_file():
         raise MllmError(f"no scores at {scores}: give the metrics.json that `mllm eval world` wrote")
+    measured = json.loads(Path(scores).read_text(encoding="utf-8")) if scores is not None else None
+    if measured is not None and measured.get("benchmark", "world") != "world":
+        raise MllmError(f"{scores} is of {measured['benchmark']}: give the one that `mllm eval world` wrote")
     dtype = _dtype(dtype)
     base, _ = resolve(source)
     # Merged in float32 and rounded once.
@@ -314,8 +317,7 @@ def export(
     found = {name: Path(base) / name for name in PROVENANCE}
     extra = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path.is_file()}
     folder = save(model, processor, out, extra, dtype=dtype)
-    if scores is not None or "README.md" not in extra:
-        measured = json.loads(Path(scores).read_text(encoding="utf-8")) if scores is not None else None
+    if measured is not None or "README.md" not in extra:
         write_model_card(folder, card_info(folder, measured))
     return folder
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mllm.errors import ConfigError
 from mllm.yaml_text import parse_yaml
@@ -156,6 +156,15 @@ class Data(Section):
     shards: Shards = Shards()
     augment: Augment | None = None
     cache: Cache | None = None  # null: frozen towers run at every step
+
+    @model_validator(mode="after")
+    def _views_are_new_every_time(self) -> Data:
+        views = Augment(paraphrase=True, word_dropout=0.5, frame_permutation=True).model_fields_set
+        if self.cache and self.augment and self.augment.model_dump(exclude=views, exclude_defaults=True):
+            raise ValueError(
+                "augment makes new recordings at every step, so no feature is found again: drop one"
+            )
+        return self
 
 
 class Stage(Section):

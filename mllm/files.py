@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mllm.errors import MllmError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -18,10 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to, renamed over it at the end: a reader never sees half a file.
 
     Raises:
-        MllmError: the disk is full.
+        MllmError: the disk is full, or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MllmError(f"{path.parent}: cannot be made ({error.strerror}): write elsewhere") from None
     try:
         yield partial
         os.replace(partial, path)
@@ -32,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror}): make room, or write elsewhere"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

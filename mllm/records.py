@@ -150,6 +150,15 @@ def validate_record(
     record = dict(record)
     if isinstance(record.get("id"), int):
         record["id"] = str(record["id"])
+    if not isinstance(record.get("labels") or {}, Mapping):
+        raise RecordError(f'{where}: \'labels\' must be an object, such as {{"emotion": "sad"}}')
+    try:
+        json.dumps([record["messages"], record.get("answer")], ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise RecordError(
+            f"{where}: half a character (\\u{code:04x}) in its text: write the whole one"
+        ) from None
     for key in _STRING_KEYS:
         if record.get(key) is not None and not isinstance(record[key], str):
             raise RecordError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
@@ -241,8 +250,8 @@ class JsonlSource:
         }
 
     def text(self, index: int) -> list[list[Message]]:
-        """The conversations of the scene that have no media."""
-        return [record["messages"] for record in self._records(index) if _first_media(record) is None]
+        """The conversations of the scene that have no media, each with its answer."""
+        return [answered(record) for record in self.conversations(index) if _first_media(record) is None]
 
     def _records(self, index: int) -> list[Record]:
         records = []
@@ -251,6 +260,14 @@ class JsonlSource:
                 file.seek(offset)
                 records.append(_parse(file.readline(), f"{self.path.name} row {row}", self.path.parent))
         return records
+
+
+def answered(record: Record) -> list[Message]:
+    """The messages of a record, with its answer as the last one."""
+    messages = record["messages"]
+    if messages[-1]["role"] == "assistant":
+        return messages
+    return [*messages, {"role": "assistant", "content": record["answer"]}]
 
 
 def _read(path: Path) -> Iterator[tuple[tuple[int, int], Record]]:
@@ -277,7 +294,8 @@ def _parse(line: bytes, where: str, folder: Path) -> Record:
         raise RecordError(
             f"{where}: not JSON ({error.msg} at column {error.colno}): each row must be one whole JSON object"
         ) from None
-    return validate_record(record, where, folder)
+    record = validate_record(record, where, folder)
+    return record if record.get("id") else record | {"id": where.replace(" row ", "/")}
 
 
 def _with_media(record: Record, change: Any) -> Record:
@@ -308,6 +326,8 @@ def _existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
     elif name.startswith("data:") or "://" in name:
         return media
     path = folder.absolute() / name
+    if len(path.name) > 255 or "\0" in name:
+        raise RecordError(f"{where}: {name[:40]!r}… is no path: give a file, or data as a data: URI")
     if must_exist and not path.exists():
         raise RecordError(f"{where}: there is no {name!r} in {folder}: paths are relative to the record file")
     return str(path)

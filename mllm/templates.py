@@ -48,7 +48,9 @@ def paraphrase(task: str, text: str, id: str) -> str:
 @cache
 def _pattern(template: str) -> str:
     """A regular expression for what a template gives, its fields as groups."""
-    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(template))
+    fields = {"options": r"(?:A\. .+|[^\n]+)"}  # lettered ones in lines, or a set in one line
+    shape = re.escape(template)
+    return re.sub(r"\\\{(\w+)\\\}", lambda name: f"(?P<{name[1]}>{fields.get(name[1], '.+?')})", shape)
 
 
 def pick(choices: Sequence[T], id: str) -> T:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.features import fill
 from mllm.build import build_model
 from mllm.cache import FeatureCache, fingerprint, freeze_and_keep, keep_features
 from mllm.checkpoint import save
@@ -66,13 +67,25 @@ def test_a_second_look_runs_no_tower_and_gives_the_same(pair, tmp_path: Path) ->
         torch.testing.assert_close(first[name], plain[name], atol=0.02, rtol=0.02)  # bfloat16 on disk
 
 
-def test_only_windows_that_are_new_are_run(pair, tmp_path: Path) -> None:
+def test_a_batch_with_a_new_window_is_run_whole_to_the_same_bits(pair, tmp_path: Path) -> None:
     model, processor = pair
     keep(model, tmp_path)
     queries(model, processor, clip(4.0, picture=True, sound=False))
     runs = count_runs(model)
+    cache = keep(model, tmp_path)
     queries(model, processor, clip(4.0, sound=False), clip(2.0, seed=1, sound=False))
-    assert runs == [1]
+    assert runs == [3]
+    assert (cache.hits, cache.misses) == (2, 1)
+
+
+def test_dropout_is_not_kept(tmp_path: Path) -> None:
+    audio = SETTINGS["audio"] | {"dropout": 0.5}
+    model, processor = build_model(Model.model_validate(SETTINGS | {"audio": audio}), list(TEXTS))
+    keep(model, tmp_path)
+    first = queries(model.train(), processor, clip())
+    again = queries(model.eval(), processor, clip())
+    assert torch.equal(first["audio"], again["audio"])
+    assert model.train().model.audio_tower.training
 
 
 def test_another_process_finds_it_too(pair, tmp_path: Path) -> None:
@@ -178,6 +191,15 @@ def test_features_are_filled_for_a_record_file_and_only_once(tmp_path: Path, cap
 
     assert "4 windows and chunks computed, 0 were there" in fill()
     assert "0 windows and chunks computed, 4 were there" in fill()
+
+
+def test_recordings_with_captions_alone_are_filled_too(tmp_path: Path) -> None:
+    save(*tiny(), tmp_path / "model")
+    make(tmp_path / "a.mp4", seconds=1)
+    user = [{"type": "video", "video": str(tmp_path / "a.mp4")}]
+    row = {"id": "1", "messages": [{"role": "user", "content": user}], "captions": ["a star"]}
+    write_records(tmp_path / "rows.jsonl", [row])
+    assert fill(str(tmp_path / "model"), str(tmp_path / "rows.jsonl"), tmp_path / "features", 1.0) == (1, 0)
 
 
 def test_the_index_finds_what_training_has_kept(tmp_path: Path) -> None:

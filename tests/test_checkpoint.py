@@ -358,3 +358,17 @@ def test_a_checkpoint_without_some_weights_is_refused_not_filled_with_chance(tmp
     safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MllmError, match="1 weights are missing, model.video_projector.norm.weight for one"):
         checkpoint.load(folder)
+
+
+def test_nano_is_the_one_that_ships_unless_a_folder_here_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.resolve("nano") == checkpoint.resolve(None)
+    (tmp_path / "nano").mkdir()
+    with pytest.raises(MllmError, match="nano holds no checkpoint"):
+        checkpoint.resolve("nano")
+
+
+def test_a_card_takes_the_scores_of_the_world_alone(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"benchmark": "mine.jsonl"}')
+    with pytest.raises(MllmError, match="is of mine.jsonl: give the one that `mllm eval world` wrote"):
+        checkpoint.export("nano", tmp_path / "out", scores=tmp_path / "metrics.json")

@@ -137,3 +137,11 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8 text"):
         load_experiment(path)
+
+
+def test_features_of_views_that_never_come_again_are_not_kept(load) -> None:
+    with pytest.raises(
+        ConfigError, match=r"e.yaml:1: data is .*: augment makes new recordings at every step"
+    ):
+        load("data: {cache: {}, augment: {crop: 0.2}}")
+    assert load("data: {cache: {}, augment: {paraphrase: true, word_dropout: 0.1}}").data.cache is not None

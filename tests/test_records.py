@@ -182,3 +182,35 @@ def test_the_world_is_installed_as_a_source() -> None:
     assert isinstance(source, records.Source)
     for found in source.conversations(0):
         records.validate_record(found, "world")
+
+
+def test_stage_0_reads_conversations_without_media_each_with_its_answer(folder: Path) -> None:
+    asked = {"messages": [{"role": "user", "content": "what is 1+1?"}]}
+    path = write(folder, asked | {"answer": "two"}, asked | {"answer": None})
+    (messages,), unanswered = (records.JsonlSource(path).text(scene) for scene in (0, 1))
+    assert messages[-1] == {"role": "assistant", "content": "two"}
+    assert unanswered == []
+
+
+def test_a_row_without_an_id_is_called_by_its_place(folder: Path) -> None:
+    (found,) = records.JsonlSource(write(folder, record("clips/a.mp4") | {"id": None})).conversations(0)
+    assert found["id"] == "data.jsonl/1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["sad"]}, "'labels' must be an object"),
+        ({"answer": "half \ud83d"}, "half a character .*ud83d. in its text"),
+    ],
+)
+def test_more_that_is_wrong_with_a_row(changes: dict, message: str) -> None:
+    talk = [{"role": "user", "content": "what?"}]
+    with pytest.raises(RecordError, match=message):
+        records.validate_record({"messages": talk, "answer": "it"} | changes, "row 1")
+
+
+def test_base64_in_place_of_a_path_is_named() -> None:
+    user = [{"type": "audio", "audio": "QUJD" * 200}, {"type": "text", "text": "what?"}]
+    with pytest.raises(RecordError, match="'QUJDQUJD.*is no path: give a file, or data as a data: URI"):
+        records.validate_record({"messages": [{"role": "user", "content": user}], "answer": "it"}, "row 1")

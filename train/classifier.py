@@ -26,8 +26,8 @@ from mllm.errors import RecordError
 from mllm.experiment import Experiment
 from mllm.files import write_atomically
 from mllm.processor import MediaFeatures, MllmProcessor
-from mllm.records import Record, Source, open_source
-from train.data import Collator, answered
+from mllm.records import Record, Source, answered, open_source
+from train.data import Collator
 
 Labelled = tuple[list[MediaFeatures], list[str]]
 
@@ -57,6 +57,8 @@ class LabelCollator(Collator):
 
     def _chosen(self, number: int) -> list[dict]:
         records = self.source.conversations(self.scene(number))
+        if not records:
+            raise RecordError(f"{self.source.name}: a row has no answer: leave it out")
         record = records[np.random.default_rng((self.seed, number)).integers(len(records))]
         return self.views([answered(record)], number)[0]
 

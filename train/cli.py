@@ -55,6 +55,8 @@ def all_stages(config: Config, overrides: Overrides = None, restart: Restart = F
 def classifier(config: Config, overrides: Overrides = None) -> None:
     """A plain classifier of sounds on the same data, as a yardstick: the audio tower and a linear layer."""
     _before_torch()
+    import shutil
+
     import torch
 
     from mllm.experiment import load_experiment
@@ -62,9 +64,10 @@ def classifier(config: Config, overrides: Overrides = None) -> None:
     from train.run import stage_folder
 
     experiment = load_experiment(config, overrides or [])
-    model, processor = starting_point(experiment, "text", stage_folder(experiment, "text"))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     folder = stage_folder(experiment, "classifier")
+    shutil.rmtree(folder, ignore_errors=True)  # it takes minutes, and does not go on where it was
+    model, processor = starting_point(experiment, "text", folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = train(experiment, model, processor, folder)
     print(
         f"{scores['accuracy']:.3f} of {scores['recordings']} recordings right (majority "

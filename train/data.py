@@ -8,7 +8,8 @@ generating, and nothing waits on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.media import Clip, load_clip
 from mllm.processor import Encoded, MediaFeatures, MllmProcessor
-from mllm.records import Record, Source
+from mllm.records import Record, Source, answered
 from mllm.templates import paraphrase
 from train.augment import augment, drop_words, permute_frames
 from train.losses import caption_id
@@ -32,7 +33,7 @@ CAPTION_REQUESTS = {
     "audio": "describe the sound.",
     "both": "describe the recording.",
 }
-SHUFFLED_UP_TO = 1 << 20
+SHUFFLED_UP_TO = 1 << 24  # scenes whose order fits in memory; only generated worlds have more
 VIEWS, WORDS, PERMUTED = 1, 2, 3  # what a random generator of an example is for
 RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,13 +69,22 @@ class Collator:
             self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
         return int(self._epoch[1][place])
 
-    def views(self, conversations: list[list[dict]], number: int) -> list[list[dict]]:
-        """Conversations of the run's `number`-th example, their recordings augmented, each once for all."""
+    def views(
+        self, conversations: list[list[dict]], number: int, captions: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[list[dict]]:
+        """Conversations of the run's `number`-th example, their recordings augmented, each once for all.
+
+        Args:
+            captions: what else is said about the recordings, and must stay true.
+        """
         if self.augmentation is None:
             return conversations
         checked = [chat.validate_messages(messages) for messages in conversations]
         parts = [part for messages in checked for message in messages for part in message["content"]]
         texts = [part["text"] for part in parts if part["type"] == "text"]
+        texts += [
+            text for told in captions.values() if told for text in ([told] if isinstance(told, str) else told)
+        ]
         rng = np.random.default_rng((self.seed, number, VIEWS))
         clips: dict[tuple, Clip] = {}
         for part in parts:
@@ -96,9 +106,9 @@ class Collator:
             return messages
         *before, asked, answer = chat.validate_messages(messages)
         *others, last = asked["content"]
-        if last["type"] != "text":
+        if last["type"] != "text" or not record.get("task"):
             return messages
-        told = paraphrase(record.get("task") or "qa", last["text"], f"{record['id']} {self.seed} {number}")
+        told = paraphrase(record["task"], last["text"], f"{record['id']} {self.seed} {number}")
         return [*before, asked | {"content": [*others, last | {"text": told}]}, answer]
 
     def _read(self, part: dict[str, Any]) -> Clip:
@@ -194,7 +204,9 @@ class PairCollator(Collator):
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         pairs = [self.pair(row["number"]) for row in rows]
         encoded = [
-            self.processor.encode_group(self.views(caption_conversations(pair, row["number"]), row["number"]))
+            self.processor.encode_group(
+                self.views(caption_conversations(pair, row["number"]), row["number"], pair["captions"])
+            )
             for pair, row in zip(pairs, rows, strict=True)
         ]
         media = [example.media[0] for example in encoded]
@@ -254,31 +266,27 @@ class QuestionCollator(Collator):
             chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
             told = next((record["captions"] for record in records if record.get("captions")), {})
             asked = [self.phrased(records[i], number) for i in sorted(chosen)]
-            for group in by_prefix(self.views(asked, number)):
+            for group in by_prefix(self.views(asked, number, told)):
                 example = self.processor.encode_group(group)
                 encoded.append(example)
                 captions += [told if len(example.media) == 1 else {}] * len(example.media)
                 numbers += [number] * len(example.media)
+        if not encoded:
+            raise RecordError(
+                f"{self.source.name}: no answers to learn in a whole batch: leave such rows out"
+            )
         if self.text_tokens is None:
             return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
         if not any(captions):
             for row in rows[: max(len(rows) // 2, 1)]:
                 pair = self.source.pair(self.scene(row["number"]))
-                told = self.views(caption_conversations(pair, row["number"]), row["number"])
-                encoded.append(self.processor.encode_group(told))
+                told = caption_conversations(pair, row["number"])
+                encoded.append(self.processor.encode_group(self.views(told, row["number"], pair["captions"])))
                 captions.append(pair["captions"])
                 numbers.append(row["number"])
         media = [item for example in encoded for item in example.media]
         space = self.space(media, captions, numbers)
         return self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
-
-
-def answered(record: dict[str, Any]) -> list[dict]:
-    """The messages of a record, with its answer as the last one."""
-    messages = record["messages"]
-    if messages[-1]["role"] == "assistant":
-        return messages
-    return [*messages, {"role": "assistant", "content": record["answer"]}]
 
 
 def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]:

@@ -29,6 +29,8 @@ class Importer:
         return (self.records.__doc__ or "").partition("\n")[0]
 
 
+CHATS = "messages | conversations | instruction, output | query, response"
+
 IMPORTERS: dict[str, Importer] = {
     "msrvtt-qa": Importer(video_qa.msrvtt_qa, "question, answer, video_id, id | video_name, question_id"),
     "msvd-qa": Importer(video_qa.msvd_qa, "question, answer, video_id, id | video_name, question_id"),
@@ -54,5 +56,10 @@ IMPORTERS: dict[str, Importer] = {
     "emodb": Importer(speech.emodb, "file names: 03a01Fa.wav"),
     "meld": Importer(speech.meld, "Utterance, Speaker, Emotion, Sentiment, Dialogue_ID, Utterance_ID"),
     "fsdd": Importer(speech.fsdd, "file names: 7_jackson_32.wav"),
-    "chats": Importer(chats.chats, "messages | conversations | instruction, output | query, response"),
+    "chats": Importer(chats.chats, CHATS),
+    "llava": Importer(chats.chats, CHATS),
+    "sharegpt": Importer(chats.chats, CHATS),
+    "llama-factory": Importer(chats.chats, CHATS),
+    "ms-swift": Importer(chats.chats, CHATS),
+    "alpaca": Importer(chats.chats, CHATS),
 }

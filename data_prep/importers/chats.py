@@ -20,6 +20,7 @@ KINDS = ("video", "audio", "image")
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
+TOOLS = {"tool", "tool_call", "tool_response", "function", "function_call", "observation"}
 TAG = re.compile(r"\n?<(video|audio|image|speech)>\n?")
 
 
@@ -27,10 +28,16 @@ def chats(job: Job) -> Iterator[Record]:
     """JSON arrays or JSON lines; the form of each row is told from its fields."""
     for number, row in enumerate(job.rows(), start=1):
         turns = _turns(row)
+        if any(turn["role"] in TOOLS for turn in turns):
+            job.left_out["tool calls"] += 1
+            continue
         media = {kind: _media(job, row, kind) for kind in KINDS}
         if not _tags(turns):
             _tag_first_question(turns, media)
-        messages = [_message(job, turn, media, row) for turn in turns]
+        if media["video"] and not media["image"]:  # LLaVA's video rows say <image>
+            turns = [_told_as_video(turn) for turn in turns]
+        named = any(media.values())
+        messages = [_message(job, turn, media if named else None, row) for turn in turns]
         for kind, left in media.items():
             if left:
                 raise RecordError(
@@ -40,7 +47,7 @@ def chats(job: Job) -> Iterator[Record]:
             job.left_out["no answer at the end"] += 1
             continue
         task = "chat" if len(messages) > 2 else "qa"
-        id = row.get("id", number)
+        id = number if row.get("id") is None else row["id"]
         yield {"id": f"{job.name}/{id}", "messages": messages, "task": task, "source": job.name}
 
 
@@ -75,11 +82,10 @@ def _turns(row: Row) -> list[dict[str, Any]]:
     if row.get("system"):
         turns.insert(0, {"role": "system", "content": row["system"]})
     for turn in turns:
+        if turn.get("role") in TOOLS:
+            continue
         if turn.get("role") not in ROLES:
-            raise RecordError(
-                f"{row.where}: a turn of {turn.get('role')!r}: known are {', '.join(ROLES)}; "
-                "take tool calls out"
-            )
+            raise RecordError(f"{row.where}: a turn of {turn.get('role')!r}: known are {', '.join(ROLES)}")
         turn["role"] = ROLES[turn["role"]]
         if not isinstance(turn.get("content"), (str, list)):
             kind = type(turn.get("content")).__name__
@@ -103,6 +109,8 @@ def _media(job: Job, row: Row, kind: str) -> list[Part]:
 
 
 def _part(job: Job, kind: str, name: Any, where: str) -> Part:
+    if isinstance(name, dict) and isinstance(name.get("path"), str):
+        name = name["path"]
     if kind == "video" and isinstance(name, list) and all(isinstance(frame, str) for frame in name):
         return _frame_folder(job, name, where)
     if not isinstance(name, str):
@@ -114,6 +122,8 @@ def _part(job: Job, kind: str, name: Any, where: str) -> Part:
 
 def _frame_folder(job: Job, frames: list[str], where: str) -> Part:
     """A video as a list of frames: the folder that holds these, and no other pictures."""
+    if any(frame.startswith("data:") for frame in frames):
+        raise RecordError(f"{where}: frames must be files, not data: write them into a folder")
     folders = {str(Path(frame).parent) for frame in frames}
     if len(folders) != 1:
         raise RecordError(f"{where}: the frames of a video must lie in one folder, not in {len(folders)}")
@@ -140,13 +150,21 @@ def _tag_first_question(turns: list[dict[str, Any]], media: dict[str, list[Part]
         first["content"] = tags + first["content"]
 
 
-def _message(job: Job, turn: dict[str, Any], media: dict[str, list[Part]], row: Row) -> dict[str, Any]:
-    """A turn with its tags turned into media parts, which are taken from `media` in order."""
+def _told_as_video(turn: dict[str, Any]) -> dict[str, Any]:
+    content = turn["content"]
+    return turn | {"content": content.replace("<image>", "<video>")} if isinstance(content, str) else turn
+
+
+def _message(job: Job, turn: dict[str, Any], media: dict[str, list[Part]] | None, row: Row) -> dict[str, Any]:
+    """A turn with its tags turned into media parts, which are taken from `media` in order.
+
+    Where the row names no media (`media` is None), what looks like a tag is text about HTML.
+    """
     content = turn["content"]
     kept = {"loss": False} if turn.get("loss") is False else {}
     if isinstance(content, list):
         return {"role": turn["role"], "content": [_given_part(job, part, row) for part in content]} | kept
-    if turn["role"] != "user":
+    if turn["role"] != "user" or media is None:
         return {"role": turn["role"], "content": content} | kept
     parts: list[Part] = []
     pieces = TAG.split(content)

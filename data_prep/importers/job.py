@@ -28,6 +28,7 @@ class Job:
         localised: ask about the annotated span of a video and not about all of it.
         left_out: reasons, and how many rows each has kept out.
         noted: peculiarities of rows that were kept, and how many rows have each.
+        where: the row that was read last.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job:
     localised: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
+    where: str = ""
 
     def rows(self, only: str | None = None, columns: list[str] | None = None) -> Iterator[Row]:
         """The rows of all annotation files but .txt, or of those with the suffix `only`.
@@ -46,7 +48,9 @@ class Job:
         for path in self.files:
             suffix = path.suffix.lower()
             if suffix == only or (only is None and suffix != ".txt"):
-                yield from read_rows(path, columns)
+                for row in read_rows(path, columns):
+                    self.where = row.where
+                    yield row
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(line, where it stands) of all .txt annotation files, without blank lines."""
@@ -175,7 +179,7 @@ class Job:
             {"role": "user", "content": [*media, {"type": "text", "text": prompt}]}
         ]
         if answer is not None:
-            answer = answer.strip()
+            answer = str(answer).strip()
             messages.append({"role": "assistant", "content": answer})
         record = {"id": self._id(id), "messages": messages, "task": task, "source": self.name}
         return record | {"answer": answer} | {key: value for key, value in more.items() if value is not None}

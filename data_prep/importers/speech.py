@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.importers.job import Job, Record
+from mllm import templates
+from mllm.sources import SUFFIXES
 
 CREMA_D = {
     "ANG": "angry", "DIS": "disgusted", "FEA": "afraid", "HAP": "happy", "NEU": "neutral", "SAD": "sad",
@@ -32,7 +34,7 @@ def crema_d(job: Job) -> Iterator[Record]:
 
 
 def ravdess(job: Job) -> Iterator[Record]:
-    """03-01-06-01-02-01-12.wav; speech alone, not song."""
+    """03-01-06-01-02-01-12.wav, or 01-….mp4 with the picture; speech alone, not song."""
     for path, codes in _named(job, r"(\d\d)-(\d\d)-(0[1-8])-(\d\d)-(\d\d)-(\d\d)-(\d\d)"):
         _, channel, emotion, intensity, statement, _, actor = codes
         if channel != "01":
@@ -67,13 +69,21 @@ def iemocap(job: Job) -> Iterator[Record]:
 
 
 def meld(job: Job) -> Iterator[Record]:
-    """<split>_sent_emo.csv; clips are called dia<d>_utt<u>.mp4. The words that are said come along."""
+    """<split>_sent_emo.csv or _dya; clips are called dia<d>_utt<u>.mp4. What is said is a subtitle."""
     for row in job.rows():
         name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+        # MELD_Dyadic numbers its dialogues anew; the clips keep their names.
+        old = {key: row.get(f"Old_{key}", row[key]) for key in ("Dialogue_ID", "Utterance_ID")}
+        clip = job.video(f"dia{old['Dialogue_ID']}_utt{old['Utterance_ID']}")
+        split = re.match("train|dev|test", row.where)  # each split counts from 0
+        words = row["Utterance"].strip()
+        told = templates.subtitle_block([{"text": words, "start": 0.0, "end": 1.0}])
         labels = {"emotion": row["Emotion"], "sentiment": row["Sentiment"], "actor": row["Speaker"]}
         yield job.label(
-            name, "emotion", [job.video(name)], row["Emotion"], MELD, labels=labels, words=row["Utterance"]
-        )
+            f"{split[0]}/{name}" if split else name, "emotion",
+            [clip, *([{"type": "text", "text": told}] if told else [])],
+            row["Emotion"], MELD, labels=labels,
+        )  # fmt: skip
 
 
 def fsdd(job: Job) -> Iterator[Record]:
@@ -85,8 +95,8 @@ def fsdd(job: Job) -> Iterator[Record]:
 
 
 def _named(job: Job, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Recordings whose names say what is in them; others are counted, and left out."""
-    for path in job.recordings("audio"):
+    """Recordings whose names say what is in them: sound files, or else videos; others are left out."""
+    for path in job.media.files("audio") or job.media.files("video") or job.recordings("audio"):
         if match := re.fullmatch(pattern, path.stem):
             yield path, match.groups()
         else:
@@ -96,4 +106,6 @@ def _named(job: Job, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
 def _emotion(job: Job, path: Path, names: dict[str, str], code: str, **labels: str) -> Record:
     emotion = names[code]
     labels = {"emotion": emotion, **labels}
-    return job.label(path.stem, "emotion", [job.audio(path)], emotion, sorted(names.values()), labels=labels)
+    video = path.suffix.lower() in SUFFIXES["video"]
+    part = {"type": "video", "video": str(path)} if video else job.audio(path)
+    return job.label(path.stem, "emotion", [part], emotion, sorted(names.values()), labels=labels)

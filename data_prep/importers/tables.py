@@ -100,7 +100,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         for number, fields in enumerate(_parse(text, path.name), start=1):
             yield _row(fields, f"{path.name} row {number}")
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines also ends lines inside strings
         if line.strip():
             where = f"{path.name} row {number}"
             yield _row(_parse(line, where), where)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from data_prep.importers.job import Job, Record
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
 from mllm.templates import subtitle_block
 
+FRAME_RATE = 3  # frames a second that the authors give
+Line = dict[str, Any]  # text, start, end in s
 UNKNOWN_SPAN = (10.0, 30.0)  # s: what the authors' preprocessing.py puts in place of NaN
 
 
@@ -27,13 +30,14 @@ def tvqa(job: Job) -> Iterator[Record]:
             questions.append(row)
     for row in questions:
         span = _span(job, row)
-        video = job.video(row["vid_name"], *(span if job.localised else ()))
+        located = _located(span) if job.localised else ()
+        video = job.video(row["vid_name"], *located)
         options = [row[f"a{number}"] for number in range(5)]
         right = job.number(row, "answer_idx", len(options))
         lines = subtitles.get(row["vid_name"], [])
         if subtitles and not lines:
             job.noted["no subtitles given"] += 1
-        told = subtitle_block(lines, *(span if job.localised else ()))
+        told = subtitle_block(_located_lines(lines, span, located[0]) if located else lines)
         media = [video, {"type": "text", "text": told}] if told else [video]
         yield job.choice(
             row["qid"], media, row["q"], options, right,
@@ -41,8 +45,27 @@ def tvqa(job: Job) -> Iterator[Record]:
         )  # fmt: skip
 
 
+def _located(span: tuple[float, float]) -> tuple[float, float]:
+    """The span that --localised asks about: a second more at both ends, as the authors' interval2frame."""
+    first, last = (math.floor(time * FRAME_RATE) for time in (max(span[0] - 1, 0), span[1] + 1))
+    return first / FRAME_RATE, last / FRAME_RATE
+
+
+def _located_lines(lines: list[Line], span: tuple[float, float], start: float) -> list[Line]:
+    """Subtitles that begin in the span, and the one before them; else the three next to its start.
+
+    As the authors' get_located_sub_text, so that scores compare. Times count from `start`.
+    """
+    inside = [place for place, line in enumerate(lines) if span[0] < line["start"] < span[1]]
+    if not inside and lines:
+        nearest = min(range(len(lines)), key=lambda place: abs(lines[place]["start"] - span[0]))
+        inside = [place for place in (nearest - 1, nearest, nearest + 1) if 0 <= place < len(lines)]
+    shown = [lines[place] for place in ([inside[0] - 1] if inside and inside[0] else []) + inside]
+    return [line | {"start": max(line["start"] - start, 0.0), "end": math.inf} for line in shown]
+
+
 def _span(job: Job, row: Row) -> tuple[float, float]:
-    """The annotated span in seconds: NaN replaced as its authors do, ends in order, no span empty."""
+    """The annotated span in seconds: NaN replaced as its authors do; ends in order, which they leave."""
     try:
         ends = row["ts"].split("-") if isinstance(row["ts"], str) else row["ts"]
         start, end = (float(value) for value in ends)
@@ -55,6 +78,5 @@ def _span(job: Job, row: Row) -> tuple[float, float]:
         job.noted["span reversed: ends exchanged"] += 1
         return end, start
     if end == start:
-        job.noted["span empty: taken as 1 s"] += 1
-        return start, start + 1
+        job.noted["span empty"] += 1
     return start, end

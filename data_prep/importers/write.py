@@ -15,6 +15,7 @@ from mllm.errors import ConfigError, RecordError
 from mllm.files import write_atomically
 from mllm.records import write_records
 
+SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt"}
 TRAIN, HELD_OUT, REPORT = "records.jsonl", "held_out.jsonl", "import.json"
 
 
@@ -46,6 +47,7 @@ def import_records(
     """Translates one data set into `out`.
 
     Args:
+        annotations: files, or folders of them.
         media: folder of the recordings; without, paths in `out` are written unseen.
         localised: ask about the annotated span of a video.
         held_out: records whose labels have one of these values, for every key, go into held_out.jsonl.
@@ -59,7 +61,7 @@ def import_records(
         meant = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"no format {name!r}: {meant}known are {', '.join(IMPORTERS)}")
     out = out.absolute()
-    job = Job(name, annotations, MediaFolder(media.absolute() if media else None), localised)
+    job = Job(name, _files(annotations), MediaFolder(media.absolute() if media else None), localised)
     report = Report(name, [str(path) for path in annotations])
     kept: list[Record] = []
     apart: list[Record] = []
@@ -97,7 +99,8 @@ def parse_held_out(texts: Sequence[str]) -> dict[str, set[str]]:
         for value in values.split(","):
             first, dash, last = value.partition("-")
             if dash and first.isdigit() and last.isdigit():
-                chosen.update(str(number) for number in range(int(first), int(last) + 1))
+                numbers = range(int(first), int(last) + 1)
+                chosen.update(str(number).zfill(len(first)) for number in numbers)  # 03-10 is 03 … 10
             else:
                 chosen.add(value)
     return held_out
@@ -129,11 +132,42 @@ def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _distinct(job: Job, records: Iterator[Record]) -> Iterator[Record]:
-    """The records, without those whose id came before."""
-    seen: set[str] = set()
-    for record in records:
-        if record["id"] in seen:
-            job.left_out["id came before"] += 1
+    """Every question once; another one under an id that came before gets a number to it."""
+    asked: dict[str, str] = {}
+    for record in _told(job, records):
+        id, copies = record["id"], 1
+        question = json.dumps([message for message in record["messages"] if message["role"] == "user"])
+        while asked.get(record["id"], question) != question:
+            copies += 1
+            record["id"] = f"{id}-{copies}"
+        if record["id"] in asked:
+            job.left_out["id and question came before"] += 1
             continue
-        seen.add(record["id"])
+        if copies > 1:
+            job.noted["id came before with another question: numbered"] += 1
+        asked[record["id"]] = question
         yield record
+
+
+def _told(job: Job, records: Iterator[Record]) -> Iterator[Record]:
+    """The records; a row that is not as its data set writes them is named.
+
+    Raises:
+        RecordError: in place of what an importer stumbles over.
+    """
+    try:
+        yield from records
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        last = f"{job.where}: " if job.where else ""
+        raise RecordError(
+            f"{last}not as {job.name} writes it ({type(error).__name__}: {error}): see `mllm data formats`"
+        ) from error
+
+
+def _files(annotations: Sequence[Path]) -> list[Path]:
+    """The files that are named, and all annotations of the folders that are."""
+    return [
+        file
+        for path in annotations
+        for file in (sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES) if path.is_dir() else [path])
+    ]

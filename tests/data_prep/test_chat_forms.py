@@ -94,6 +94,34 @@ def test_alpaca_and_query_response(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_conversations_with_tool_calls_are_left_out_and_counted(tmp_path: Path) -> None:
+    tool = [{"from": "human", "value": "?"}, {"from": "function_call", "value": "{}"}]
+    plain = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]
+    records, report = do_import(
+        tmp_path, "sharegpt", {"r.json": [{"conversations": tool}, {"conversations": plain}]}
+    )
+    assert len(records) == 1
+    assert report.left_out == {"tool calls": 1}
+
+
+def test_a_tag_in_a_conversation_without_media_is_text(tmp_path: Path) -> None:
+    (record,) = chats(tmp_path, {"query": "What does <video> do in HTML?", "response": "It plays."})
+    assert parts(record) == [("text", "What does <video> do in HTML?")]
+
+
+def test_llavas_video_rows_say_image(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
+    (record,) = chats(tmp_path, {"conversations": turns, "video": "a.mp4"})
+    assert parts(record) == [("video", "a.mp4"), ("text", "What?")]
+
+
+def test_ms_swifts_media_with_a_path(tmp_path: Path) -> None:
+    (record,) = chats(
+        tmp_path, {"query": "<image>?", "response": "x", "images": [{"path": "a.png", "bytes": None}]}
+    )
+    assert parts(record) == [("image", "a.png"), ("text", "?")]
+
+
 def test_media_without_a_tag_come_first(tmp_path: Path) -> None:
     (record,) = chats(tmp_path, {"query": "What?", "response": "It.", "videos": ["a.mp4"]})
     assert parts(record) == [("video", "a.mp4"), ("text", "What?")]
@@ -111,10 +139,8 @@ def test_media_without_a_tag_come_first(tmp_path: Path) -> None:
             "1 audio file.s. more",
         ),
         ({"text": "?"}, "none of the known forms .it has text."),
-        (
-            {"messages": [{"role": "tool", "content": "x"}]},
-            "a turn of 'tool': known are .*; take tool calls out",
-        ),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "a turn of 'narrator': known are human"),
+        ({"query": "?", "response": "x", "videos": [["data:image/png;base64,AA"]]}, "frames must be files"),
         ({"messages": "x"}, "messages must be a list of objects"),
         ({"messages": [{"role": "user", "content": 3}]}, "a turn's text must be a string, not int"),
         ({"query": "?", "response": "x", "videos": [3]}, "a video must be a path, not int"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from data_prep.check import Checked, check, look_at_all, record_files
 from data_prep.check_fix import fix
@@ -17,7 +19,7 @@ from data_prep.check_media import MediaFacts
 from mllm.cli import main
 from mllm.errors import RecordError
 from mllm.records import read_records
-from tests.media_files import make, tone
+from tests.media_files import frame_folder, make, tone
 
 SOUND = [tone(1, 44_100)]
 
@@ -117,6 +119,54 @@ def test_a_silent_track_is_a_warning(media: Path) -> None:
     ]
 
 
+def test_a_short_span_of_a_long_recording_is_fine_and_all_of_it_is_not(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.flac", np.zeros(3700 * 8000, np.int16), 8000)
+    rows = [row(1, "long.flac", "audio", start=10.0, end=15.0), row(2, "long.flac", "audio")]
+    assert kinds(check([write(tmp_path, "rows.jsonl", rows)], workers=1)) == [(2, "too long")]
+
+
+def test_a_file_without_rows_is_no_split(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="empty.jsonl holds no records"):
+        check([write(tmp_path, "empty.jsonl", [])], workers=1)
+
+
+def test_ids_may_come_again_in_another_split(media: Path) -> None:
+    train, test = write(media, "a.jsonl", [row(1)]), write(media, "b.jsonl", [row(1, "mute.mp4")])
+    assert check([train, test], workers=1).findings == []
+
+
+def test_a_folder_of_frames_in_two_splits(media: Path, tmp_path: Path) -> None:
+    frame_folder(tmp_path / "frames")
+    rows = [row(1, str(tmp_path / "frames"))]
+    checked = check([write(media, "a.jsonl", rows), write(media, "b.jsonl", rows)], workers=1)
+    assert [finding.kind for finding in checked.findings] == ["in two splits"]
+
+
+def test_what_looks_like_a_tag_in_a_talk_about_html_is_a_warning(tmp_path: Path) -> None:
+    talk = [
+        {"role": "user", "content": "What does <video> do?"},
+        {"role": "assistant", "content": "<video> plays one."},
+    ]
+    rows = [{"id": "1", "messages": talk}]
+    (finding,) = check([write(tmp_path, "rows.jsonl", rows)], workers=1).findings
+    assert (finding.severity, finding.kind) == ("warning", "tag in a text")
+
+
+def test_fix_gives_a_new_id_that_no_other_row_has(media: Path) -> None:
+    rows = [row(1, id="a"), row(1, "mute.mp4", id="a"), row(1, "turned.mp4", id="a-2")]
+    fix(check([write(media, "twice.jsonl", rows)], workers=1))
+    assert [record["id"] for record in read_records(media / "twice.fixed.jsonl")] == ["a", "a-3", "a-2"]
+
+
+def test_a_label_outside_of_its_set_is_named(media: Path) -> None:
+    closed = {"task": "emotion", "answer": "sad", "said": "sad", "options": ["happy", "sad"]}
+    rows = [row(1, labels={"emotion": "sad"}, **closed), row(2, labels={"emotion": "sadd"}, **closed)]
+    checked = check([write(media, "labels.jsonl", rows)], workers=1)
+    (finding,) = checked.findings
+    assert (finding.row, finding.kind) == (2, "label not in the set")
+    assert "'sadd' is not among the options: ['happy', 'sad']" in finding.what
+
+
 def test_recordings_in_two_splits_are_found_by_their_content(media: Path) -> None:
     (media / "copy.mp4").write_bytes((media / "good.mp4").read_bytes())
     train = write(media, "train.jsonl", [row(1), row(2, "mute.mp4"), row(3, "turned.mp4")])
@@ -176,7 +226,7 @@ def test_the_command_writes_a_page_and_exits_by_severity(media: Path, tmp_path: 
     bad = write(media, "rows.jsonl", [row(1), row(2, "cut.mp4", id="<b>two</b>")])
     code, out = run(str(bad))
     assert code == 1
-    assert "2 rows, 2 recordings: 1 errors, 0 warnings" in out
+    assert re.search(r"2 rows, 2 recordings \(.* 0 rotated, 0.00 h\): 1 errors, 0 warnings", out)
     page = (tmp_path / "check.html").read_text()
     assert "data:image/jpeg;base64," in page
     assert "&lt;b&gt;two" in page

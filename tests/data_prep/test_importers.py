@@ -31,7 +31,7 @@ def do_import(tmp_path: Path, name: str, files: dict[str, object], media: Path |
 
 
 def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def asked(record: dict) -> str:
@@ -120,18 +120,20 @@ def test_nextqa_shuffles_options_and_keeps_their_official_numbers(tmp_path: Path
     assert again == [record]
 
 
+MUSIC = {
+    "video_id": "00000086", "question_id": 28, "type": "[\"Audio-Visual\", \"Existential\"]",
+    "question_content": "Is the <Object> in the video always playing?", "templ_values": "[\"violin\"]",
+    "question_deleted": 0, "anser": "no",
+}  # fmt: skip
+
+
 def test_music_avqa_reads_anser_and_fills_its_gaps(tmp_path: Path) -> None:
-    row = {
-        "video_id": "00000086", "question_id": 28, "type": "[\"Audio-Visual\", \"Existential\"]",
-        "question_content": "Is the <Object> in the video always playing?", "templ_values": "[\"violin\"]",
-        "question_deleted": 0, "anser": "no",
-    }  # fmt: skip
-    rows = [row, row | {"anser": "yes"}, row | {"question_id": 29, "question_deleted": 1}]
+    rows = [MUSIC, MUSIC | {"anser": "yes"}, MUSIC | {"question_id": 29, "question_deleted": 1}]
     (record,), report = do_import(tmp_path, "music-avqa", {"avqa-test.json": rows})
     assert "Is the violin in the video always playing?" in asked(record)
     assert record["answer"] == "no"
     assert record["question_type"] == "Audio-Visual/Existential"
-    assert report.left_out == {"id came before": 1, "question deleted by its authors": 1}
+    assert report.left_out == {"id and question came before": 1, "question deleted by its authors": 1}
 
 
 TVQA = {
@@ -161,9 +163,12 @@ def test_tvqa_takes_frames_sound_and_subtitles_as_one_video(tmp_path: Path) -> N
     assert "[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in asked(record)
     assert record["answer"].endswith("A beer bottle")
     (record,), _ = do_import(tmp_path, "tvqa", files, media, localised=True)
-    assert (medium(record)["start"], medium(record)["end"]) == (1.21, 8.49)
-    assert "Hi." not in asked(record)
-    assert "[00:03] Look!" in asked(record)
+    assert (medium(record)["start"], medium(record)["end"]) == (0, pytest.approx(28 / 3))
+    assert "[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in asked(record)  # the line before comes along
+    files["tvqa_val.jsonl"] = [TVQA | {"ts": "19.18-19.18"}]
+    (record,), _ = do_import(tmp_path, "tvqa", files, media, localised=True)
+    assert (medium(record)["start"], medium(record)["end"]) == (18, 20)
+    assert "Look!" in asked(record)  # the nearest
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_tvqa_takes_frames_sound_and_subtitles_as_one_video(tmp_path: Path) -> N
     [
         ("NaN-NaN", [10, 30], "span NaN: taken as 10 to 30 s, as the authors do"),
         ("84.2-76.01", [76.01, 84.2], "span reversed: ends exchanged"),
-        ("19.18-19.18", [19.18, 20.18], "span empty: taken as 1 s"),
+        ("19.18-19.18", [19.18, 19.18], "span empty"),
         ([1.5, 3], [1.5, 3], None),
     ],
 )
@@ -334,10 +339,46 @@ MELD = """Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Se
 def test_meld_and_two_clips_of_one_name(tmp_path: Path) -> None:
     (record,), _ = do_import(tmp_path, "meld", {"dev.csv": MELD}, folder(tmp_path, "dev/dia0_utt3.mp4"))
     assert record["answer"] == "sadness"
-    assert record["words"] == "Oh my God, he’s lost it."
+    assert record["id"] == "meld/dev/dia0_utt3"
+    assert asked(record).startswith("Subtitles:\n[00:00] Oh my God, he’s lost it.\n")
     media = folder(tmp_path, "test/dia0_utt3.mp4")
     with pytest.raises(RecordError, match="are both called 'dia0_utt3': give the folder of one split"):
         do_import(tmp_path, "meld", {"dev.csv": MELD}, media)
+
+
+def test_meld_dyadic_finds_the_clips_by_their_old_numbers(tmp_path: Path) -> None:
+    table = MELD.replace("Utterance_ID,", "Utterance_ID,Old_Dialogue_ID,Old_Utterance_ID,")
+    table = table.replace("negative,0,3,", "negative,0,0,7,3,")
+    (record,), _ = do_import(tmp_path, "meld", {"train_dya.csv": table})
+    assert record["id"] == "meld/train/dia0_utt0"
+    assert medium(record)["video"].endswith("dia7_utt3.mp4")
+
+
+def test_a_folder_of_annotations_is_all_the_files_in_it(tmp_path: Path) -> None:
+    (tmp_path / "labels" / "more").mkdir(parents=True)
+    for name in ("one", "more/two"):
+        row = {"id": name, "instruction": f"{name}?", "output": "yes"}
+        (tmp_path / "labels" / f"{name}.json").write_text(json.dumps([row]))
+    (tmp_path / "labels" / "notes.md").write_text("not an annotation")
+    report = import_records("alpaca", [tmp_path / "labels"], None, tmp_path / "out")
+    assert report.records == 2
+
+
+def test_another_question_under_the_same_id_is_kept_and_numbered(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "instruction": text, "output": answer}
+        for text, answer in [("who?", "I"), ("when?", "now"), ("who?", "you"), ("where?", "here")]
+    ]
+    records, report = do_import(tmp_path, "chats", {"rows.json": rows})
+    assert [record["id"] for record in records] == ["chats/1", "chats/1-2", "chats/1-3"]
+    assert report.left_out == {"id and question came before": 1}
+    assert report.noted == {"id came before with another question: numbered": 2}
+
+
+def test_ravdess_with_pictures(tmp_path: Path) -> None:
+    (record,), _ = do_import(tmp_path, "ravdess", {}, folder(tmp_path, "01-01-06-01-02-01-12.mp4"))
+    assert medium(record)["type"] == "video"
+    assert record["answer"] == "afraid"
 
 
 def test_held_out_by_label(tmp_path: Path) -> None:
@@ -354,6 +395,7 @@ def test_held_out_by_label(tmp_path: Path) -> None:
         do_import(tmp_path, "ravdess", {}, media, held_out=parse_held_out(["speaker=1"]))
     with pytest.raises(ConfigError, match="write LABEL=VALUES"):
         parse_held_out(["17-20"])
+    assert parse_held_out(["actor=08-10"]) == {"actor": {"08", "09", "10"}}
 
 
 def test_what_is_not_found_is_named_and_written_all_the_same(tmp_path: Path) -> None:
@@ -380,6 +422,26 @@ def test_bad_annotations_are_named_with_file_and_row(tmp_path: Path, files: dict
     with pytest.raises(MllmError, match=message):
         do_import(tmp_path, "msrvtt-qa", files)
     assert not (tmp_path / "out" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("music-avqa", {"q.json": [MUSIC | {"templ_values": "['a']"}]}, "q.json row 1: not as music-avqa"),
+        ("howto100m", {"h.json": {"v": {"start": ["0"], "end": ["x"], "text": ["a"]}}}, "not as howto100m"),
+    ],
+)
+def test_what_an_importer_stumbles_over_is_named(
+    tmp_path: Path, name: str, files: dict, message: str
+) -> None:
+    with pytest.raises(RecordError, match=message):
+        do_import(tmp_path, name, files)
+
+
+def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
+    line = json.dumps({"instruction": "one\u2028two", "output": "x"}, ensure_ascii=False)
+    (record,), _ = do_import(tmp_path, "alpaca", {"rows.jsonl": line})
+    assert asked(record) == "one\u2028two"
 
 
 def test_unknown_names_tell_the_nearest(tmp_path: Path) -> None:

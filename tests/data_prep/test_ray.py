@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diskcache
 import pytest
 
 from data_prep import build, check, features, transcribe
@@ -81,3 +82,7 @@ def test_features_are_the_same(cluster, records: Path, tmp_path: Path, monkeypat
     new, old = features.fill(model, source, tmp_path / "cache", 1.0, "ray", workers=2)
     assert new > 0
     assert features.fill(model, source, tmp_path / "cache", 1.0) == (0, new + old)
+    features.fill(model, source, tmp_path / "local", 1.0)
+    kept = [diskcache.Cache(str(tmp_path / name)) for name in ("cache", "local")]
+    ray, local = ({key: cache[key] for key in cache.iterkeys()} for cache in kept)
+    assert ray == local

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep.transcribe import Whisper, load_whisper, transcribe
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, MllmError
 from mllm.records import read_records, write_records
 from tests.media_files import make, tone
 
@@ -78,6 +78,17 @@ def test_it_goes_on_where_it_was_stopped_with_mocked_ears(records: Path, tmp_pat
     assert len(ears.lengths) == 1
     for name in ("transcripts.jsonl", "rows.subtitled.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_row_is_named_and_costs_no_other(records: Path, tmp_path: Path) -> None:
+    transcribe(records, MockedEars(), tmp_path / "out")
+    file = tmp_path / "out" / "transcripts.jsonl"
+    first, *others = file.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([first[:5] + b"\n", *others])
+    file.write_bytes(damaged)
+    with pytest.raises(MllmError, match="transcripts.jsonl row 1 is no transcript"):
+        transcribe(records, MockedEars(), tmp_path / "out")
+    assert file.read_bytes() == damaged
 
 
 def test_other_files_keep_their_transcripts_and_another_model_listens_again_with_mocked_ears(

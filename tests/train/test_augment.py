@@ -11,7 +11,7 @@ from mllm.cli import main
 from mllm.experiment import Augment
 from mllm.media import SAMPLE_RATE, Clip
 from mllm.records import open_source, write_records
-from mllm.templates import templates
+from mllm.templates import paraphrase, templates
 from tests.tiny import clip
 from train import augment as views
 from train.augment import permute_frames
@@ -148,6 +148,32 @@ def test_batches_are_augmented_and_the_same_each_time(kind, tiny, world) -> None
         plain["space"]["text_ids"].shape != first["space"]["text_ids"].shape
     )
     assert torch.equal(plain["space"]["caption_ids"], first["space"]["caption_ids"])
+
+
+def test_a_choice_keeps_its_options_together() -> None:
+    lines = "A. sits\nB. runs\nC. sleeps"
+    question = "What does he do,\nand why?"
+    prompts = [
+        template.replace("{question}", question).replace("{options}", lines)
+        for template in templates()["choice"]
+    ]
+    told = {paraphrase("choice", prompt, str(number)) for prompt in prompts for number in range(20)}
+    assert told == set(prompts)
+    assert paraphrase("motion", "where does it go?", "1") == "where does it go?"
+
+
+def test_captions_of_the_shared_space_stay_true_as_well(tmp_path, tiny) -> None:
+    frames = np.zeros((32, 32, 3), np.uint8)
+    frames[:, :8] = 255
+    Image.fromarray(frames).save(tmp_path / "left.png")
+    user = [{"type": "image", "image": str(tmp_path / "left.png")}, {"type": "text", "text": "what colour?"}]
+    row = {"id": "1", "messages": [{"role": "user", "content": user}], "answer": "white"}
+    write_records(tmp_path / "rows.jsonl", [row | {"captions": {"video": ["a white block on the left"]}}])
+    source = open_source(str(tmp_path / "rows.jsonl"))
+    collator = QuestionCollator(source, tiny[1], 0, 1, 64, Augment(flip=True))
+    for number in range(8):
+        pixels = collator([{"number": number}])["image_values"]
+        assert pixels[..., :8].float().mean() > 200, "flipped, though the caption says left"
 
 
 def test_frames_are_permuted_only_to_be_told_apart(tiny, world) -> None:
