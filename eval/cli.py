@@ -121,7 +121,7 @@ def world(
 
 @app.command("records")
 def records(
-    file: Annotated[Path, typer.Argument(help="A JSONL file of records, or a folder of `mllm data build`.")],
+    file: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
     model: Model = None,
     url: Url = None,
     served_model: ServedModel = None,
@@ -141,8 +141,13 @@ def records(
     from rich.console import Console
 
     from eval import world as benchmark
+    from mllm.errors import ConfigError
     from mllm.records import open_source
 
+    if file.is_dir():
+        raise ConfigError(
+            f"{file} is a folder: give the JSONL file that it was built from"
+        )
     settings = _settings(model, url)
     max_tokens = max_tokens or settings.max_new_tokens
     asked = benchmark.collect(open_source(str(file)))
