@@ -25,6 +25,7 @@ lint: setup ## Check style, types of mllm/ and the floors between the packages
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: setup ## Measure speed: serving against Hugging Face generate, media reading against decord
+bench: setup ## Measure speed: serving against Hugging Face generate, media and data against decord
 	@$(BIN)/mllm bench serve
 	@$(BIN)/mllm bench media
+	@$(BIN)/mllm bench data

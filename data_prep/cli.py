@@ -220,10 +220,11 @@ def transcribe(
     out: Annotated[Path | None, typer.Option(help="Folder; that of the records unless given.")] = None,
 ) -> None:
     """Write down what is said, with times, and put it before the questions as subtitles."""
-    from data_prep.transcribe import TRANSCRIPTS, Whisper, load_whisper
+    from data_prep.transcribe import TRANSCRIPTS, Whisper, language_code, load_whisper
     from data_prep.transcribe import transcribe as run
 
     out = out or path.parent
+    language = language_code(language) if language else None
     if engine == "local" and workers == 1:
         load_whisper(model)  # an unknown name is told before anything is read
     new, old = run(path, Whisper(model, language), out, engine, workers, _track("Listening"))

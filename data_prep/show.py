@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllm.chat import END_TOKEN, PLACEHOLDERS, media_parts, validate_messages
-from mllm.errors import RecordError
+from mllm.errors import MediaError, RecordError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,8 +87,11 @@ def read(
     from mllm.windows import cut, load_windows
 
     if modality == "image":
-        windows, seen = cut(load_clip(source, size=processor.image_size, **options), processor.spec)[:1], None
-        windows[0].frames = windows[0].frames[:1]
+        clip = load_clip(source, size=processor.image_size, **options)
+        if clip.frames is None:
+            raise MediaError(f"{clip.source}: it has no picture to take as an image: call it audio")
+        windows, seen = cut(clip, processor.spec)[:1], None
+        windows[0].frames = clip.frames[:1]
     else:
         windows, seen = load_windows(source, processor.spec, want_video=modality == "video", **options)
     return windows, processor.media_from_windows(windows, modality, seen)

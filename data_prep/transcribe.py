@@ -71,6 +71,22 @@ class Whisper:
         return {"language": result["language"], "sub": [line for line in lines if line["text"]]}
 
 
+def language_code(name: str) -> str:
+    """A language as whisper writes it: "en" for "en" or "English".
+
+    Raises:
+        ConfigError: whisper does not know it.
+    """
+    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+
+    code = TO_LANGUAGE_CODE.get(name.lower(), name.lower())
+    if code not in LANGUAGES:
+        raise ConfigError(
+            f"--language {name}: whisper does not know it: give a code such as en, or leave it out"
+        )
+    return code
+
+
 @cache
 def load_whisper(name: str) -> Any:
     """A whisper model.

@@ -145,9 +145,7 @@ def records(
     from mllm.records import open_source
 
     if file.is_dir():
-        raise ConfigError(
-            f"{file} is a folder: give the JSONL file that it was built from"
-        )
+        raise ConfigError(f"{file} is a folder: give the JSONL file that it was built from")
     settings = _settings(model, url)
     max_tokens = max_tokens or settings.max_new_tokens
     asked = benchmark.collect(open_source(str(file)))

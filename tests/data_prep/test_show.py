@@ -10,9 +10,10 @@ import pytest
 from data_prep import show
 from mllm import checkpoint
 from mllm.chat import media_parts
-from mllm.errors import RecordError
+from mllm.errors import MediaError, RecordError
 from mllm.experiment import Model
 from mllm.media import Clip
+from tests.media_files import make, tone
 
 FRAMES = np.full((8, 64, 64, 3), 200, np.uint8)
 TONE = np.sin(np.arange(3 * 16_000) / 10).astype(np.float32) / 2
@@ -111,3 +112,11 @@ def test_a_written_world_is_shown_with_the_shipped_model(
     show.show(str(folder / "records.jsonl"), row=1, model=None, out=sheet)
     assert "<|assistant|>" in capsys.readouterr().out
     assert sheet.stat().st_size > 0
+
+
+def test_a_sound_called_an_image_is_named(processor, tmp_path: Path) -> None:
+    sound = make(
+        tmp_path / "a.wav", codec=None, sounds=[tone(1, 16_000)], sound_codec="pcm_s16le", rate=16_000
+    )
+    with pytest.raises(MediaError, match="a.wav: it has no picture to take as an image: call it audio"):
+        show.read(processor, "image", str(sound), {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.transcribe import Whisper, load_whisper, transcribe
+from data_prep.transcribe import Whisper, language_code, load_whisper, transcribe
 from mllm.errors import ConfigError, MllmError
 from mllm.records import read_records, write_records
 from tests.media_files import make, tone
@@ -112,6 +112,12 @@ def test_a_real_whisper_file_is_read_and_listens(records: Path, tmp_path: Path, 
     rows = [json.loads(line) for line in (tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()]
     assert [bool(row["language"]) for row in rows] == [True, True, False]
     assert all(0 <= line["start"] <= line["end"] for row in rows for line in row["sub"])
+
+
+def test_languages_are_codes_or_names() -> None:
+    assert (language_code("en"), language_code("German")) == ("en", "de")
+    with pytest.raises(ConfigError, match="--language klingon: whisper does not know it"):
+        language_code("klingon")
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
