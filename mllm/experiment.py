@@ -226,6 +226,7 @@ class Instruct(Stage):
     tower_lr: Rate | None = None  # null: as lr; scales muon_lr for the towers likewise
     lora: Lora | None = Lora()  # null: the whole decoder, if "decoder" is in train
     train: list[Group] = ["qformers", "projectors"]
+    curriculum: Curriculum | None = None
     contrastive_weight: Weight = 0.1  # keeps the shared space while the model learns to answer
 
 

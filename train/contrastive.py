@@ -18,7 +18,8 @@ from transformers import TrainingArguments
 from mllm.errors import ConfigError
 from mllm.model import MediaQueries, MllmForConditionalGeneration, MllmModel
 from mllm.processor import IGNORE
-from train.data import CAPTION_REQUESTS, PROCESSES, PairCollator, number_dataset
+from train.conversations import CAPTION_REQUESTS
+from train.data import PROCESSES, PairCollator, number_dataset
 from train.losses import info_nce
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
 

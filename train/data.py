@@ -8,7 +8,7 @@ generating, and nothing waits on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -24,15 +24,17 @@ from mllm.processor import Encoded, MediaFeatures, MllmProcessor
 from mllm.records import Record, Source, answered
 from mllm.templates import paraphrase
 from train.augment import augment, drop_words, permute_frames
+from train.conversations import (
+    CAPTION_REQUESTS,
+    by_prefix,
+    caption_conversations,
+    media_part,
+    one_of,
+    part_values,
+)
 from train.losses import caption_id
 from train.shapes import ROWS, TOKENS
 
-# What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
-CAPTION_REQUESTS = {
-    "video": "describe the picture.",
-    "audio": "describe the sound.",
-    "both": "describe the recording.",
-}
 SHUFFLED_UP_TO = 1 << 24  # scenes whose order fits in memory; only generated worlds have more
 VIEWS, WORDS, PERMUTED = 1, 2, 3  # what a random generator of an example is for
 RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
@@ -47,21 +49,39 @@ def number_dataset(steps: int, batch: int):
 
 
 class Collator:
-    """Turns numbers into scenes of the source: every epoch in another order that the seed alone decides."""
+    """Turns numbers into scenes of the source: every epoch in another order that the seed alone decides.
+
+    Args:
+        easy, easy_clips: the source of the run's first so many scenes, for a curriculum.
+    """
 
     text_tokens: int | None = None  # longest caption that the shared space reads
 
     def __init__(
-        self, source: Source, processor: MllmProcessor, seed: int, augmentation: Augment | None = None
+        self,
+        source: Source,
+        processor: MllmProcessor,
+        seed: int,
+        augmentation: Augment | None = None,
+        easy: Source | None = None,
+        easy_clips: int = 0,
     ):
         self.source = source
+        self.easy = easy
+        self.easy_clips = easy_clips if easy is not None else 0
         self.processor = processor
         self.seed = seed
         self.augmentation = augmentation
         self._epoch: tuple[int, np.ndarray] | None = None
 
+    def place(self, number: int) -> tuple[Source, int]:
+        """The source and the scene of the run's `number`-th example."""
+        if self.easy is not None and number < self.easy_clips:
+            return self.easy, number % len(self.easy)
+        return self.source, self.scene(number)
+
     def scene(self, number: int) -> int:
-        """The scene that the run's `number`-th example shows."""
+        """The scene of the source that stands `number`-th in its order."""
         epoch, place = divmod(number, len(self.source))
         if len(self.source) > SHUFFLED_UP_TO:
             return place
@@ -88,11 +108,11 @@ class Collator:
         rng = np.random.default_rng((self.seed, number, VIEWS))
         clips: dict[tuple, Clip] = {}
         for part in parts:
-            if part["type"] != "text" and _values(part) not in clips:
-                clips[_values(part)] = augment(self._read(part), self.augmentation, rng, texts)
+            if part["type"] != "text" and part_values(part) not in clips:
+                clips[part_values(part)] = augment(self._read(part), self.augmentation, rng, texts)
 
         def view(part: dict[str, Any]) -> dict[str, Any]:
-            return part if part["type"] == "text" else media_part(clips[_values(part)], part["type"])
+            return part if part["type"] == "text" else media_part(clips[part_values(part)], part["type"])
 
         return [
             [message | {"content": [view(part) for part in message["content"]]} for message in messages]
@@ -173,7 +193,6 @@ class PairCollator(Collator):
 
     Args:
         text_tokens: longest caption that the shared space's text tower reads.
-        easy, easy_clips: the source of the run's first so many clips, for a curriculum.
         text_batch: scenes of stage 0 that join every batch, so that the decoder keeps what it learned there.
     """
 
@@ -188,18 +207,15 @@ class PairCollator(Collator):
         text_batch: int = 0,
         augmentation: Augment | None = None,
     ):
-        super().__init__(source, processor, seed, augmentation)
+        super().__init__(source, processor, seed, augmentation, easy, easy_clips)
         self.text_tokens = text_tokens
-        self.easy = easy
-        self.easy_clips = easy_clips
         self.text_batch = text_batch
         self.texts = TextCollator(source, processor, seed)
 
     def pair(self, number: int) -> dict[str, Any]:
-        """The run's `number`-th clip: from the easy source as long as the curriculum says."""
-        if self.easy is not None and number < self.easy_clips:
-            return self.easy.pair(number % len(self.easy))
-        return self.source.pair(self.scene(number))
+        """The run's `number`-th clip, with its captions."""
+        source, scene = self.place(number)
+        return source.pair(scene)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         pairs = [self.pair(row["number"]) for row in rows]
@@ -251,8 +267,10 @@ class QuestionCollator(Collator):
         questions: int,
         text_tokens: int | None = None,
         augmentation: Augment | None = None,
+        easy: Source | None = None,
+        easy_clips: int = 0,
     ):
-        super().__init__(source, processor, seed, augmentation)
+        super().__init__(source, processor, seed, augmentation, easy, easy_clips)
         self.questions = questions
         self.text_tokens = text_tokens
 
@@ -262,7 +280,8 @@ class QuestionCollator(Collator):
         numbers: list[int] = []  # of the example that each recording belongs to
         for row in rows:
             number = row["number"]
-            records = self.source.conversations(self.scene(number))
+            source, scene = self.place(number)
+            records = source.conversations(scene)
             chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
             told = next((record["captions"] for record in records if record.get("captions")), {})
             asked = [self.phrased(records[i], number) for i in sorted(chosen)]
@@ -279,7 +298,8 @@ class QuestionCollator(Collator):
             return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
         if not any(captions):
             for row in rows[: max(len(rows) // 2, 1)]:
-                pair = self.source.pair(self.scene(row["number"]))
+                source, scene = self.place(row["number"])
+                pair = source.pair(scene)
                 told = caption_conversations(pair, row["number"])
                 encoded.append(self.processor.encode_group(self.views(told, row["number"], pair["captions"])))
                 captions.append(pair["captions"])
@@ -287,72 +307,6 @@ class QuestionCollator(Collator):
         media = [item for example in encoded for item in example.media]
         space = self.space(media, captions, numbers)
         return self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
-
-
-def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]:
-    """Requests to describe a clip, each with its answer, all beginning with the clip.
-
-    Every other example of a clip with picture and sound asks for both at once, the rest for each alone.
-    Timelines, where the source has them among its labels, name every attribute and its moment.
-    """
-    part = pair.get("part") or media_part(pair["clip"])
-    answers = {
-        kind: pair["labels"].get(f"timeline_{kind}") or _one(pair["captions"].get(kind), number)
-        for kind in CAPTION_REQUESTS
-    }
-    if answers["video"] and answers["audio"] and answers["both"]:
-        answers = (
-            {"both": answers["both"]}
-            if number % 2
-            else {"video": answers["video"], "audio": answers["audio"]}
-        )
-    elif answers["video"] or answers["audio"]:
-        answers.pop("both")
-    return [
-        [
-            {"role": "user", "content": [part, {"type": "text", "text": CAPTION_REQUESTS[kind]}]},
-            {"role": "assistant", "content": answer},
-        ]
-        for kind, answer in answers.items()
-        if answer
-    ]
-
-
-def media_part(clip: Clip, modality: str | None = None) -> dict[str, Any]:
-    """The message part for a clip in memory, of what it holds unless told."""
-    modality = modality or ("image" if clip.is_image else "audio" if clip.frames is None else "video")
-    return {"type": modality, modality: clip}
-
-
-def _one(captions: str | Sequence[str] | None, number: int) -> str | None:
-    """One of several captions, another one each time the clip comes by."""
-    if captions is None or isinstance(captions, str):
-        return captions
-    return captions[number % len(captions)] if captions else None
-
-
-def by_prefix(conversations: Iterable[list[dict]]) -> list[list[list[dict]]]:
-    """Conversations in groups that begin with the same parts up to their last recording."""
-    groups: dict[tuple, list[list[dict]]] = {}
-    for messages in conversations:
-        groups.setdefault(_prefix(messages), []).append(messages)
-    return list(groups.values())
-
-
-def _prefix(messages: list[dict]) -> tuple:
-    parts: list[tuple] = []
-    end = 0
-    for message in chat.validate_messages(messages):
-        for part in message["content"]:
-            parts.append((message["role"], _values(part)))
-            if part["type"] != "text":
-                end = len(parts)
-    return tuple(parts[:end])
-
-
-def _values(part: dict[str, Any]) -> tuple:
-    """A part by what it holds. In-memory clips have no equality: the same recording is the same object."""
-    return tuple((key, id(v) if isinstance(v, Clip) else v) for key, v in sorted(part.items()))
 
 
 def space_batch(
@@ -381,7 +335,7 @@ def space_batch(
     ids = np.zeros(rows.shape, np.int64)
     for clip, of_clip in enumerate(captions):
         for column, kind in enumerate(CAPTION_REQUESTS):
-            text = _one(of_clip.get(kind), 0)
+            text = one_of(of_clip.get(kind), 0)
             # A missing caption gets a number of its own, so that it equals no other.
             ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
             if text:

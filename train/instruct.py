@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mllm.model import MllmForConditionalGeneration
 from train.contrastive import longest_caption, space_losses, weighted
-from train.data import QuestionCollator, number_dataset
+from train.data import PROCESSES, QuestionCollator, number_dataset
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
 
 
@@ -111,6 +111,8 @@ def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path
             data.questions_per_clip,
             text_tokens=longest_caption(model) if settings.contrastive_weight else None,
             augmentation=data.augment,
+            easy=open_source(settings.curriculum.source) if settings.curriculum else None,
+            easy_clips=settings.curriculum.steps * settings.batch * PROCESSES if settings.curriculum else 0,
         ),
     )
     return trainer.run_stage(tuned, processor)

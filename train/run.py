@@ -353,7 +353,8 @@ def metrics_of(run: Run, state: Any, history: bool = False) -> dict[str, Any]:
     """What metrics.json holds: the stage, its machine and every logged row.
 
     Args:
-        history: add the earlier stages, each with its last row, under `earlier`.
+        history: add the earlier stages, those of a checkpoint that it started from as well, each with its
+            last row, under `earlier`.
     """
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     metrics: dict[str, Any] = {
@@ -364,12 +365,15 @@ def metrics_of(run: Run, state: Any, history: bool = False) -> dict[str, Any]:
         "rows": [row for row in state.log_history if "loss" in row],
     }
     if history:
+        before = [stage_folder(run.experiment, stage) for stage in STAGES[: STAGES.index(run.stage)]]
+        if run.experiment.start is not None:
+            before.insert(0, Path(checkpoint.resolve(run.experiment.start)[0]))
         metrics["earlier"] = []
-        for stage in STAGES[: STAGES.index(run.stage)]:
-            path = stage_folder(run.experiment, stage) / "metrics.json"
+        for path in (folder / "metrics.json" for folder in before):
             if path.is_file():
-                earlier = json.loads(path.read_text(encoding="utf-8"))
-                metrics["earlier"].append(earlier | {"rows": earlier["rows"][-1:]})
+                last = json.loads(path.read_text(encoding="utf-8"))
+                metrics["earlier"] += last.pop("earlier", [])
+                metrics["earlier"].append(last | {"rows": last["rows"][-1:]})
     return metrics
 
 

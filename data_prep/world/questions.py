@@ -41,6 +41,7 @@ _BEEPS = describe.NUMBERS[1:5]
 _HEARD = tuple(describe.KIND_ANSWERS[kind] for kind in KINDS)
 _YES_NO = ("yes", "no")
 _CLIPS = ("the first", "the second")
+_NAMED = tuple(f"it says {word}: {verdict}" for word in SHAPES for verdict in _YES_NO)
 
 
 @dataclass(frozen=True)
@@ -239,12 +240,15 @@ def _order(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _named(scene: Scene, rng: random.Random) -> Question | None:
-    """Only where the word is the name of some shape: else the word alone would give the answer away."""
+    """Only where the word is the name of some shape: else the word alone would give the answer away.
+
+    The answer says what it heard before it judges: comparing sound with picture in one step was not learned.
+    """
     voice = _voice(scene)
     if voice is None or voice.word not in SHAPES or not scene.shapes:
         return None
-    answer = "yes" if any(shape.shape == voice.word for shape in scene.shapes) else "no"
-    return _question("named", answer, _YES_NO, rng)
+    verdict = "yes" if any(shape.shape == voice.word for shape in scene.shapes) else "no"
+    return _question("named", f"it says {voice.word}: {verdict}", _NAMED, rng)
 
 
 # --- two clips, captions, what is missing, chat -------------------------------------------------------------

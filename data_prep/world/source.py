@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
-from data_prep.world import describe, questions, render, sound
+from data_prep.world import describe, phrases, questions, render, sound
 from data_prep.world.scene import (
     CANVAS,
     COMP_FORMS,
@@ -24,6 +25,7 @@ from mllm.errors import ConfigError
 from mllm.media import Clip
 from mllm.windows import WindowSpec
 
+ATTEMPTS = 2000  # scenes that are looked at for one that allows a question
 LENGTHS = {"train": 1_000_000, "val": 2048, "comp": 2048}
 PAIR_FORMS = {"both": 0.7, "video": 0.1, "audio": 0.1, "image": 0.1}
 COMP_PAIR_FORMS = {"both": 0.8, "video": 0.1, "audio": 0.1}
@@ -42,6 +44,7 @@ class WorldSource:
         objects: most shapes in a clip (1–3), for a curriculum.
         media: "av", "video", "audio", "image" or several joined by "+": only clips of these forms.
         turns: share of records that hold an earlier question and answer about the clip before their own.
+        ask: one type of question, or several joined by "+": only they are asked, about scenes that allow one.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class WorldSource:
         objects: int = 3,
         media: str | None = None,
         turns: float = 0.0,
+        ask: str | None = None,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"the world has no split {split!r}: take one of {', '.join(SPLITS)}")
@@ -69,6 +73,11 @@ class WorldSource:
         self.questions_per_clip = questions_per_clip
         self.objects = objects
         self.turns = turns
+        self.ask = tuple(ask.split("+")) if ask else None
+        if unknown := set(self.ask or ()) - set(phrases.TYPES):
+            raise ConfigError(
+                f"ask={ask}: no question is of type {unknown.pop()!r}: {', '.join(phrases.TYPES)}"
+            )
         self.spec = WindowSpec(window_seconds, frames_per_window, 1 << 20, size)
         own, pairs = (COMP_FORMS, COMP_PAIR_FORMS) if split == "comp" else (FORMS, PAIR_FORMS)
         self._forms = own if media is None else _chosen_forms(media, own)
@@ -82,7 +91,24 @@ class WorldSource:
         if not 0 <= index < self.clips:
             raise IndexError(f"{self.name} has {self.clips} clips, no number {index}")
         forms = self._pair_forms if pairs else self._forms
-        return sample_episode(self.split, self.seed, index, forms=forms, objects=self.objects)
+        for attempt in range(ATTEMPTS):
+            place = index + attempt * LENGTHS["train"]  # behind all others
+            episode = sample_episode(self.split, self.seed, place, forms=forms, objects=self.objects)
+            if self.ask is None or pairs or self._asked(episode, self._chance(episode)):
+                return episode
+        raise ConfigError(
+            f"{self.name}: no scene for ask={'+'.join(self.ask or ())}: its other options forbid it"
+        )
+
+    def _chance(self, episode: Episode) -> random.Random:
+        """What decides which questions are asked about an episode."""
+        return rng_for("questions", self.split, self.seed, episode.index)
+
+    def _asked(self, episode: Episode, rng: random.Random) -> list[questions.Question]:
+        if self.ask is None:
+            return questions.ask(episode, rng, self.questions_per_clip)
+        asked = [question for question in questions.ask(episode, rng) if question.type in self.ask]
+        return asked[: self.questions_per_clip]
 
     def clip(self, scene: Scene, name: str) -> Clip:
         """The recording of a scene. What it lacks, picture or sound, is None."""
@@ -111,9 +137,9 @@ class WorldSource:
     def records(self, episode: Episode, media: list[Any]) -> list[dict[str, Any]]:
         """The records about an episode whose recordings are `media`: clips, or the paths of their files."""
         index = episode.index
-        rng = rng_for("questions", self.split, self.seed, index)
+        rng = self._chance(episode)
         parts = [media_part(scene, source) for scene, source in zip(episode.scenes, media, strict=True)]
-        asked = questions.ask(episode, rng, self.questions_per_clip)
+        asked = self._asked(episode, rng)
         records = []
         for number, question in enumerate(asked):
             earlier = [asked[number - 1]] if number and rng.random() < self.turns else []
@@ -151,7 +177,7 @@ class WorldSource:
         rng = rng_for("text", self.split, self.seed, index)
         told = [part for scene in episode.scenes for part in _told(scene)]
         conversations = []
-        for question in questions.ask(episode, rng, self.questions_per_clip):
+        for question in self._asked(episode, rng):
             # Two parts, so that the question begins as it does behind media, with no space before it.
             parts = [
                 {"type": "text", "text": text}
@@ -204,7 +230,7 @@ def labels_of(scene: Scene) -> dict[str, Any]:
 def open_world(spec: str) -> WorldSource:
     """The source behind `world:SPEC`: a split, then options, such as "train,seed=3,clips=5000,objects=1".
 
-    Options: seed, clips, questions, frames, window, size, objects, media, turns (see `WorldSource`).
+    Options: seed, clips, questions, frames, window, size, objects, media, turns, ask (see `WorldSource`).
 
     Raises:
         ConfigError: unknown split or option, or a value of the wrong kind.
@@ -237,6 +263,7 @@ _OPTIONS = {
     "objects": ("objects", int),
     "media": ("media", str),
     "turns": ("turns", float),
+    "ask": ("ask", str),
 }
 
 

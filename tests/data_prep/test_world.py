@@ -361,7 +361,7 @@ def solve(task: str, timeline: str, question: str) -> str | None:
             assert asked[0][0] != named[0][0]
             return "yes" if (asked[0][0] < named[0][0]) == ("before" in question) else "no"
         case "named":
-            return "yes" if spoken[2] in [s[2] for s in seen] else "no"
+            return f"it says {spoken[2]}: {'yes' if spoken[2] in [s[2] for s in seen] else 'no'}"
         case "no_sound":
             return phrases.NO_SOUND if timeline.endswith("no sound.") else None
         case "no_picture":
@@ -485,6 +485,7 @@ def test_options_of_the_spec():
         ("train,clps=5", "did you mean 'clips'"),
         ("train,clips=many", "clips='many'"),
         ("train,objects=9", "1 to 3"),
+        ("train,ask=nonsense", "no question is of type 'nonsense'"),
         ("train,media=smell", "smell"),
         ("comp,media=image", "image"),
     ],
@@ -503,3 +504,12 @@ def test_turns_add_an_earlier_question_about_the_same_clip():
     for record in longer:
         assert [message["role"] for message in record["messages"]] == ["user", "assistant"] * 2
         assert [part["type"] for part in record["messages"][2]["content"]] == ["text"]
+
+
+def test_a_source_may_ask_one_type_alone():
+    source = open_world("train,clips=30,ask=named+order")
+    for index in range(30):
+        assert {record["task"] for record in source.conversations(index)} <= {"named", "order"}
+        assert source.conversations(index)
+    with pytest.raises(ConfigError, match="no scene for ask=named: its other options forbid it"):
+        open_world("train,media=image,ask=named").conversations(0)

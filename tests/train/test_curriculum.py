@@ -1,4 +1,4 @@
-"""Stage 1 can begin on an easier source: as many clips as the experiment says, then the whole of the data."""
+"""Stages 1 and 2 can begin on an easier source: as many clips as the experiment says, then all the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from mllm.records import open_source
 from tests.tiny import tiny
-from train.data import PairCollator
+from train.data import PairCollator, QuestionCollator
 
 
 def test_the_first_clips_come_from_the_easy_source_and_the_rest_from_the_data():
@@ -19,6 +19,16 @@ def test_the_first_clips_come_from_the_easy_source_and_the_rest_from_the_data():
     later = [collator.pair(number) for number in range(20, 60)]
     assert max(len(pair["labels"]["colours"]) for pair in first) == 1
     assert max(len(pair["labels"]["colours"]) for pair in later) == 3
+
+
+def test_instructions_begin_with_the_easy_source_too():
+    easy = open_source("world:train,frames=2,size=32,ask=named")
+    whole = open_source("world:train,frames=2,size=32")
+    collator = QuestionCollator(whole, tiny()[1], 0, 3, easy=easy, easy_clips=4)
+    first, later = (collator([{"number": number}]) for number in (3, 4))
+    tokenizer = collator.processor.tokenizer
+    assert "it says" in tokenizer.decode(first["labels"][first["labels"] != -100])
+    assert "it says" not in tokenizer.decode(later["labels"][later["labels"] != -100])
 
 
 def test_without_a_curriculum_every_clip_comes_from_the_data():

@@ -9,15 +9,9 @@ from mllm import chat
 from mllm.errors import RecordError
 from mllm.media import Clip
 from mllm.processor import IGNORE
-from train.data import (
-    PairCollator,
-    QuestionCollator,
-    TextCollator,
-    answered,
-    by_prefix,
-    caption_conversations,
-    number_dataset,
-)
+from mllm.records import answered
+from train.conversations import by_prefix, caption_conversations
+from train.data import PairCollator, QuestionCollator, TextCollator, number_dataset
 
 ROWS = [{"number": number} for number in range(8)]
 

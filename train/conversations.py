@@ -1,0 +1,82 @@
+"""Conversations as training puts them: captions asked for, questions grouped by their recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mllm import chat
+from mllm.media import Clip
+
+# What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
+CAPTION_REQUESTS = {
+    "video": "describe the picture.",
+    "audio": "describe the sound.",
+    "both": "describe the recording.",
+}
+
+
+def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]:
+    """Requests to describe a clip, each with its answer, all beginning with the clip.
+
+    Every other example of a clip with picture and sound asks for both at once, the rest for each alone.
+    Timelines, where the source has them among its labels, name every attribute and its moment.
+    """
+    part = pair.get("part") or media_part(pair["clip"])
+    answers = {
+        kind: pair["labels"].get(f"timeline_{kind}") or one_of(pair["captions"].get(kind), number)
+        for kind in CAPTION_REQUESTS
+    }
+    if answers["video"] and answers["audio"] and answers["both"]:
+        answers = (
+            {"both": answers["both"]}
+            if number % 2
+            else {"video": answers["video"], "audio": answers["audio"]}
+        )
+    elif answers["video"] or answers["audio"]:
+        answers.pop("both")
+    return [
+        [
+            {"role": "user", "content": [part, {"type": "text", "text": CAPTION_REQUESTS[kind]}]},
+            {"role": "assistant", "content": answer},
+        ]
+        for kind, answer in answers.items()
+        if answer
+    ]
+
+
+def media_part(clip: Clip, modality: str | None = None) -> dict[str, Any]:
+    """The message part for a clip in memory, of what it holds unless told."""
+    modality = modality or ("image" if clip.is_image else "audio" if clip.frames is None else "video")
+    return {"type": modality, modality: clip}
+
+
+def one_of(captions: str | Sequence[str] | None, number: int) -> str | None:
+    """One of several captions, another one each time the clip comes by."""
+    if captions is None or isinstance(captions, str):
+        return captions
+    return captions[number % len(captions)] if captions else None
+
+
+def by_prefix(conversations: Iterable[list[dict]]) -> list[list[list[dict]]]:
+    """Conversations in groups that begin with the same parts up to their last recording."""
+    groups: dict[tuple, list[list[dict]]] = {}
+    for messages in conversations:
+        groups.setdefault(_prefix(messages), []).append(messages)
+    return list(groups.values())
+
+
+def _prefix(messages: list[dict]) -> tuple:
+    parts: list[tuple] = []
+    end = 0
+    for message in chat.validate_messages(messages):
+        for part in message["content"]:
+            parts.append((message["role"], part_values(part)))
+            if part["type"] != "text":
+                end = len(parts)
+    return tuple(parts[:end])
+
+
+def part_values(part: dict[str, Any]) -> tuple:
+    """A part by what it holds. In-memory clips have no equality: the same recording is the same object."""
+    return tuple((key, id(v) if isinstance(v, Clip) else v) for key, v in sorted(part.items()))
