@@ -6,6 +6,7 @@ through `records.open_source`, so this file knows the world only by the names of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -198,7 +199,10 @@ def write_files(split: str, clips: int, questions: int, seed: int, folder: Path)
     Raises:
         MllmError: if that command fails.
     """
-    out = folder / f"{split}-{clips}x{questions}-seed{seed}"
+    # Named after what it holds: clips of another version of the world would be asked about in its words.
+    world = open_source(f"world:{split},seed={seed},questions={questions}")
+    told = json.dumps([world.text(scene) for scene in range(min(clips, 50))])
+    out = folder / f"{split}-{clips}x{questions}-seed{seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     if not (out / "records.jsonl").is_file():
         command = [sys.executable, "-m", "mllm.cli", "data", "world", "--out", str(out), "--split", split]
         command += ["--clips", str(clips), "--questions", str(questions), "--seed", str(seed)]

@@ -27,12 +27,13 @@ def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> di
     if "data" in experiment:
         facts["training data"] = f"`{experiment['data']['train']}`, seed {experiment['seed']}"
     for stage in [*metrics.get("earlier", []), metrics] if metrics else []:
-        facts[f"stage {stage['stage']}"] = _stage(stage, experiment)
+        name = f"stage {stage['stage']}"
+        facts[f"{name}, once more" if name in facts else name] = _stage(stage, experiment)
     machines = dict.fromkeys(s["machine"] for s in [*metrics.get("earlier", []), metrics] if s.get("machine"))
     if machines:
         facts["trained on"] = ", ".join(machines)
     info: dict[str, Any] = {
-        "name": f"mllm {experiment.get('name', folder.name)}",
+        "name": f"mllm {folder.name}",
         "summary": "Answers questions about video and sound, and finds recordings by a description.",
         "facts": facts,
         "tables": {},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -19,7 +21,7 @@ from mllm.checkpoint import load
 from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from train import cli
-from train.run import draw_losses, last_checkpoint, open_run
+from train.run import draw_losses, last_checkpoint, metrics_of, open_run
 
 LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss")
 
@@ -87,6 +89,20 @@ def test_a_stage_begins_from_a_checkpoint_where_the_experiment_says_so(
     weights = safetensors.torch.load_file(tiny_folder / "model.safetensors")
     assert torch.equal(begun(str(tiny_folder)).state_dict()[name], weights[name])
     assert begun("nano").config.text_config.num_hidden_layers == 4
+
+
+def test_what_a_run_started_from_is_part_of_its_history(tmp_path, write_experiment, tiny_folder):
+    start = tmp_path / "start"
+    shutil.copytree(tiny_folder, start)
+    stages = [
+        {"stage": stage, "steps": 9, "rows": [{"loss": 2.0}, {"loss": 1.0}]} for stage in ("text", "instruct")
+    ]
+    (start / "metrics.json").write_text(json.dumps(stages[1] | {"earlier": stages[:1]}))
+    experiment = load_experiment(write_experiment(tmp_path), [f"start={start}", "text.steps=0"])
+    state = SimpleNamespace(max_steps=6, log_history=[])
+    metrics = metrics_of(open_run(experiment, "instruct"), state, history=True)
+    assert [stage["stage"] for stage in metrics["earlier"]] == ["text", "instruct"]
+    assert metrics["earlier"][1]["rows"] == [{"loss": 1.0}]
 
 
 def test_the_whole_route_and_its_files(tmp_path, write_experiment, monkeypatch):
