@@ -33,7 +33,7 @@ def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> di
     if machines:
         facts["trained on"] = ", ".join(machines)
     info: dict[str, Any] = {
-        "name": f"mllm {folder.name}",
+        "name": f"mllm {experiment.get('name', folder.name)}",
         "summary": "Answers questions about video and sound, and finds recordings by a description.",
         "facts": facts,
         "tables": {},

@@ -159,7 +159,7 @@ def small_disks(tmp_path_factory) -> None:
         ("build", "100k", "0.1 MB are free: give another --out"),
         ("build", "1m", "shards that are done stay, and the same command goes on with them"),
         ("features", "400k", "features cannot be kept (database or disk is full)"),
-        ("transcribe", "8k", "cannot be written (No space left on device)"),
+        ("transcribe", "4k", "cannot be written (No space left on device)"),
         ("import", "8k", "No space left on device"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     verb: str, size: str, said: str, tmp_path: Path, small_disks, random_whisper: Path
 ) -> None:
     # Every sixteenth is looked at for the estimate: short ones, which promise too little.
-    rows = records_in(tmp_path, 32, lambda number: 3 if number % 16 else 0.2)
+    rows = records_in(tmp_path, 8 if verb == "transcribe" else 32, lambda number: 3 if number % 16 else 0.2)
     save(*tiny(), tmp_path / "model")
     (tmp_path / "e.yaml").write_text(f"start: {tmp_path / 'model'}\ndata: {{train: {rows}}}\n")
     out = tmp_path / "disk"
