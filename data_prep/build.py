@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.engine import Engine, Outcome, run
+from data_prep.engine import Engine, run
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
@@ -152,15 +153,12 @@ def build(
         tell(f"{out}: {to_do} recordings to decode, about {_told(needed)}")
     write_atomically(written, json.dumps(manifest, indent=1))
     total = manifest["recordings"]
-    outcomes: Iterator[Outcome[Path]] = iter(())
+    items = {path: (path, stretch, plan.form) for path, stretch in missing.items()}
     try:
-        items = {path: (path, stretch, plan.form) for path, stretch in missing.items()}
-        outcomes = run(build_shard, items, engine, workers, isolated=False)
-        decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
+        with closing(run(build_shard, items, engine, workers, isolated=False)) as outcomes:
+            decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
-        if isinstance(outcomes, Generator):
-            outcomes.close()  # stops the workers
-        _remove_partial(out)
+        _remove_partial(out)  # of workers that were stopped
     write_records(out / RECORDS, plan.records)
     return decoded
 

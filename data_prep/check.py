@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.check_media import MediaFacts, look
+from data_prep.check_media import LONGEST, MediaFacts, look
 from data_prep.engine import Engine, ProcessDied, run
 from mllm.chat import media_parts
 from mllm.errors import RecordError
 from mllm.records import validate_record
-from mllm.sources import MediaLimits
 
 Severity = Literal["error", "warning"]
 TAG = re.compile(r"<(?:video|audio|image|speech)>")
@@ -244,10 +242,9 @@ def _check_medium(row: Row, kind: str, path: str, options: dict[str, Any], check
     if kind == "audio" and not facts.info.get("has_audio"):
         add("error", "no sound for audio", "asked about as audio, but there is no sound in it")
     duration, end = facts.info.get("duration", 0.0), options.get("end")
-    longest = MediaLimits().max_seconds or math.inf
-    if (duration if end is None else end) - (options.get("start") or 0) > longest:
+    if (duration if end is None else end) - (options.get("start") or 0) > LONGEST:
         add(
-            "error", "too long", f"it lasts {duration:.0f} s, more than {longest:.0f}: give 'start' and 'end'"
+            "error", "too long", f"it lasts {duration:.0f} s, more than {LONGEST:.0f}: give 'start' and 'end'"
         )
     if not facts.info.get("is_image") and options.get("start") is not None and options["start"] >= duration:
         add("error", "span outside", f"the span begins at {options['start']} s, it lasts {duration:.2f} s")

@@ -5,6 +5,7 @@ Runs in worker processes of `check.py`, so that a file which hangs or crashes a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mllm.media import load_clip, probe
 from mllm.sources import MediaLimits
 
 SILENCE = 1e-4  # peak of a waveform between -1 and 1 (-80 dB), below which nobody hears anything
-LISTENED = 3600.0  # s: longer ones are not listened to
+LONGEST = MediaLimits().max_seconds or math.inf  # s: longer ones are not listened to
 SAMPLED_FRAMES = 4  # decoded over the length of a picture, the last one included
 SHORT = 0.9  # of the length that a container announces: what holds less was cut off
 THUMBNAIL = 96  # pixels
@@ -51,7 +52,7 @@ def look(path: str, audio: str | None = None) -> MediaFacts:
         facts.info = {key: value for key, value in vars(found).items() if value not in (None, 0, False)}
         # Rows may ask for a short span of what is long as a whole, whose sound would fill the memory.
         limits = MediaLimits(max_seconds=None)
-        heard = found.duration <= LISTENED
+        heard = found.duration <= LONGEST
         clip = load_clip(path, size=THUMBNAIL, choose=_sampled, audio=audio, want_audio=heard, limits=limits)
     except MediaError as error:
         facts.error = str(error)

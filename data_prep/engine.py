@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -52,8 +52,8 @@ def run(
     workers: int | None = None,
     timeout: float | None = None,
     isolated: bool = True,
-) -> Iterator[Outcome[Key]]:
-    """Calls a function with the arguments of every item; outcomes as they come.
+) -> Generator[Outcome[Key], None, None]:
+    """Calls a function with the arguments of every item; outcomes as they come; closing it stops workers.
 
     Args:
         function: importable by name, as processes need it.
@@ -64,11 +64,10 @@ def run(
     Raises:
         ConfigError: there is no Ray.
     """
-    if not items:
-        return iter(())
-    if engine == "ray":
-        return _on_ray(function, items, workers, timeout, isolated)
-    return _local(function, items, workers or os.cpu_count() or 1, timeout, isolated)
+    if items and engine == "ray":
+        yield from _on_ray(function, items, workers, timeout, isolated)
+    elif items:
+        yield from _local(function, items, workers or os.cpu_count() or 1, timeout, isolated)
 
 
 def _local(

@@ -116,7 +116,12 @@ def world(
         results[name] = _evaluated(name, asked, backend, blind, console, embedder, pairs, prior)
     header = {"clips": clips, "questions_per_clip": questions, "seed": seed, "max_tokens": max_tokens}
     where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype, "media": media}
-    _report({"benchmark": "world", "model": backend.name, **where, **header}, results, out, console)
+    _report(
+        {"benchmark": "world", "model": backend.name, **where, **header},
+        results,
+        out or _folder(backend.name),
+        console,
+    )
 
 
 @app.command("records")
@@ -154,10 +159,9 @@ def records(
     )
     console = Console()
     results = {file.stem: _evaluated(file.stem, asked, backend, blind, console)}
-    out = out or _folder(backend.name) / file.stem
     where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype}
     header = {"benchmark": str(file), "model": backend.name, **where, "max_tokens": max_tokens}
-    _report(header, results, out, console)
+    _report(header, results, out or _folder(backend.name) / file.stem, console)
 
 
 def _backends(
@@ -210,12 +214,11 @@ def _folder(model: str) -> Path:
     return Path("runs/eval") / (re.sub(r"[^\w.-]+", "-", model.rstrip("/")).strip("-")[-60:] or "model")
 
 
-def _report(header: dict[str, Any], results: dict[str, Any], out: Path | None, console: Any) -> None:
+def _report(header: dict[str, Any], results: dict[str, Any], folder: Path, console: Any) -> None:
     """Files and tables of an evaluation."""
     from eval import report
     from eval.world import write_results
 
-    folder = out or _folder(header["model"])
     header |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
     metrics = write_results(folder, header, results)
     report.draw_page(metrics, folder / "report.png")

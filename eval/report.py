@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mllm.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
@@ -89,9 +91,8 @@ def draw_page(metrics: dict[str, Any], path: Path) -> None:
         _draw_types(axes[i * (2 if with_recall else 1)], split, result)
         if with_recall:
             _draw_recall(axes[2 * i + 1], result["retrieval"])
-    aside = path.with_name(path.name + ".part")
-    figure.savefig(aside, dpi=120, format="png")
-    aside.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def _draw_types(axes: Axes, split: str, result: dict[str, Any]) -> None:

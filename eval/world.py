@@ -22,6 +22,7 @@ from eval.backends import Backend
 from eval.metrics import CAPTION, Answered, AnswerPrior, caption_table, retrieval_scores, score_table
 from mllm import chat
 from mllm.errors import ConfigError, MllmError
+from mllm.files import write_atomically
 from mllm.records import Record, Source, open_source
 
 if TYPE_CHECKING:
@@ -217,18 +218,12 @@ def write_files(split: str, clips: int, questions: int, seed: int, folder: Path)
 
 def write_results(folder: Path, header: dict[str, Any], results: dict[str, SplitResult]) -> dict[str, Any]:
     """Write metrics.json and predictions.jsonl, each whole or not at all; returns what metrics.json holds."""
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = header | {"splits": {split: result.as_dict() for split, result in results.items()}}
     lines = [
         json.dumps({"split": split, **asdict(row), "right": row.right}, ensure_ascii=False)
         for split, result in results.items()
         for row in result.rows
     ]
-    for name, text in (
-        ("predictions.jsonl", "\n".join(lines) + "\n"),
-        ("metrics.json", json.dumps(metrics, indent=2) + "\n"),
-    ):
-        aside = folder / (name + ".part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(folder / name)
+    write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics

@@ -65,7 +65,7 @@ class FeatureCache:
         return self._store
 
     def through(self, tower: Tower, fingerprint: str, batch: Tensor) -> Tensor:
-        """Features of a batch, computed where they are not known yet.
+        """Features of a batch; where one is not known yet, the tower runs on all of it.
 
         Args:
             fingerprint: of the tower.

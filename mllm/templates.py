@@ -65,19 +65,16 @@ def shuffled(count: int, id: str) -> list[int]:
     return order
 
 
-def subtitle_block(lines: Iterable[Mapping[str, Any]], start: float = 0, end: float | None = None) -> str:
-    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`.
+def subtitle_block(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`; "" where nothing is said.
 
     Args:
-        lines: `{"text", "start", "end"}`, in seconds of the recording.
-        start, end: only lines of this span, in seconds; their marks count from its start, as its windows do.
+        lines: `{"text", "start"}`, in seconds from where the recording is shown.
     """
     from mllm.windows import time_mark
 
     shown = [
-        f"{time_mark(max(line['start'] - start, 0))} {line['text'].strip()}"
-        for line in lines
-        if line["end"] > start and (end is None or line["start"] < end) and line["text"].strip()
+        f"{time_mark(max(line['start'], 0))} {line['text'].strip()}" for line in lines if line["text"].strip()
     ]
     return fill("subtitles", "", lines="\n".join(shown)) + "\n" if shown else ""
 

@@ -77,7 +77,7 @@ def meld(job: Job) -> Iterator[Record]:
         clip = job.video(f"dia{old['Dialogue_ID']}_utt{old['Utterance_ID']}")
         split = re.match("train|dev|test", row.where)  # each split counts from 0
         words = row["Utterance"].strip()
-        told = templates.subtitle_block([{"text": words, "start": 0.0, "end": 1.0}])
+        told = templates.subtitle_block([{"text": words, "start": 0.0}])
         labels = {"emotion": row["Emotion"], "sentiment": row["Sentiment"], "actor": row["Speaker"]}
         yield job.label(
             f"{split[0]}/{name}" if split else name, "emotion",

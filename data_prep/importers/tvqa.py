@@ -61,7 +61,7 @@ def _located_lines(lines: list[Line], span: tuple[float, float], start: float) -
         nearest = min(range(len(lines)), key=lambda place: abs(lines[place]["start"] - span[0]))
         inside = [place for place in (nearest - 1, nearest, nearest + 1) if 0 <= place < len(lines)]
     shown = [lines[place] for place in ([inside[0] - 1] if inside and inside[0] else []) + inside]
-    return [line | {"start": max(line["start"] - start, 0.0), "end": math.inf} for line in shown]
+    return [line | {"start": line["start"] - start} for line in shown]
 
 
 def _span(job: Job, row: Row) -> tuple[float, float]:

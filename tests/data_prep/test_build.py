@@ -146,7 +146,9 @@ def test_a_recording_that_cannot_be_read_stops_the_build_with_its_name(
     assert not list((tmp_path / "built").glob("*.part"))
 
 
-def test_a_disk_that_is_too_small_is_told_before(records: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_disk_that_is_too_small_is_told_before_with_a_mocked_disk(
+    records: Path, tmp_path: Path, monkeypatch
+) -> None:
     from data_prep import build as module
 
     free = type("Usage", (), {"free": 1000})

@@ -22,7 +22,8 @@ FORM = build.Form(WindowSpec(1.0, 2, 3, 32))
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray")
+    import ray
+
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
