@@ -127,7 +127,7 @@ def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills
     with clear_errors(name):
         entries = sorted(
             (path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")),
-            key=_in_order,
+            key=in_order,
         )
     files = [Source(str(path), path) for path in entries if path.suffix.lower() in FRAME_SUFFIXES]
     sounds = [path for path in entries if path.suffix.lower() in SOUND_SUFFIXES]
@@ -177,7 +177,7 @@ def resize(frames: np.ndarray, size: int) -> np.ndarray:
     return np.stack([upright_rgb(Image.fromarray(frame), size) for frame in frames])
 
 
-def _in_order(path: Path) -> list[Any]:
+def in_order(path: Path) -> list[Any]:
     """Sort key: numbers within names by their value."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

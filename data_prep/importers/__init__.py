@@ -29,20 +29,21 @@ class Importer:
         return (self.records.__doc__ or "").partition("\n")[0]
 
 
+TVQA = "qid, q, a0 … a4, answer_idx, ts, vid_name; <video>.srt | vid_name, sub | <video>: sub_text, sub_time"
 CHATS = "messages | conversations | instruction, output | query, response"
 
 IMPORTERS: dict[str, Importer] = {
     "msrvtt-qa": Importer(video_qa.msrvtt_qa, "question, answer, video_id, id | video_name, question_id"),
     "msvd-qa": Importer(video_qa.msvd_qa, "question, answer, video_id, id | video_name, question_id"),
     "activitynet-qa": Importer(video_qa.activitynet_qa, "video_name, question, question_id; answer, type"),
-    "nextqa": Importer(video_qa.nextqa, "video, question, answer (0-4), qid, type, a0 … a4"),
+    "nextqa": Importer(video_qa.nextqa, "video, question, answer, qid, type; of a choice a0 … a4"),
     "music-avqa": Importer(
         video_qa.music_avqa, "video_id, question_id, question_content, templ_values, anser"
     ),
-    "tvqa": Importer(tvqa.tvqa, "qid, q, a0 … a4, answer_idx, ts, vid_name; vid_name, sub"),
-    "tvqa-plus": Importer(tvqa.tvqa, "qid, q, a0 … a4, answer_idx, ts, vid_name; vid_name, sub"),
+    "tvqa": Importer(tvqa.tvqa, TVQA),
+    "tvqa-plus": Importer(tvqa.tvqa, TVQA),
     "msrvtt-captions": Importer(
-        captions.msrvtt_captions, "sentences: video_id, caption | video_id, sentence"
+        captions.msrvtt_captions, "sentences: video_id, caption | video_id, sentence; train_list.txt"
     ),
     "webvid": Importer(captions.webvid, "videoid, name, page_dir"),
     "howto100m": Importer(captions.howto100m, "<video>: start, end, text"),
@@ -50,7 +51,7 @@ IMPORTERS: dict[str, Importer] = {
     "clotho": Importer(captions.clotho, "file_name, caption_1 … caption_5"),
     "vggsound": Importer(captions.vggsound, "youtube id, start, label, split (no header)"),
     "flickr8k-audio": Importer(captions.flickr8k_audio, "<wav> <jpg> #<n>; <jpg>#<n> TAB caption"),
-    "crema-d": Importer(speech.crema_d, "file names: 1001_DFA_ANG_XX.wav"),
+    "crema-d": Importer(speech.crema_d, "file names: 1001_DFA_ANG_XX.wav; summaryTable.csv"),
     "iemocap": Importer(speech.iemocap, "[start - end] turn emotion [v, a, d]"),
     "ravdess": Importer(speech.ravdess, "file names: 03-01-06-01-02-01-12.wav"),
     "emodb": Importer(speech.emodb, "file names: 03a01Fa.wav"),

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from data_prep.importers.job import Job, Record
+from data_prep.importers.tables import Row, is_nan
 from mllm.errors import RecordError
 
 AUDIOSET_SECONDS = 10.0  # the length of every clip of AudioSet, AudioCaps and VGGSound
@@ -15,22 +16,31 @@ AUDIOSET_SECONDS = 10.0  # the length of every clip of AudioSet, AudioCaps and V
 def msrvtt_captions(job: Job) -> Iterator[Record]:
     """videodatainfo_2016.json (or MSRVTT_data.json), or a retrieval split such as MSRVTT_JSFUSION_test.csv.
 
-    With a csv of `video_id` alone beside the json, only the videos that it lists.
+    With a list beside the json, of names in lines (.txt) or under `video_id` (.csv), only the videos in it.
     """
     captions: dict[str, list[str]] = defaultdict(list)
+    splits: dict[str, str] = {}
     for path, whole in job.objects():
         for number, sentence in enumerate(whole.get("sentences", ()), start=1):
             if not isinstance(sentence, dict) or not {"video_id", "caption"} <= sentence.keys():
                 raise RecordError(f"{path.name} sentences row {number}: needs video_id and caption")
-            captions[sentence["video_id"]].append(sentence["caption"])
+            row = Row(sentence, f"{path.name} sentences row {number}")
+            captions[row["video_id"]].append(row.text("caption"))
+        splits |= {video["video_id"]: video["split"] for video in whole.get("videos", ()) if "split" in video}
     listed: dict[str, None] = {}
     for row in job.rows(only=".csv"):
         listed[row["video_id"]] = None
         if "sentence" in row:
             captions[row["video_id"]].append(row["sentence"])
+    for line, where in job.lines():
+        if len(line.split()) > 1:
+            raise RecordError(f"{where}: must be the name of one video, as in train_list.txt")
+        listed[line] = None
     for video in listed or captions:
+        job.where = f"video {video}"
         if video in captions:
-            yield job.caption(video, [job.video(video)], {"video": captions[video]})
+            labels = {"split": splits[video]} if video in splits else None
+            yield job.caption(video, [job.video(video)], {"video": captions[video]}, labels=labels)
         else:
             job.left_out["listed, but without a caption"] += 1
 
@@ -51,10 +61,12 @@ def clotho(job: Job) -> Iterator[Record]:
 
 
 def vggsound(job: Job) -> Iterator[Record]:
-    """vggsound.csv, which has no header: a video and the event that is heard in it."""
+    """vggsound.csv, which has no header: a video, or its sound alone, and the event that is heard in it."""
     for row in job.rows(columns=["youtube_id", "start", "label", "split"]):
         name = f"{row['youtube_id']}_{int(row['start']):06d}"
-        yield job.label(name, "sound_event", [job.video(name)], row["label"], split=row["split"])
+        sound = job.media.has("audio", name) and not job.media.has("video", name)
+        part = job.audio(name) if sound else job.video(name)
+        yield job.label(name, "sound_event", [part], row["label"], labels={"split": row["split"]})
 
 
 def webvid(job: Job) -> Iterator[Record]:
@@ -68,18 +80,20 @@ def howto100m(job: Job) -> Iterator[Record]:
     """caption.json: for each video `start`, `end` and `text` of what was recognised, each a list."""
     for path, whole in job.objects():
         for video, said in whole.items():
+            job.where = f"{path.name} {video}"
             try:
                 lines = list(zip(said["start"], said["end"], said["text"], strict=True))
             except (TypeError, KeyError, ValueError):
                 raise RecordError(
-                    f"{path.name} {video}: needs lists start, end and text, all of one length"
+                    f"{job.where}: needs lists start, end and text, all of one length"
                 ) from None
             for number, (start, end, text) in enumerate(lines):
-                if end <= start or not str(text).strip():
+                words = "" if is_nan(text) else str(text).strip()
+                if end <= start or not words:
                     job.left_out["empty span or text"] += 1
                     continue
                 part = job.video(video, float(start), float(end))
-                yield job.caption(f"{video}_{number}", [part], {"both": [str(text).strip()]})
+                yield job.caption(f"{video}_{number}", [part], {"both": [words]})
 
 
 def flickr8k_audio(job: Job) -> Iterator[Record]:
@@ -87,17 +101,22 @@ def flickr8k_audio(job: Job) -> Iterator[Record]:
     captions: dict[str, list[str]] = defaultdict(list)
     spoken = []
     for line, where in job.lines():
-        if told := re.fullmatch(r"(\S+\.jpg)#(\d+)\t(.+)", line):
-            captions[told[1]].append(told[3].strip())
+        if told := re.fullmatch(r"(\S+\.jpg)(\.\d+)?#(\d+)\t(.+)", line):
+            if told[2]:  # 2258277193_586949ec62.jpg.1, in the official file
+                job.left_out["caption of a picture that does not exist"] += 1
+            else:
+                captions[told[1]].append(told[4].strip())
         elif told := re.fullmatch(r"(\S+\.wav)\s+(\S+\.jpg)\s+#(\d+)", line):
-            spoken.append((told[1], told[2], int(told[3])))
+            spoken.append((told[1], told[2], int(told[3]), where))
         else:
             raise RecordError(
                 f"{where}: neither '<image>.jpg#<n> TAB caption' nor '<sound>.wav <image>.jpg #<n>'"
             )
     for image, texts in captions.items():
+        job.where = f"picture {image}"
         yield job.caption(image, [job.image(image)], {"video": texts})
-    for wav, image, number in spoken:
+    for wav, image, number, where in spoken:
+        job.where = where
         if number >= len(captions.get(image, ())):
             job.left_out["spoken caption without its text"] += 1
             continue

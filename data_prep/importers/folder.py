@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from pathlib import Path
+from unicodedata import normalize
 
 from mllm.errors import RecordError
-from mllm.sources import SUFFIXES
+from mllm.sources import MEDIA_SUFFIXES, SUFFIXES
 
 EXPECTED = {"video": ".mp4", "audio": ".wav", "image": ".jpg"}  # where nothing of that name is found
 
@@ -17,6 +18,7 @@ class MediaFolder:
 
     Attributes:
         missing: names that were asked for and not found, in that order.
+        elsewhere: names found by their last part alone, in another folder than the one that was named.
     """
 
     def __init__(self, folder: Path | None):
@@ -24,6 +26,7 @@ class MediaFolder:
             raise RecordError(f"--media {folder} is not a folder: give the one that holds the recordings")
         self.folder = folder
         self.missing: dict[str, None] = {}
+        self.elsewhere: dict[str, None] = {}
         self._files: dict[str, list[Path]] | None = None  # by stem
         self._folders: dict[str, list[Path]] = defaultdict(list)  # by name: frames may lie in them
 
@@ -32,27 +35,39 @@ class MediaFolder:
         by_stem = self._scan()
         return sorted(p for found in by_stem.values() for p in found if p.suffix.lower() in SUFFIXES[kind])
 
-    def find(self, kind: str, name: str) -> str:
+    def find(self, kind: str, name: str, within: str | None = None) -> str:
         """The path of a recording; where there is none, the one at which it was looked for.
 
         Args:
             kind: video (a folder of frames is one, too), audio or image.
-            name: a file's name, a path in the folder, or either without its suffix.
+            name: a file's name, a path in the folder, or either without its suffix; with a slash at its end,
+                a folder of frames.
+            within: part of the names of folders: where there are such, only what lies in them is meant.
 
         Raises:
-            RecordError: several recordings have that name.
+            RecordError: several recordings have that name, or it is none.
         """
+        if len(name) > 4000 or "\0" in name or any(len(part) > 250 for part in Path(name).parts):
+            raise RecordError(f"{name[:40]!r}… is no path: give a file, or data as a data: URI")
+        if self.folder is None or not (self.folder / name).exists():
+            name = name.replace("\\", "/")  # as Windows writes paths
         asked = Path(name)
-        has_suffix = asked.suffix.lower() in SUFFIXES[kind]
-        expected = asked if has_suffix else asked.with_name(asked.name + EXPECTED[kind])
+        whole = name.endswith("/") or asked.suffix.lower() in MEDIA_SUFFIXES
+        expected = asked if whole else asked.with_name(asked.name + EXPECTED[kind])
         if self.folder is None:
             return str(expected)
         for path in (self.folder / expected, self.folder / asked):
             if path.is_file() or (kind == "video" and path.is_dir()):
                 return str(path)
-        found = self._called(kind, asked.stem if has_suffix else asked.name)
-        if len(asked.parts) > 1:  # the folder that is named must be the one that it lies in
-            found = [path for path in found if path.parent.name == asked.parent.name]
+        found = self._called(kind, asked.name)
+        if len(asked.parts) > 1:
+            there = [path for path in found if _key(path.parent.name) == _key(asked.parent.name)]
+            if not there and len(found) == 1:  # the only one of its name: the folders were not kept
+                self.elsewhere[name] = None
+                there = found
+            found = there
+        if within is not None and any(within in folder for folder in self._folders):
+            found = [path for path in found if within in str(path.parent.relative_to(self.folder))]
         if len(found) > 1:
             raise RecordError(
                 f"--media {self.folder}: {found[0].relative_to(self.folder)} and "
@@ -67,16 +82,35 @@ class MediaFolder:
         """Whether there is a recording of that name, without noting it as missing."""
         return bool(self._called(kind, name))
 
-    def _called(self, kind: str, stem: str) -> list[Path]:
-        files = [path for path in self._scan().get(stem, []) if path.suffix.lower() in SUFFIXES[kind]]
-        return files or (self._folders.get(stem, []) if kind == "video" else [])
+    def _called(self, kind: str, name: str) -> list[Path]:
+        """Files of that very name; else those of the kind, with any of its suffixes; else folders."""
+        stem = Path(name).stem if Path(name).suffix.lower() in MEDIA_SUFFIXES else name
+        alike = self._scan().get(_key(stem), [])
+        return (
+            [path for path in alike if _key(path.name) == _key(name)]
+            or [path for path in alike if path.suffix.lower() in SUFFIXES[kind]]
+            or (self._folders.get(_key(stem), []) if kind == "video" else [])
+        )
 
     def _scan(self) -> dict[str, list[Path]]:
         if self._files is None:
             self._files = defaultdict(list)
-            for parent, folders, files in os.walk(self.folder) if self.folder else ():
-                for folder in folders:
-                    self._folders[folder].append(Path(parent, folder))
-                for file in files:
-                    self._files[Path(file).stem].append(Path(parent, file))
+            seen: set[str] = set()
+            for parent, folders, files in os.walk(self.folder, followlinks=True) if self.folder else ():
+                real = os.path.realpath(parent)
+                if real in seen:  # by another link, or by one that leads back
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+                if Path(parent) != self.folder:
+                    self._folders[_key(Path(parent).name)].append(Path(parent))
+                for file in sorted(files):
+                    if not file.startswith("."):  # ._a.wav is what macOS knows about a.wav
+                        self._files[_key(Path(file).stem)].append(Path(parent, file))
         return self._files
+
+
+def _key(name: str) -> str:
+    """A name as it is compared: macOS writes ä in file names as two characters."""
+    return normalize("NFC", name)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.importers.folder import MediaFolder
-from data_prep.importers.tables import Row, read_object, read_rows, read_text
+from data_prep.importers.tables import Row, is_nan, object_of, read_text, rows_of
 from mllm import templates
 from mllm.errors import RecordError
 
+TEXTS = {".txt", ".srt"}  # annotations that are not rows
 Part = dict[str, Any]
 Record = dict[str, Any]
 
@@ -28,7 +29,8 @@ class Job:
         localised: ask about the annotated span of a video and not about all of it.
         left_out: reasons, and how many rows each has kept out.
         noted: peculiarities of rows that were kept, and how many rows have each.
-        where: the row that was read last.
+        where: the row that the next record comes from.
+        opened: those of `files` that were read.
     """
 
     name: str
@@ -38,33 +40,51 @@ class Job:
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     where: str = ""
+    opened: set[Path] = field(default_factory=set)
 
     def rows(self, only: str | None = None, columns: list[str] | None = None) -> Iterator[Row]:
-        """The rows of all annotation files but .txt, or of those with the suffix `only`.
+        """The rows of all annotation files but .txt and .srt, or of those with the suffix `only`.
 
         Args:
             columns: names of those of a CSV file without a header.
         """
         for path in self.files:
             suffix = path.suffix.lower()
-            if suffix == only or (only is None and suffix != ".txt"):
-                for row in read_rows(path, columns):
+            if suffix == only or (only is None and suffix not in TEXTS):
+                for row in rows_of(path, self._read(path), columns):
                     self.where = row.where
                     yield row
 
+    def texts(self, suffix: str, encoding: str | None = None) -> Iterator[tuple[Path, str]]:
+        """(path, text) of the annotation files with a suffix.
+
+        Args:
+            encoding: that of files that are not in UTF-8.
+        """
+        for path in self.files:
+            if path.suffix.lower() == suffix:
+                self.where = path.name
+                yield path, self._read(path, encoding)
+
     def lines(self) -> Iterator[tuple[str, str]]:
         """(line, where it stands) of all .txt annotation files, without blank lines."""
-        for path in self.files:
-            if path.suffix.lower() == ".txt":
-                for number, line in enumerate(read_text(path).splitlines(), start=1):
-                    if line.strip():
-                        yield line.strip(), f"{path.name} line {number}"
+        for path, text in self.texts(".txt"):
+            for number, line in enumerate(text.splitlines(), start=1):
+                if line.strip():
+                    self.where = f"{path.name} line {number}"
+                    yield line.strip(), self.where
 
     def objects(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """All .json annotation files, each one object."""
-        for path in self.files:
-            if path.suffix.lower() == ".json":
-                yield path, read_object(path)
+        for path, text in self.texts(".json"):
+            yield path, object_of(path, text)
+
+    def _read(self, path: Path, encoding: str | None = None) -> str:
+        self.opened.add(path)
+        text, told = read_text(path, encoding)
+        if told not in ("utf-8", encoding):
+            self.noted[f"file read as {told}, not UTF-8: check its texts"] += 1
+        return text
 
     def recordings(self, kind: str) -> list[Path]:
         """All recordings of a kind: for data sets whose labels are file names.
@@ -81,19 +101,32 @@ class Job:
 
     # Parts of messages.
 
-    def video(self, name: str, start: float | None = None, end: float | None = None) -> Part:
-        """A video, and the sound that lies beside a folder of frames under the same name."""
-        part: Part = {"type": "video", "video": self.media.find("video", name)} | _span(start, end)
-        if Path(part["video"]).is_dir() and self.media.has("audio", name):
-            part["audio"] = self.media.find("audio", name)
+    def video(
+        self, name: str, start: float | None = None, end: float | None = None, within: str | None = None
+    ) -> Part:
+        """A video, and the sound that lies beside a folder of frames under the same name.
+
+        Args:
+            within: part of the names of folders: where there are such, it lies in one of them.
+        """
+        part: Part = {"type": "video", "video": self._find("video", name, within)} | _span(start, end)
+        sound = name.rstrip("/")
+        if Path(part["video"]).is_dir() and self.media.has("audio", sound):
+            part["audio"] = self._find("audio", sound)
         return part
 
     def audio(self, name: str | Path, start: float | None = None, end: float | None = None) -> Part:
-        path = str(name) if isinstance(name, Path) else self.media.find("audio", name)
+        path = str(name) if isinstance(name, Path) else self._find("audio", name)
         return {"type": "audio", "audio": path} | _span(start, end)
 
     def image(self, name: str) -> Part:
-        return {"type": "image", "image": self.media.find("image", name)}
+        return {"type": "image", "image": self._find("image", name)}
+
+    def _find(self, kind: str, name: str, within: str | None = None) -> str:
+        try:
+            return self.media.find(kind, name, within)
+        except RecordError as error:
+            raise RecordError(f"{self.where}: {error}") from None
 
     # Records.
 
@@ -155,6 +188,17 @@ class Job:
             id, "transcript", media, templates.fill("transcript", self._id(id)), words, **more
         )
 
+    def answer(self, row: Row, field: str = "answer") -> str | None:
+        """A row's answer in words; None, and counted, where the data set keeps it back.
+
+        Raises:
+            RecordError: it is something else than text.
+        """
+        if row.get(field) is None or is_nan(row[field]):
+            self.noted["no answer given"] += 1
+            return None
+        return row.text(field)
+
     @staticmethod
     def number(row: Row, field: str, count: int) -> int | None:
         """A row's choice among `count` options, from 0; None where the data set keeps it back.
@@ -163,7 +207,7 @@ class Job:
             RecordError: it is no such number.
         """
         value = row.get(field)
-        if value is None or value == "":
+        if value is None or value == "" or is_nan(value):
             return None
         if not str(value).isdigit() or int(value) >= count:
             raise RecordError(f"{row.where}: {field} must be a number from 0 to {count - 1}, not {value!r}")

@@ -26,11 +26,35 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def crema_d(job: Job) -> Iterator[Record]:
-    """1001_DFA_ANG_XX.wav: the emotion that the actor was asked for."""
+    """1001_DFA_ANG_XX.wav: the emotion that the actor was asked for.
+
+    With summaryTable.csv or tabulatedVotes.csv also what most listeners heard, as the label `perceived`.
+    """
+    heard = _votes(job)
     for path, (actor, sentence, emotion, level) in _named(
         job, rf"(\d{{4}})_([A-Z]{{3}})_({'|'.join(CREMA_D)})_([A-Z]{{1,2}})"
     ):
-        yield _emotion(job, path, CREMA_D, emotion, actor=actor, sentence=sentence, level=level)
+        labels = {"actor": actor, "sentence": sentence, "level": level}
+        if path.stem in heard:
+            labels["perceived"] = heard[path.stem]
+        elif heard:
+            job.noted["no votes given"] += 1
+        yield _emotion(job, path, CREMA_D, emotion, **labels)
+
+
+def _votes(job: Job) -> dict[str, str]:
+    """What most listeners heard in the voice alone, by name of the recording; ties are named: angry:sad."""
+    words = {code[0]: word for code, word in CREMA_D.items()}
+    votes = {}
+    for row in job.rows():
+        if "VoiceVote" in row:
+            name, vote = row["FileName"], row["VoiceVote"]
+        elif row[""].startswith("1"):  # 100000 × what was shown (1 the voice, 2 the face, 3 both) + the clip
+            name, vote = row["fileName"], row["emoVote"]
+        else:
+            continue
+        votes[name] = ":".join(words[letter] for letter in vote.split(":"))
+    return votes
 
 
 def ravdess(job: Job) -> Iterator[Record]:
@@ -71,18 +95,22 @@ def iemocap(job: Job) -> Iterator[Record]:
 def meld(job: Job) -> Iterator[Record]:
     """<split>_sent_emo.csv or _dya; clips are called dia<d>_utt<u>.mp4. What is said is a subtitle."""
     for row in job.rows():
+        emotion = row["Emotion"].strip().lower()
+        if emotion not in MELD:
+            job.left_out[f"emotion '{emotion}' is not of the seven"] += 1
+            continue
         name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
         # MELD_Dyadic numbers its dialogues anew; the clips keep their names.
         old = {key: row.get(f"Old_{key}", row[key]) for key in ("Dialogue_ID", "Utterance_ID")}
-        clip = job.video(f"dia{old['Dialogue_ID']}_utt{old['Utterance_ID']}")
-        split = re.match("train|dev|test", row.where)  # each split counts from 0
-        words = row["Utterance"].strip()
-        told = templates.subtitle_block([{"text": words, "start": 0.0}])
-        labels = {"emotion": row["Emotion"], "sentiment": row["Sentiment"], "actor": row["Speaker"]}
+        told = re.match("train|dev|test", row.where)  # each split counts from 0
+        split = told[0] if told else None
+        clip = job.video(f"dia{old['Dialogue_ID']}_utt{old['Utterance_ID']}", within=split)
+        words = templates.subtitle_block([{"text": row["Utterance"].strip(), "start": 0.0}])
         yield job.label(
-            f"{split[0]}/{name}" if split else name, "emotion",
-            [clip, *([{"type": "text", "text": told}] if told else [])],
-            row["Emotion"], MELD, labels=labels,
+            f"{split}/{name}" if split else name, "emotion",
+            [clip, *([{"type": "text", "text": words}] if words else [])],
+            emotion, MELD,
+            labels={"emotion": emotion, "sentiment": row["Sentiment"], "actor": row["Speaker"]},
         )  # fmt: skip
 
 
@@ -96,11 +124,14 @@ def fsdd(job: Job) -> Iterator[Record]:
 
 def _named(job: Job, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Recordings whose names say what is in them: sound files, or else videos; others are left out."""
+    strange = None
     for path in job.media.files("audio") or job.media.files("video") or job.recordings("audio"):
+        job.where = path.name
         if match := re.fullmatch(pattern, path.stem):
             yield path, match.groups()
         else:
-            job.left_out[f"file names not like {job.name}'s, such as {path.name}"] += 1
+            strange = strange or path.name
+            job.left_out[f"file names not like {job.name}'s, such as {strange}"] += 1
 
 
 def _emotion(job: Job, path: Path, names: dict[str, str], code: str, **labels: str) -> Record:

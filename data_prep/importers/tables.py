@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,52 +27,76 @@ class Row(dict[str, Any]):
             "`mllm data formats` lists what each needs"
         )
 
+    def text(self, field: str) -> str:
+        """A field that holds words, or a number as words.
 
-def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
+        Raises:
+            RecordError: it holds something else, or is not there.
+        """
+        value = self[field]
+        if not isinstance(value, (str, int, float)) or is_nan(value):
+            raise RecordError(
+                f"{self.where}: {field} must be text, not {str(value)[:40]}: mend or drop the row"
+            )
+        return str(value)
+
+
+def is_nan(value: Any) -> bool:
+    """What pandas writes for a cell without a value."""
+    return isinstance(value, float) and value != value
+
+
+def rows_of(path: Path, text: str, columns: list[str] | None = None) -> Iterator[Row]:
     """The rows of one file.
 
     Args:
+        text: what `read_text` gives of it.
         columns: of a CSV file without a header.
 
     Raises:
         RecordError: naming file, row and remedy.
     """
-    text = read_text(path)
     if path.suffix.lower() in {".csv", ".tsv"}:
         yield from _csv_rows(path, text, columns)
     elif path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
         yield from _json_rows(path, text)
     else:
-        raise RecordError(f"{path}: annotations are read from .json, .jsonl, .csv, .tsv and .txt files")
+        raise RecordError(f"{path}: annotations are read from .json, .jsonl, .csv, .tsv, .txt and .srt files")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def object_of(path: Path, text: str) -> dict[str, Any]:
     """A file that is one JSON object.
 
     Raises:
         RecordError: if it is something else.
     """
-    whole = _parse(read_text(path), path.name)
+    whole = _parse(text, path.name)
     if not isinstance(whole, dict):
         raise RecordError(f"{path.name}: must be one JSON object, not {type(whole).__name__}")
     return whole
 
 
-def read_text(path: Path) -> str:
-    """A text file as UTF-8, or as cp949, in which some mirrors keep theirs.
+def read_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
+    """(text, encoding) of a file in UTF-8, or else in `encoding`.
+
+    Without one it is guessed: cp1252, as Excel saves, or cp949, in which some mirrors keep theirs.
 
     Raises:
-        RecordError: if it is not there, or neither.
+        RecordError: if it cannot be read, or is in none of these.
     """
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise RecordError(f"{path}: there is no such annotation file") from None
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    for encoding in ("utf-8-sig", "cp949"):
+    if b"\0" in data:  # UTF-16, or no text at all
+        raise RecordError(f"{path}: is not text in UTF-8: save it as UTF-8")
+    # Korean characters take two bytes, so that runs of them are even; accents and quotes stand alone.
+    runs = re.findall(rb"[\x80-\xff]+", data)
+    western = 2 * sum(len(run) % 2 for run in runs) > len(runs)
+    guessed = ("cp1252", "cp949") if western else ("cp949", "cp1252")
+    for name in ("utf-8-sig", *((encoding,) if encoding else guessed)):
         try:
-            return data.decode(encoding)
+            return data.decode(name), name.removesuffix("-sig")
         except UnicodeDecodeError:
             continue
     raise RecordError(f"{path}: is not text in UTF-8: save it as UTF-8")
@@ -83,12 +108,14 @@ def _csv_rows(path: Path, text: str, columns: list[str] | None) -> Iterator[Row]
     try:
         for row in reader:
             where = f"{path.name} line {reader.line_num}"
-            if None in row or None in row.values():
-                wanted = len(reader.fieldnames or ())
-                got = len([value for key, value in row.items() if key and value is not None])
+            extra = row.pop(None, None) or []
+            given = [value for value in row.values() if value is not None]
+            if not extra and not "".join(given).strip():
+                continue  # a line of blanks
+            if extra or len(given) < len(row):
+                remedy = "put quotation marks around text with commas" if extra else "write empty ones, too"
                 raise RecordError(
-                    f"{where}: {got + len(row.get(None) or [])} columns where {wanted} were announced: "
-                    "put quotation marks around text with commas"
+                    f"{where}: {len(given) + len(extra)} columns where {len(row)} were announced: {remedy}"
                 )
             yield Row({key.strip(): value for key, value in row.items()}, where)
     except csv.Error as error:
@@ -96,11 +123,21 @@ def _csv_rows(path: Path, text: str, columns: list[str] | None) -> Iterator[Row]
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    if path.suffix.lower() == ".json" and text.lstrip()[:1] == "[":
+    """An array, or an object in each line, whichever the file is called; or one object over many lines."""
+    lines = text.split("\n")  # splitlines also ends lines inside strings
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        return
+    if first.lstrip()[0] == "[":
         for number, fields in enumerate(_parse(text, path.name), start=1):
             yield _row(fields, f"{path.name} row {number}")
         return
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines also ends lines inside strings
+    try:
+        json.loads(first)
+    except json.JSONDecodeError:
+        yield _row(_parse(text, path.name), f"{path.name} (one object, not rows)")
+        return
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path.name} row {number}"
             yield _row(_parse(line, where), where)
@@ -111,7 +148,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise RecordError(
-            f"{where}: not JSON ({error.msg}, line {error.lineno} column {error.colno})"
+            f"{where}: not JSON ({error.msg}, line {error.lineno} column {error.colno}): "
+            "write one array, or an object in each line"
         ) from None
 
 

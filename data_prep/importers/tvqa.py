@@ -7,47 +7,101 @@ Lei et al. 2018, https://arxiv.org/abs/1809.01696; Lei et al. 2020, https://arxi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from data_prep.importers.job import Job, Record
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
+from mllm.stills import FRAME_SUFFIXES
 from mllm.templates import subtitle_block
 
 FRAME_RATE = 3  # frames a second that the authors give
-Line = dict[str, Any]  # text, start, end in s
+Line = dict[str, Any]  # text, start in s
 UNKNOWN_SPAN = (10.0, 30.0)  # s: what the authors' preprocessing.py puts in place of NaN
 
 
 def tvqa(job: Job) -> Iterator[Record]:
-    """tvqa_<split>.jsonl or tvqa_plus_<split>.json; subtitles, too, if their JSON lines are given."""
-    questions, subtitles = [], {}
+    """tvqa_<split>.jsonl or tvqa_plus_<split>.json; subtitles, too: .srt files, JSON lines, TVQA+'s json."""
+    questions: list[Row] = []
+    subtitles: dict[str, list[Line]] = {}
     for row in job.rows():
         if "sub" in row:
-            subtitles[row["vid_name"]] = row["sub"]
+            subtitles[row["vid_name"]] = [
+                {"text": line["text"], "start": float(line["start"])} for line in row["sub"]
+            ]
+        elif all(isinstance(said, dict) and "sub_text" in said for said in row.values()):
+            for video, said in row.items():
+                job.where = f"{row.where} {video}"
+                subtitles[video] = _plus_lines(said["sub_text"], said["sub_time"])
         else:
             questions.append(row)
+    for path, text in job.texts(".srt", "iso-8859-1"):  # as its authors read them
+        subtitles[path.stem] = _srt_lines(text)
     for row in questions:
+        job.where = row.where
         span = _span(job, row)
-        located = _located(span) if job.localised else ()
-        video = job.video(row["vid_name"], *located)
-        options = [row[f"a{number}"] for number in range(5)]
-        right = job.number(row, "answer_idx", len(options))
         lines = subtitles.get(row["vid_name"], [])
         if subtitles and not lines:
             job.noted["no subtitles given"] += 1
-        told = subtitle_block(_located_lines(lines, span, located[0]) if located else lines)
-        media = [video, {"type": "text", "text": told}] if told else [video]
+        video = job.video(row["vid_name"])
+        media = [video]
+        if job.localised:
+            start, end = _located(span, _frames(video["video"]))
+            if start < end:
+                video |= {"start": start, "end": end}
+            else:
+                job.noted["no frames in the span: asked without the video"] += 1
+                media = []
+            lines = _located_lines(lines, span, start)
+        if told := subtitle_block(lines):
+            media.append({"type": "text", "text": told})
+        options = [row.text(f"a{number}") for number in range(5)]
         yield job.choice(
-            row["qid"], media, row["q"], options, right,
+            row["qid"], media, row.text("q"), options, job.number(row, "answer_idx", len(options)),
             span=list(span), show=row.get("show_name"),
         )  # fmt: skip
 
 
-def _located(span: tuple[float, float]) -> tuple[float, float]:
-    """The span that --localised asks about: a second more at both ends, as the authors' interval2frame."""
-    first, last = (math.floor(time * FRAME_RATE) for time in (max(span[0] - 1, 0), span[1] + 1))
+def _srt_lines(text: str) -> list[Line]:
+    """Subtitles of an .srt file: a number, times, words, and a blank line behind each."""
+    lines = []
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+        begins, _, rest = block.partition("-->")
+        if times := re.search(r"(\d+):(\d+):(\d+)[,.](\d+)\s*$", begins):
+            hours, minutes, seconds, thousandths = map(int, times.groups())
+            start = 3600 * hours + 60 * minutes + seconds + thousandths / 1000
+            lines.append({"text": " ".join(rest.split("\n")[1:]), "start": start})
+    return lines
+
+
+def _plus_lines(texts: str, times: list[float]) -> list[Line]:
+    """Subtitles of tvqa_plus_subtitles.json: texts in one string, and the time at which each begins."""
+    parts = texts.split("<eos>") if texts else []
+    return [{"text": text, "start": float(time)} for text, time in zip(parts, times, strict=True)]
+
+
+@cache
+def _frames(folder: str) -> int | None:
+    """How many frames a folder holds; None where it is not there."""
+    if not Path(folder).is_dir():
+        return None
+    return sum(path.suffix.lower() in FRAME_SUFFIXES for path in Path(folder).glob("[!.]*"))
+
+
+def _located(span: tuple[float, float], frames: int | None) -> tuple[float, float]:
+    """The span that --localised asks about: a second more at both ends, as the authors' interval2frame.
+
+    It ends with the frames, where their number is known. Of a reversed span nothing is left, as theirs.
+    """
+    first, last = (math.floor(max(time, 0) * FRAME_RATE) for time in (span[0] - 1, span[1] + 1))
+    if frames is not None:
+        first, last = min(first, frames), min(last, frames)
+    if first == last:
+        first = max(0, first - FRAME_RATE)
     return first / FRAME_RATE, last / FRAME_RATE
 
 
@@ -65,7 +119,7 @@ def _located_lines(lines: list[Line], span: tuple[float, float], start: float) -
 
 
 def _span(job: Job, row: Row) -> tuple[float, float]:
-    """The annotated span in seconds: NaN replaced as its authors do; ends in order, which they leave."""
+    """The annotated span in seconds: NaN replaced, and reversed ends left, as its authors do."""
     try:
         ends = row["ts"].split("-") if isinstance(row["ts"], str) else row["ts"]
         start, end = (float(value) for value in ends)
@@ -75,8 +129,7 @@ def _span(job: Job, row: Row) -> tuple[float, float]:
         job.noted["span NaN: taken as 10 to 30 s, as the authors do"] += 1
         return UNKNOWN_SPAN
     if end < start:
-        job.noted["span reversed: ends exchanged"] += 1
-        return end, start
+        job.noted["span reversed: left so, as the authors do"] += 1
     if end == start:
         job.noted["span empty"] += 1
     return start, end

@@ -43,18 +43,22 @@ def activitynet_qa(job: Job) -> Iterator[Record]:
 
 
 def nextqa(job: Job) -> Iterator[Record]:
-    """The multiple-choice csv; with map_vid_vidorID.json recordings may lie as in VidOR."""
+    """The csv, multiple-choice or open-ended; with map_vid_vidorID.json recordings may lie as in VidOR."""
     vidor = {name: path for _, mapping in job.objects() for name, path in mapping.items()}
     for row in job.rows(only=".csv"):
         video = row["video"]
         if not job.media.has("video", video):
             video = vidor.get(video, video)
+        id, media = f"{row['video']}_{row['qid']}", [job.video(video)]
+        if "a0" not in row:
+            yield job.qa(
+                id, media, row["question"], row["answer"],
+                question_type=row["type"], additional_ref_answer=row.get("additional_ref_answer") or None,
+            )  # fmt: skip
+            continue
         options = [row[f"a{number}"] for number in range(5)]
         right = job.number(row, "answer", len(options))
-        yield job.choice(
-            f"{row['video']}_{row['qid']}", [job.video(video)], row["question"], options, right,
-            question_type=row["type"],
-        )  # fmt: skip
+        yield job.choice(id, media, row["question"], options, right, question_type=row["type"])
 
 
 def music_avqa(job: Job) -> Iterator[Record]:
@@ -63,12 +67,12 @@ def music_avqa(job: Job) -> Iterator[Record]:
         if row.get("question_deleted"):
             job.left_out["question deleted by its authors"] += 1
             continue
-        question = row["question_content"]
+        question = row.text("question_content")
         for value in json.loads(row["templ_values"]):
             question = re.sub(r"<\w+>", lambda _, value=value: value, question, count=1)
         if re.search(r"<\w+>", question):
             job.noted["fewer values than gaps in the question"] += 1
-        answer = row["anser"] if "anser" in row else row["answer"]
+        answer = job.answer(row, "anser" if "anser" in row else "answer")
         yield job.qa(
             row["question_id"], [job.video(row["video_id"])], question, answer,
             question_type="/".join(json.loads(row["type"])),
@@ -82,20 +86,19 @@ def _open_questions(job: Job, video_name: Callable[[str], str]) -> Iterator[Reco
         if "question" in row:
             questions.append(row)
         else:
-            answers[row["question_id"]] = row
+            answers[str(row["question_id"])] = row
     for number, row in enumerate(questions, start=1):
+        job.where = row.where
         id = row["question_id"] if "question_id" in row else row.get("id", number)
-        found = row if "answer" in row else answers.get(id, {})
-        if not found:
-            job.noted["no answer given"] += 1
+        found = row if "answer" in row else answers.get(str(id), Row({}, row.where))
         video = str(row["video_name"] if "video_name" in row else row["video_id"])
         yield job.qa(
-            id, [job.video(video_name(video))], row["question"], found.get("answer"),
+            id, [job.video(video_name(video))], row.text("question"), job.answer(found),
             question_type=_question_type(job, found),
         )  # fmt: skip
 
 
-def _question_type(job: Job, row: Row | dict) -> str | None:
+def _question_type(job: Job, row: Row) -> str | None:
     kind = row.get("answer_type", row.get("type"))
     if job.name == "activitynet-qa" and isinstance(kind, int):
         return ACTIVITYNET_TYPES[kind]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -11,11 +13,13 @@ from typing import Any
 
 from data_prep.importers import IMPORTERS, Job, Record
 from data_prep.importers.folder import MediaFolder
-from mllm.errors import ConfigError, RecordError
+from mllm.chat import media_parts
+from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.files import write_atomically
-from mllm.records import write_records
+from mllm.records import validate_record, write_records
 
-SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt"}
+SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".srt"}
+Groups = dict[bytes, list[str]]  # recording -> its records as JSON, a fraction of what objects take
 TRAIN, HELD_OUT, REPORT = "records.jsonl", "held_out.jsonl", "import.json"
 
 
@@ -54,30 +58,38 @@ def import_records(
 
     Raises:
         ConfigError: there is no such importer, or no record to hold out.
-        RecordError: a bad row, or no records at all.
+        RecordError: a bad row, a file that is not read, or no records at all.
     """
     if name not in IMPORTERS:
-        near = get_close_matches(name, IMPORTERS, n=1)
+        near = get_close_matches(name.lower().replace("_", "-"), IMPORTERS, n=1)
         meant = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"no format {name!r}: {meant}known are {', '.join(IMPORTERS)}")
     out = out.absolute()
     job = Job(name, _files(annotations), MediaFolder(media.absolute() if media else None), localised)
     report = Report(name, [str(path) for path in annotations])
-    kept: list[Record] = []
-    apart: list[Record] = []
-    for record in _together(_distinct(job, IMPORTERS[name].records(job))):
-        (apart if held_out and _matches(record, held_out) else kept).append(record)
+    kept: Groups = {}
+    apart: Groups = {}
+    for record in _distinct(job, _checked(job, out)):
+        group = apart if held_out and _matches(record, held_out) else kept
+        group.setdefault(_recording(record), []).append(json.dumps(record))
+    _note_unread(job, annotations)
     if not kept and not apart:
+        read = f" in {', '.join(file.name for file in job.files[:3])}" if job.files else ""
         reasons = "".join(f"; {count} {reason}" for reason, count in job.left_out.items())
-        raise RecordError(f"{name}: no records{reasons}: give --annotations its files (`mllm data formats`)")
+        raise RecordError(
+            f"{name}: no records{read}{reasons}: give --annotations its files, or --media its recordings "
+            "(`mllm data formats`)"
+        )
     if held_out and not (kept and apart):
         wanted = " and ".join(f"{key}={','.join(sorted(values))}" for key, values in held_out.items())
         raise ConfigError(f"--held-out {wanted} takes {'all' if apart else 'none'} of the records")
-    report.records = write_records(out / TRAIN, kept, media_must_exist=False)
+    report.records = write_records(out / TRAIN, _together(kept), media_must_exist=False)
     if held_out:
-        report.held_out = write_records(out / HELD_OUT, apart, media_must_exist=False)
+        report.held_out = write_records(out / HELD_OUT, _together(apart), media_must_exist=False)
     else:
         (out / HELD_OUT).unlink(missing_ok=True)  # of an earlier import
+    if job.media.elsewhere:
+        job.noted["recording found in another folder than the one named"] = len(job.media.elsewhere)
     report.left_out, report.noted = dict(job.left_out), dict(job.noted)
     report.missing = list(job.media.missing)
     write_atomically(out / REPORT, json.dumps(asdict(report), indent=1, ensure_ascii=False))
@@ -117,26 +129,22 @@ def _matches(record: Record, held_out: Mapping[str, set[str]]) -> bool:
     return True
 
 
-def _together(records: Iterator[Record]) -> Iterator[Record]:
+def _recording(record: Record) -> bytes:
+    return _digest(media_parts(record["messages"]) or record["id"])
+
+
+def _together(groups: Groups) -> Iterator[Record]:
     """The records of one recording next to each other: training reads it once for all of them."""
-    recordings: dict[str, list[Record]] = {}
-    for record in records:
-        media = [part for message in record["messages"] for part in _parts(message) if part["type"] != "text"]
-        recordings.setdefault(json.dumps(media) if media else record["id"], []).append(record)
-    for group in recordings.values():
-        yield from group
-
-
-def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [] if isinstance(message["content"], str) else message["content"]
+    for group in groups.values():
+        yield from map(json.loads, group)
 
 
 def _distinct(job: Job, records: Iterator[Record]) -> Iterator[Record]:
     """Every question once; another one under an id that came before gets a number to it."""
-    asked: dict[str, str] = {}
-    for record in _told(job, records):
+    asked: dict[str, bytes] = {}
+    for record in records:
         id, copies = record["id"], 1
-        question = json.dumps([message for message in record["messages"] if message["role"] == "user"])
+        question = _digest([message for message in record["messages"] if message["role"] == "user"])
         while asked.get(record["id"], question) != question:
             copies += 1
             record["id"] = f"{id}-{copies}"
@@ -149,14 +157,28 @@ def _distinct(job: Job, records: Iterator[Record]) -> Iterator[Record]:
         yield record
 
 
-def _told(job: Job, records: Iterator[Record]) -> Iterator[Record]:
-    """The records; a row that is not as its data set writes them is named.
+def _digest(value: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).digest()
+
+
+def _checked(job: Job, out: Path) -> Iterator[Record]:
+    """The valid records of an importer, their media as `out` names them.
 
     Raises:
-        RecordError: in place of what an importer stumbles over.
+        RecordError: naming the row that is not as its data set writes it.
     """
+    folder = job.media.folder
+    named = _portable(folder, out) if folder else None
     try:
-        yield from records
+        for record in IMPORTERS[job.name].records(job):
+            if reason := _untrainable(record):
+                job.left_out[reason] += 1
+                continue
+            if folder and named != folder:
+                _rename_media(record, folder, named)
+            yield validate_record(record, job.where or job.name, out, media_must_exist=False)
+    except MllmError:
+        raise
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         last = f"{job.where}: " if job.where else ""
         raise RecordError(
@@ -164,10 +186,77 @@ def _told(job: Job, records: Iterator[Record]) -> Iterator[Record]:
         ) from error
 
 
+def _untrainable(record: Record) -> str | None:
+    """Why one odd row is left out, rather than the import given up."""
+    turns = record["messages"]
+    spoken = turns[1:] if turns[0]["role"] == "system" else turns
+    if any(turn["role"] != ("user", "assistant")[place % 2] for place, turn in enumerate(spoken)):
+        return "turns that do not alternate"
+    if any(not "".join(_words(turn)).strip() for turn in spoken):
+        return "empty question or answer"
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half a character in its text"
+    return None
+
+
+def _words(turn: Mapping[str, Any]) -> Iterator[str]:
+    """A turn's texts, and the types of its media."""
+    for part in [turn["content"]] if isinstance(turn["content"], str) else turn["content"]:
+        yield part if isinstance(part, str) else part.get("text", part["type"])
+
+
+def _portable(media: Path, out: Path) -> Path:
+    """The media folder as records in `out` name it: relative, if the two can be moved together."""
+    if media.is_relative_to(out) and ".." not in media.parts:
+        return media  # perhaps through a link; `write_records` makes it relative
+    media, out = media.resolve(), out.resolve()  # through a link, .. would lead elsewhere
+    together = os.path.commonpath([media, out])
+    return media if together == media.anchor else Path(os.path.relpath(media, out))
+
+
+def _rename_media(record: Record, folder: Path, name: Path) -> None:
+    for turn in record["messages"]:
+        for part in turn["content"] if isinstance(turn["content"], list) else ():
+            for key in ("video", "audio", "image"):
+                if isinstance(part.get(key), str) and Path(part[key]).is_relative_to(folder):
+                    part[key] = str(name / Path(part[key]).relative_to(folder))
+
+
+def _note_unread(job: Job, annotations: Sequence[Path]) -> None:
+    """Annotation files that were not read, which might have changed what is trained, are told.
+
+    Raises:
+        RecordError: one of them was named.
+    """
+    unread = [file for file in job.files if file not in job.opened]
+    for file in unread:
+        if file in annotations:
+            raise RecordError(
+                f"{file}: {job.name} reads no such file: leave it out (see `mllm data formats`)"
+            )
+    if unread:
+        job.noted[f"file that {job.name} does not read, such as {unread[0].name}"] = len(unread)
+
+
 def _files(annotations: Sequence[Path]) -> list[Path]:
-    """The files that are named, and all annotations of the folders that are."""
-    return [
-        file
-        for path in annotations
-        for file in (sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES) if path.is_dir() else [path])
-    ]
+    """The files that are named, and all annotations of the folders that are.
+
+    Raises:
+        RecordError: one is not there.
+    """
+    files: list[Path] = []
+    for path in annotations:
+        if not path.exists():
+            raise RecordError(f"{path}: there is no such annotation file: check its path")
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if _is_annotation(file.relative_to(path)))
+        else:
+            files.append(path)
+    return files
+
+
+def _is_annotation(file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.parts)  # ._a.txt is what macOS knows about a.txt
+    return file.suffix.lower() in SUFFIXES and not hidden

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.importers import IMPORTERS
-from data_prep.importers.write import import_records, parse_held_out
+from data_prep.importers.write import _portable, import_records, parse_held_out
 from mllm.cli import main
 from mllm.errors import ConfigError, MllmError, RecordError
-from mllm.records import JsonlSource
+from mllm.records import JsonlSource, read_records
 
 QUESTION = {"question": "who opens a box?", "answer": "man"}
 
@@ -70,7 +70,7 @@ def folder(tmp_path: Path, *names: str) -> Path:
 def test_msrvtt_qa_in_its_three_forms(tmp_path: Path, name: str, files: dict) -> None:
     media = folder(tmp_path, "videos/video6513.mp4")
     (record,), report = do_import(tmp_path, name, files, media)
-    assert medium(record) == {"type": "video", "video": str(media / "videos/video6513.mp4")}
+    assert medium(record) == {"type": "video", "video": "../media/videos/video6513.mp4"}
     assert "who opens a box?" in asked(record)
     assert record["messages"][1]["content"] == [{"type": "text", "text": "man"}]
     assert (record["task"], record["answer"], record["source"]) == ("qa", "man", "msrvtt-qa")
@@ -120,6 +120,15 @@ def test_nextqa_shuffles_options_and_keeps_their_official_numbers(tmp_path: Path
     assert again == [record]
 
 
+def test_nextqa_open_ended(tmp_path: Path) -> None:
+    csv = "video,frame_count,width,height,question,answer,qid,type,additional_ref_answer\n"
+    csv += "401,369,640,480,how do the two man play,strum,6,CH,\n401,369,640,480,who,man,7,DO,guy\n"
+    first, second = do_import(tmp_path, "nextqa", {"val.csv": csv})[0]
+    assert (first["id"], first["task"], first["answer"]) == ("nextqa/401_6", "qa", "strum")
+    assert "additional_ref_answer" not in first
+    assert second["additional_ref_answer"] == "guy"
+
+
 MUSIC = {
     "video_id": "00000086", "question_id": 28, "type": "[\"Audio-Visual\", \"Existential\"]",
     "question_content": "Is the <Object> in the video always playing?", "templ_values": "[\"violin\"]",
@@ -157,25 +166,85 @@ def test_tvqa_takes_frames_sound_and_subtitles_as_one_video(tmp_path: Path) -> N
     (record,), _ = do_import(tmp_path, "tvqa", files, media)
     assert medium(record) == {
         "type": "video",
-        "video": str(media / "frames/met_frames" / clip),
-        "audio": str(media / f"audio/{clip}.wav"),
+        "video": f"../media/frames/met_frames/{clip}",
+        "audio": f"../media/audio/{clip}.wav",
     }
     assert "[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in asked(record)
     assert record["answer"].endswith("A beer bottle")
-    (record,), _ = do_import(tmp_path, "tvqa", files, media, localised=True)
-    assert (medium(record)["start"], medium(record)["end"]) == (0, pytest.approx(28 / 3))
-    assert "[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in asked(record)  # the line before comes along
-    files["tvqa_val.jsonl"] = [TVQA | {"ts": "19.18-19.18"}]
-    (record,), _ = do_import(tmp_path, "tvqa", files, media, localised=True)
-    assert (medium(record)["start"], medium(record)["end"]) == (18, 20)
-    assert "Look!" in asked(record)  # the nearest
+
+
+def test_tvqa_asks_about_the_located_span_as_its_authors_do(tmp_path: Path) -> None:
+    def located(ts: str, media: Path | None = None) -> tuple[dict, str, dict]:
+        files = {"tvqa_val.jsonl": [TVQA | {"ts": ts}], "subtitles.jsonl": [SUBTITLES]}
+        (record,), report = do_import(tmp_path, "tvqa", files, media, localised=True)
+        return medium(record), asked(record), report.noted
+
+    video, text, _ = located("1.21-8.49")
+    assert (video["start"], video["end"]) == (0, pytest.approx(28 / 3))
+    assert "[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in text  # the line before comes along
+    video, text, _ = located("19.18-19.18")
+    assert (video["start"], video["end"]) == (18, 20)
+    assert "Look!" in text  # the nearest
+    video, text, noted = located("8.49-1.21")  # they leave it reversed: none of the frames, the nearest lines
+    assert video["type"] == "text"
+    assert "Look!" in text
+    assert noted == {
+        "span reversed: left so, as the authors do": 1,
+        "no frames in the span: asked without the video": 1,
+    }
+    assert located("8.49-8.01")[0]["type"] == "video"  # a second more at both ends puts it right
+
+
+def test_tvqa_spans_end_with_the_frames(tmp_path: Path) -> None:
+    clip = TVQA["vid_name"]
+    media = folder(tmp_path, *(f"frames/{clip}/{number:05}.jpg" for number in range(1, 61)))  # 20 s
+    spans = ["15.0-20.03", "NaN-NaN", "30.0-31.0"]
+    rows = [TVQA | {"qid": number, "ts": ts} for number, ts in enumerate(spans)]
+    records, _ = do_import(tmp_path, "tvqa", {"tvqa_val.jsonl": rows}, media, localised=True)
+    assert [(medium(record)["start"], medium(record)["end"]) for record in records] == [
+        (14, 20), (9, 20), (19, 20),
+    ]  # fmt: skip
+
+
+SRT = """1
+00:00:00,400 --> 00:00:01,000
+( Robin :) Hi.
+
+2
+00:00:05,200 --> 00:00:06,000
+Café
+is there!
+
+3
+00:01:07,000 --> 00:01:08,000
+"""
+
+
+def test_tvqa_with_the_subtitles_that_its_authors_give(tmp_path: Path) -> None:
+    clip = TVQA["vid_name"]
+    (tmp_path / "tvqa_subtitles").mkdir()
+    (tmp_path / "tvqa_subtitles" / f"{clip}.srt").write_bytes(SRT.encode("iso-8859-1"))
+    (tmp_path / "v.jsonl").write_text(json.dumps(TVQA))
+    paths = [tmp_path / "v.jsonl", tmp_path / "tvqa_subtitles"]
+    report = import_records("tvqa", paths, None, tmp_path / "out")
+    (record,) = read(tmp_path / "out" / "records.jsonl")
+    assert "Subtitles:\n[00:00] ( Robin :) Hi.\n[00:05] Café is there!\n" in asked(record)
+    assert report.noted == {}
+    plus = {
+        clip: {"sub_text": "( Robin :) Hi. <eos> Look!", "sub_time": [0.4, 5.2]},
+        "other": {"sub_text": "", "sub_time": []},
+    }
+    for text in (json.dumps(plus), json.dumps(plus, indent=1)):
+        files = {"tvqa_plus_val.json": [TVQA], "tvqa_plus_subtitles.json": text}
+        (record,), _ = do_import(tmp_path, "tvqa-plus", files)
+        assert "Subtitles:\n[00:00] ( Robin :) Hi.\n[00:05] Look!\n" in asked(record)
 
 
 @pytest.mark.parametrize(
     ("ts", "span", "noted"),
     [
         ("NaN-NaN", [10, 30], "span NaN: taken as 10 to 30 s, as the authors do"),
-        ("84.2-76.01", [76.01, 84.2], "span reversed: ends exchanged"),
+        ("84.2-76.01", [84.2, 76.01], "span reversed: left so, as the authors do"),
         ("19.18-19.18", [19.18, 19.18], "span empty"),
         ([1.5, 3], [1.5, 3], None),
     ],
@@ -246,7 +315,28 @@ def test_vggsound_has_no_header(tmp_path: Path) -> None:
     (record,), _ = do_import(tmp_path, "vggsound", {"vggsound.csv": row})
     assert medium(record)["video"] == "---g-f_I2yQ_000001.mp4"
     assert record["answer"] == "people marching, singing"
-    assert record["split"] == "test"
+    assert record["labels"] == {"split": "test"}
+
+
+def test_the_splits_within_a_file_can_be_held_out(tmp_path: Path) -> None:
+    rows = '---g-f_I2yQ,1,"people marching, singing",test\nabc,2,dog,train\n'
+    held_out = parse_held_out(["split=test,validate"])
+    (record,), report = do_import(tmp_path, "vggsound", {"vggsound.csv": rows}, held_out=held_out)
+    assert (record["answer"], report.held_out) == ("dog", 1)
+    info = {
+        "videos": [{"video_id": "video1", "split": "train"}, {"video_id": "video2", "split": "validate"}],
+        "sentences": [{"caption": f"of {video}", "video_id": video} for video in ("video1", "video2")],
+    }
+    files = {"train_val_videodatainfo.json": info}
+    (record,), report = do_import(tmp_path, "msrvtt-captions", files, held_out=held_out)
+    assert (record["answer"], report.held_out) == ("of video1", 1)
+
+
+def test_vggsound_as_sound_alone(tmp_path: Path) -> None:
+    media = folder(tmp_path, "a/---g-f_I2yQ_000001.wav")
+    (record,), report = do_import(tmp_path, "vggsound", {"v.csv": "---g-f_I2yQ,1,bells,test\n"}, media)
+    assert medium(record) == {"type": "audio", "audio": "../media/a/---g-f_I2yQ_000001.wav"}
+    assert report.missing == []
 
 
 def test_webvid(tmp_path: Path) -> None:
@@ -271,14 +361,18 @@ def test_howto100m_gives_a_record_for_each_thing_said(tmp_path: Path) -> None:
 
 def test_flickr8k_audio_gives_captions_and_transcripts(tmp_path: Path) -> None:
     files = {
-        "Flickr8k.token.txt": "1.jpg#0\tA child climbs .\n1.jpg#1\tA girl goes in .\n",
+        "Flickr8k.token.txt": "1.jpg#0\tA child climbs .\n1.jpg#1\tA girl goes in .\n"
+        "2258277193_586949ec62.jpg.1#0\tpeople waiting\n",  # stands in the official file
         "wav2capt.txt": "1_0.wav 1.jpg #0\n1_1.wav 1.jpg #1\n2_0.wav 2.jpg #0\n",
     }
     (picture, first, second), report = do_import(tmp_path, "flickr8k-audio", files)
     assert picture["captions"]["video"] == ["A child climbs .", "A girl goes in ."]
     assert (medium(first)["audio"], first["answer"]) == ("1_0.wav", "A child climbs .")
     assert second["task"] == "transcript"
-    assert report.left_out == {"spoken caption without its text": 1}
+    assert report.left_out == {
+        "caption of a picture that does not exist": 1,
+        "spoken caption without its text": 1,
+    }
 
 
 IEMOCAP = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
@@ -325,6 +419,28 @@ def test_labels_from_file_names(tmp_path: Path, name: str, file: str, answer: st
     assert report.left_out == {f"file names not like {name}'s, such as notes.wav": 1}
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        {
+            "summaryTable.csv": '"","FileName","VoiceVote","VoiceLevel","FaceVote","FaceLevel",'
+            '"MultiModalVote","MultiModalLevel"\n"1","1001_DFA_ANG_XX","A:S","57:61","D","70","A","66"\n'
+        },
+        {
+            "tabulatedVotes.csv": '"","A","S","fileName","emoVote"\n100001,4,4,"1001_DFA_ANG_XX","A:S"\n'
+            '200001,0,9,"1001_DFA_ANG_XX","S"\n'
+        },
+    ],
+    ids=["summary", "tabulated"],
+)
+def test_crema_d_with_what_listeners_heard(tmp_path: Path, table: dict[str, str]) -> None:
+    media = folder(tmp_path, "1001_DFA_ANG_XX.wav", "1002_DFA_SAD_XX.wav")
+    (first, second), report = do_import(tmp_path, "crema-d", table, media)
+    assert (first["answer"], first["labels"]["perceived"]) == ("angry", "angry:sad")
+    assert "perceived" not in second["labels"]
+    assert report.noted == {"no votes given": 1}
+
+
 def test_ravdess_songs_are_left_out(tmp_path: Path) -> None:
     media = folder(tmp_path, "03-01-06-01-02-01-12.wav", "03-02-06-01-02-01-12.wav")
     (_,), report = do_import(tmp_path, "ravdess", {}, media)
@@ -342,8 +458,28 @@ def test_meld_and_two_clips_of_one_name(tmp_path: Path) -> None:
     assert record["id"] == "meld/dev/dia0_utt3"
     assert asked(record).startswith("Subtitles:\n[00:00] Oh my God, he’s lost it.\n")
     media = folder(tmp_path, "test/dia0_utt3.mp4")
-    with pytest.raises(RecordError, match="are both called 'dia0_utt3': give the folder of one split"):
-        do_import(tmp_path, "meld", {"dev.csv": MELD}, media)
+    with pytest.raises(RecordError, match="^all.csv line 2: --media .* are both called 'dia0_utt3': give "):
+        do_import(tmp_path, "meld", {"all.csv": MELD}, media)
+
+
+def test_meld_takes_the_clips_of_the_split_that_a_file_is_called_by(tmp_path: Path) -> None:
+    names = ["train_splits/dia0_utt3.mp4", "output_repeated_splits_test/dia0_utt3.mp4"]
+    media = folder(tmp_path, *names, "dev_splits_complete/dia0_utt4.mp4")
+    files = {f"{split}_sent_emo.csv": MELD for split in ("train", "dev", "test")}
+    records, report = do_import(tmp_path, "meld", files, media)
+    assert [medium(record)["video"] for record in records] == [
+        "../media/train_splits/dia0_utt3.mp4", "../media/dia0_utt3.mp4",
+        "../media/output_repeated_splits_test/dia0_utt3.mp4",
+    ]  # fmt: skip
+    assert report.missing == ["dia0_utt3.mp4"]  # not that of another split
+
+
+def test_meld_emotions_are_those_of_the_set(tmp_path: Path) -> None:
+    table = MELD + MELD.splitlines()[1].replace("sadness", "Joy").replace(",0,3,", ",0,4,") + "\n"
+    table += MELD.splitlines()[1].replace("sadness", "awe").replace(",0,3,", ",0,5,") + "\n"
+    records, report = do_import(tmp_path, "meld", {"dev.csv": table})
+    assert [record["answer"] for record in records] == ["sadness", "joy"]
+    assert report.left_out == {"emotion 'awe' is not of the seven": 1}
 
 
 def test_meld_dyadic_finds_the_clips_by_their_old_numbers(tmp_path: Path) -> None:
@@ -411,15 +547,36 @@ def test_what_is_not_found_is_named_and_written_all_the_same(tmp_path: Path) -> 
     ("files", "message"),
     [
         ({"q.json": [{"q": "?"}]}, r"q.json row 1: no field 'question_id' \(it has q\): is this the format"),
-        ({"q.json": "[{]"}, "q.json: not JSON"),
+        ({"q.json": "[{]"}, "q.json: not JSON .*: write one array, or an object in each line"),
         ({"q.jsonl": json.dumps(QUESTION | {"video_id": 1}) + "\nnonsense"}, "q.jsonl row 2: not JSON"),
         ({"q.json": [3]}, "q.json row 1: a row must be an object, not int"),
-        ({"q.xml": "<a/>"}, "annotations are read from .json, .jsonl, .csv, .tsv and .txt"),
-        ({}, "msrvtt-qa: no records: give --annotations its files"),
+        (
+            {"q.xml": "<a/>"},
+            ".*q.xml: annotations are read from .json, .jsonl, .csv, .tsv, .txt and .srt files",
+        ),
+        ({}, "msrvtt-qa: no records: give --annotations its files, or --media its recordings .*"),
+        ({"q.json": " "}, "msrvtt-qa: no records in q.json: give .*"),
+        ({"q.csv": "question,answer,video_id\n"}, "msrvtt-qa: no records in q.csv: give .*"),
+        (
+            {"q.json": json.dumps({"questions": [QUESTION]}, indent=1)},
+            r"q.json \(one object, not rows\): no field 'question_id' \(it has questions\): is this .*",
+        ),
+        (
+            {"val.jsonl": [QUESTION | {"video_id": 1}], "train_ans2label.json": '{"yes": 0, "no": 1}'},
+            r"train_ans2label.json row 1: no field 'question_id' \(it has yes, no\): is this .*",
+        ),
+        (
+            {"q.json": [QUESTION | {"question": q, "video_id": 1, "id": q} for q in (None, "a", "b")]},
+            "q.json row 1: question must be text, not None: mend or drop the row",
+        ),
+        (
+            {"q.json": [QUESTION | {"video_id": 1, "answer": ["a", "b"]}]},
+            r"q.json row 1: answer must be text.*",
+        ),
     ],
 )
 def test_bad_annotations_are_named_with_file_and_row(tmp_path: Path, files: dict, message: str) -> None:
-    with pytest.raises(MllmError, match=message):
+    with pytest.raises(MllmError, match=f"^{message}"):
         do_import(tmp_path, "msrvtt-qa", files)
     assert not (tmp_path / "out" / "records.jsonl").exists()
 
@@ -427,15 +584,193 @@ def test_bad_annotations_are_named_with_file_and_row(tmp_path: Path, files: dict
 @pytest.mark.parametrize(
     ("name", "files", "message"),
     [
-        ("music-avqa", {"q.json": [MUSIC | {"templ_values": "['a']"}]}, "q.json row 1: not as music-avqa"),
-        ("howto100m", {"h.json": {"v": {"start": ["0"], "end": ["x"], "text": ["a"]}}}, "not as howto100m"),
+        ("music-avqa", {"q.json": [MUSIC | {"templ_values": "['a']"}]}, "q.json row 1: not as music-avqa .*"),
+        ("howto100m", {"h.json": {"v": {"start": [0], "end": ["x"], "text": ["a"]}}}, "h.json v: not as .*"),
+        (
+            "tvqa",
+            {"v.jsonl": [TVQA | {"a1": None}, TVQA | {"qid": 8}], "subs.jsonl": [SUBTITLES]},
+            "v.jsonl row 1: a1 must be text, not None: mend or drop the row",
+        ),
+        (
+            "tvqa",
+            {"v.jsonl": [TVQA], "subs.jsonl": [{"vid_name": "b", "sub": [{"text": "a"}]}, SUBTITLES]},
+            "subs.jsonl row 1: not as tvqa .*",
+        ),
+        (
+            "audiocaps",
+            {"q.csv": "audiocap_id,youtube_id,start_time,caption\n1,a,0\n"},
+            "q.csv line 2: 3 columns where 4 were announced: write empty ones, too",
+        ),
+        ("crema-d", {}, "crema-d is read from file names: give --media the folder of audio recordings"),
+        ("crema-d", {"t.csv": "name,vote\n1,a\n"}, "t.csv line 2: no field '' .*"),
+        (
+            "msrvtt-captions",
+            {"i.json": {"sentences": [{"video_id": "video1", "caption": None}]}},
+            "i.json sentences row 1: caption must be text, not None: mend or drop the row",
+        ),
     ],
 )
 def test_what_an_importer_stumbles_over_is_named(
     tmp_path: Path, name: str, files: dict, message: str
 ) -> None:
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(RecordError, match=f"^{message}$"):
         do_import(tmp_path, name, files)
+
+
+def test_odd_rows_are_left_out_and_counted_the_others_imported(tmp_path: Path) -> None:
+    rows = [QUESTION | {"id": 1, "video_id": 1}, QUESTION | {"id": 2, "video_id": 1, "answer": " "}]
+    half = json.dumps(rows[0] | {"id": 3, "question": "a\ud83d"})
+    (record,), report = do_import(
+        tmp_path, "msrvtt-qa", {"q.jsonl": "\n".join([*map(json.dumps, rows), half])}
+    )
+    assert record["id"] == "msrvtt-qa/1"
+    assert report.left_out == {"empty question or answer": 1, "half a character in its text": 1}
+    (_,), report = do_import(tmp_path, "webvid", {"r.csv": "videoid,page_dir,name\n1,,a\n2,,\n  \n"})
+    assert report.left_out == {"empty question or answer": 1}
+
+
+def test_missing_answers_are_no_answers(tmp_path: Path) -> None:
+    rows = [QUESTION | {"id": number, "video_id": 1} for number in range(3)]
+    rows[1]["answer"], rows[2]["answer"] = None, float("nan")
+    records, report = do_import(tmp_path, "msrvtt-qa", {"q.json": rows})
+    assert [record["answer"] for record in records] == ["man", None, None]
+    assert report.noted == {"no answer given": 2}
+    said = {"start": [0, 1], "end": [1, 2], "text": [float("nan"), "x"]}
+    (record,), report = do_import(tmp_path, "howto100m", {"c.json": {"v": said}})
+    assert (record["answer"], report.left_out) == ("x", {"empty span or text": 1})
+
+
+def test_ids_join_as_number_and_as_text(tmp_path: Path) -> None:
+    files = {
+        "test_q.json": [{"video_name": "video1", "question": "q", "question_id": 1}],
+        "test_a.json": [{"answer": "x", "question_id": "1"}],
+    }
+    (record,), report = do_import(tmp_path, "msrvtt-qa", files)
+    assert (record["answer"], report.noted) == ("x", {})
+
+
+def test_json_is_told_by_its_content(tmp_path: Path) -> None:
+    rows = [QUESTION | {"id": number, "video_id": 1} for number in range(2)]
+    for name, text in [("q.jsonl", json.dumps(rows, indent=1)), ("q.json", "\n".join(map(json.dumps, rows)))]:
+        assert len(do_import(tmp_path, "msrvtt-qa", {name: text})[0]) == 2
+    (record,), _ = do_import(tmp_path, "msrvtt-qa", {"one.json": json.dumps(rows[0], indent=1)})
+    assert record["answer"] == "man"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "told"),
+    [
+        ("it’s a dog’s life", "cp1252", "cp1252"),
+        ("crème brûlée – “naïve…”", "cp1252", "cp1252"),
+        ("비가 온다. 빗소리", "cp949", "cp949"),
+    ],
+)
+def test_texts_in_other_encodings_are_read_and_noted(
+    tmp_path: Path, text: str, encoding: str, told: str
+) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes(f"videoid,page_dir,name\n1,,{text}\n".encode(encoding))
+    report = import_records("webvid", [path], None, tmp_path / "out")
+    assert read(tmp_path / "out" / "records.jsonl")[0]["answer"] == text
+    assert report.noted == {f"file read as {told}, not UTF-8: check its texts": 1}
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(RecordError, match="^.*r.csv: is not text in UTF-8: save it as UTF-8$"):
+        import_records("webvid", [path], None, tmp_path / "out")
+
+
+def test_files_that_an_importer_does_not_read_are_not_passed_over(tmp_path: Path) -> None:
+    info = {"sentences": [{"caption": "a", "video_id": f"video{number}"} for number in (1, 2)]}
+    files = {"info.json": info, "train_list.txt": "video1\n"}
+    (record,), _ = do_import(tmp_path, "msrvtt-captions", files)
+    assert record["id"] == "msrvtt-captions/video1"
+    with pytest.raises(RecordError, match=r"^.*x.jsonl: msrvtt-captions reads no such file: leave it out"):
+        do_import(tmp_path, "msrvtt-captions", {"info.json": info, "x.jsonl": []})
+    (tmp_path / "labels").mkdir()
+    files = {"labels/info.json": info, "labels/x.jsonl": []}
+    with pytest.raises(RecordError, match=r"^.*list.txt line 1: must be the name of one video"):
+        do_import(tmp_path, "msrvtt-captions", files | {"list.txt": "These are the videos."})
+    report = import_records("msrvtt-captions", [tmp_path / "labels"], None, tmp_path / "out")
+    assert report.noted == {"file that msrvtt-captions does not read, such as x.jsonl": 1}
+    media = folder(tmp_path, "03-01-06-01-02-01-12.wav")
+    with pytest.raises(RecordError, match=r"^.*nope.csv: there is no such annotation file: check its path$"):
+        import_records("ravdess", [tmp_path / "nope.csv"], media, tmp_path / "out")
+
+
+def test_what_macos_leaves_beside_files_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "Ses01F_impro01.TXT").write_text(IEMOCAP)
+    (tmp_path / "labels" / "._Ses01F_impro01.txt").write_bytes(b"\x00\x05\x16\x07\x81\xff")
+    media = folder(tmp_path, "Ses01F_impro01_F000.wav", "._Ses01F_impro01_F000.wav")
+    report = import_records("iemocap", [tmp_path / "labels"], media, tmp_path / "out")
+    assert report.records == 2
+    _, report = do_import(tmp_path, "fsdd", {}, folder(tmp_path, "7_jackson_32.wav", "._7_jackson_32.wav"))
+    assert report.left_out == {"file names not like fsdd's, such as Ses01F_impro01_F000.wav": 1}
+
+
+def test_a_wrong_folder_of_recordings_is_one_short_line(tmp_path: Path) -> None:
+    media = folder(tmp_path, *(f"0_george_{number}.wav" for number in range(300)))
+    with pytest.raises(RecordError) as caught:
+        do_import(tmp_path, "ravdess", {}, media)
+    assert str(caught.value).startswith(
+        "ravdess: no records; 300 file names not like ravdess's, such as 0_george_0.wav: give "
+    )
+    assert len(str(caught.value)) < 200
+
+
+WEBVID = "videoid,page_dir,name\n1,000001_000050,cap\n"
+
+
+def test_recordings_are_found_behind_links_and_in_other_folders(tmp_path: Path) -> None:
+    real = folder(tmp_path / "elsewhere", "000001_000050/1.mp4")
+    media = folder(tmp_path, "2.mp4")
+    (media / "link").symlink_to(real)
+    (media / "link" / "back").symlink_to(media)
+    (record,), report = do_import(tmp_path, "webvid", {"r.csv": WEBVID}, media)
+    assert (medium(record)["video"], report.noted) == ("../media/link/000001_000050/1.mp4", {})
+    table = WEBVID + "2,000001_000050,flat\n"
+    records, report = do_import(tmp_path, "webvid", {"r.csv": table}, media)
+    assert medium(records[1])["video"] == "../media/2.mp4"
+    assert report.noted == {"recording found in another folder than the one named": 1}
+    media = folder(tmp_path, "a/2.mp4")  # two of the name, neither in the folder that is named
+    assert do_import(tmp_path, "webvid", {"r.csv": table}, media)[1].missing == ["000001_000050/2.mp4"]
+
+
+def test_recordings_are_found_under_other_spellings(tmp_path: Path) -> None:
+    table = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n"
+    names = ["K\u00e4tzchen.wav", "f\\1.wav", "talk.mp4"]
+    table += "".join(f"{name},a,b,c,d,e\n" for name in names)
+    records, _ = do_import(tmp_path, "clotho", {"c.csv": table})
+    assert [medium(record)["audio"] for record in records] == ["K\u00e4tzchen.wav", "f/1.wav", "talk.mp4"]
+    media = folder(
+        tmp_path, "deep/Ka\u0308tzchen.wav", "f/1.wav", "g/1.wav", "deep/talk.mp4", "deep/talk.webm"
+    )
+    _, report = do_import(tmp_path, "clotho", {"c.csv": table}, media)
+    assert report.missing == []
+    with pytest.raises(RecordError, match="^c.csv line 4: 'aaa.*'… is no path: give a file, or data"):
+        do_import(tmp_path, "clotho", {"c.csv": table.replace("talk", "a" * 300)}, media)
+
+
+def test_records_and_recordings_can_be_moved_together(tmp_path: Path, monkeypatch) -> None:
+    project = tmp_path / "project"
+    folder(project, "7_jackson_32.wav")
+    (project / "deep" / "data").mkdir(parents=True)
+    (project / "data").symlink_to(project / "deep" / "data")  # out/../.. leads to where the link leads
+    monkeypatch.chdir(project / "deep")
+    import_records("fsdd", [], Path("../media"), Path("../data/out"))
+    (project / "deep" / "data" / "out" / "records.jsonl").stat()
+    moved = project.rename(tmp_path / "moved")
+    (record,) = read_records(moved / "deep" / "data" / "out" / "records.jsonl")
+    assert medium(record)["audio"].endswith("out/../../../media/7_jackson_32.wav")
+    inside = folder(tmp_path / "out", "7_jackson_32.wav")
+    linked = tmp_path / "out2" / "media"
+    linked.parent.mkdir()
+    linked.symlink_to(inside)
+    import_records("fsdd", [], linked, linked.parent)
+    assert medium(read(linked.parent / "records.jsonl")[0])["audio"] == "media/7_jackson_32.wav"
+
+
+def test_a_media_folder_without_a_common_root_is_named_whole(tmp_path: Path) -> None:
+    assert _portable(Path("/elsewhere/media"), tmp_path) == Path("/elsewhere/media")
 
 
 def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
@@ -447,7 +782,10 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
 def test_unknown_names_tell_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no format 'msrvtt': did you mean 'msrvtt-qa'"):
         import_records("msrvtt", [], None, tmp_path)
-    with pytest.raises(RecordError, match="there is no such annotation file"):
+    for name, meant in [("TVQA", "tvqa"), ("RAVDESS", "ravdess"), ("MSRVTT_QA", "msrvtt-qa")]:
+        with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+            import_records(name, [], None, tmp_path)
+    with pytest.raises(RecordError, match="^.*none.json: there is no such annotation file: check its path$"):
         import_records("msrvtt-qa", [tmp_path / "none.json"], None, tmp_path)
     with pytest.raises(RecordError, match="is not a folder"):
         import_records("fsdd", [], tmp_path / "none", tmp_path)
