@@ -16,19 +16,38 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
 
 from data_prep.engine import Engine, run
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError
-from mllm.files import write_atomically
+from mllm.files import alone_in, write_atomically
 from mllm.media import load_clip
 from mllm.records import Record, read_records, write_records
-from mllm.shards import MANIFEST, RECORDS, REFERENCE, FrameFormat, shard_name, to_row, write_shard
+from mllm.shards import (
+    MANIFEST,
+    RECORDS,
+    REFERENCE,
+    VERSION,
+    FrameFormat,
+    rows_in,
+    shard_name,
+    to_row,
+    write_shard,
+)
 from mllm.windows import WindowSpec
 
-SAMPLED = 16  # recordings at most that the disk estimate is made from, and one in so many
+SAMPLED = 16  # recordings at most that the disk estimate is made from
+ONE_IN = 64  # and one in so many, or the estimate would take longer than it is worth
 SPARE = 1.1  # times the estimate must be free
 ROW_BYTES = 2_000  # of a row beside frames and sound
+SHARDS, LEAST = (
+    32,
+    8,
+)  # a build has at least so many shards, of at least so many recordings, to share the work
+TRACE = 1 << 16  # bytes at either end of a file that tell whether it is still the same
 
 Medium = tuple[str, str, dict[str, Any]]  # kind, path, options
 
@@ -64,11 +83,12 @@ class Plan:
         """What build.json says; equal for equal plans over unchanged recordings."""
         listed = hashlib.sha256()
         for stretch in self.stretches:
-            listed.update(json.dumps([[*medium, _size(medium[1])] for medium in stretch]).encode())
+            listed.update(json.dumps([[*medium, *_traces(medium)] for medium in stretch]).encode())
         return {
+            "version": VERSION,
             "source": source,
             "recordings": sum(map(len, self.stretches)),
-            "shards": len(self.stretches),
+            "rows": [len(stretch) for stretch in self.stretches],
             "frames": self.form.frames,
             "quality": self.form.quality if self.form.frames == "jpeg" else None,
             "windows": asdict(self.form.windows),
@@ -77,7 +97,7 @@ class Plan:
 
 
 def make_plan(path: Path, form: Form, shard_size: int) -> Plan:
-    """The plan for a record file, with that many recordings in a shard.
+    """The plan for a record file, with at most that many recordings in a shard.
 
     Raises:
         RecordError: a bad row.
@@ -100,6 +120,7 @@ def make_plan(path: Path, form: Form, shard_size: int) -> Plan:
                 parts.append(part)
             messages.append(message | {"content": parts})
         records.append(record | {"messages": messages})
+    shard_size = min(shard_size, max(LEAST, -(-len(media) // SHARDS)))
     stretches = [media[first : first + shard_size] for first in range(0, len(media), shard_size)]
     return Plan(stretches, records, form)
 
@@ -125,27 +146,42 @@ def build(
     Raises:
         ConfigError: the folder was built from something else, or the disk is too small.
         MediaError: a recording that cannot be read; shards that are done stay.
+        MllmError: another build works in the folder, or it cannot be written.
     """
+    with alone_in(out, "mllm data build"):
+        return _build(plan, source, out, workers, restart, engine, progress, tell)
+
+
+def _build(
+    plan: Plan,
+    source: str,
+    out: Path,
+    workers: int | None,
+    restart: bool,
+    engine: Engine,
+    progress: Callable[[Iterable[Any], int, int], Iterable[Any]],
+    tell: Callable[[str], None],
+) -> int:
     manifest = plan.manifest(source)
     written = out / MANIFEST
-    if out.exists() and any(out.iterdir()) and not written.is_file():
+    if any(out.iterdir()) and not written.is_file():
         raise ConfigError(f"{out} holds something else: give another --out")
-    if restart and out.exists():
-        shutil.rmtree(out)
+    if restart:
+        for path in out.iterdir():
+            path.unlink()
     if written.is_file():
         before = json.loads(written.read_text(encoding="utf-8"))
-        changed = [key for key in manifest if before.get(key) != manifest[key]]
+        changed = [key for key in manifest if key != "source" and before.get(key) != manifest[key]]
         if changed:
             raise ConfigError(
                 f"{out} was built from something else ({', '.join(changed)} differ): give another --out, or "
                 "build it afresh with --restart"
             )
-    out.mkdir(parents=True, exist_ok=True)
     _remove_partial(out)
     missing = {
         out / shard_name(number): stretch
         for number, stretch in enumerate(plan.stretches)
-        if not (out / shard_name(number)).is_file()
+        if rows_in(out / shard_name(number)) != len(stretch)
     }
     to_do = sum(map(len, missing.values()))
     needed = _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
@@ -175,7 +211,8 @@ def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
         MediaError: a recording that cannot be read.
         MllmError: the disk is full, or the folder not writable.
     """
-    partial = path.with_name(f"{path.name}.part")
+    # A name of its own: the workers of a killed build may live a moment longer than the build.
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
         write_shard(partial, (_row(medium, form) for medium in stretch))
         with partial.open("rb+") as file:
@@ -192,7 +229,7 @@ def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
     return len(stretch)
 
 
-def _row(medium: Medium, form: Form) -> dict[str, Any]:
+def _row(medium: Medium, form: Form) -> pa.RecordBatch:
     kind, path, options = medium
     clip = load_clip(
         path,
@@ -202,8 +239,8 @@ def _row(medium: Medium, form: Form) -> dict[str, Any]:
         want_audio=kind != "image",
         **options,
     )
-    provenance = {"path": path[:1000], "bytes": _size(path)} | options
-    return to_row(clip, provenance, form.frames, form.quality)
+    provenance = {"path": path[:1000], "bytes": os.path.getsize(path) if os.path.isfile(path) else None}
+    return to_row(clip, provenance | options, form.frames, form.quality)
 
 
 def _require_room(media: Sequence[Medium], form: Form, out: Path) -> float:
@@ -214,10 +251,9 @@ def _require_room(media: Sequence[Medium], form: Form, out: Path) -> float:
     """
     if not media:
         return 0.0
-    count = min(SAMPLED, -(-len(media) // SAMPLED))
+    count = min(SAMPLED, max(-(-len(media) // ONE_IN), 4), len(media))
     sample = media[:: len(media) // count][:count]
-    rows = [_row(medium, form) for medium in sample]
-    sizes = [sum(map(len, row["frames"])) + len(row["waveform"] or b"") + ROW_BYTES for row in rows]
+    sizes = [_row(medium, form).nbytes + ROW_BYTES for medium in sample]
     needed = sum(sizes) / len(sizes) * len(media) * SPARE
     free = shutil.disk_usage(out).free
     if needed > free:
@@ -233,6 +269,21 @@ def _told(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _size(path: str) -> int | None:
-    """Bytes of a file; None for a folder or what is no file."""
-    return os.path.getsize(path) if os.path.isfile(path) else None
+def _traces(medium: Medium) -> list[Any]:
+    """What tells whether a recording and its separate sound are still the same."""
+    _, path, options = medium
+    return [_trace(source) for source in (path, options.get("audio")) if isinstance(source, str)]
+
+
+def _trace(path: str) -> Any:
+    """Size and ends of a file, which a copy elsewhere has, too; of a folder of frames names and sizes."""
+    if os.path.isdir(path):
+        return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path))
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read(TRACE))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(TRACE, size - TRACE))
+        digest.update(file.read())
+    return size, digest.hexdigest()

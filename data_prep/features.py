@@ -15,7 +15,8 @@ from mllm.chat import media_parts
 from mllm.checkpoint import load
 from mllm.media import Clip
 from mllm.processor import MediaFeatures, MllmProcessor, collate_media
-from mllm.records import Source, open_source
+from mllm.records import JsonlSource, open_source
+from mllm.shards import require_windows
 
 WINDOWS = 32  # that go through a tower at once
 SCENES = 64  # that one task works on
@@ -59,6 +60,7 @@ def fill_stretch(
     """The same for some scenes."""
     loaded, processor, cache = _towers(model, folder, max_gb)
     scenes = open_source(source)
+    require_windows(scenes, processor.spec)
     new, old = cache.misses, cache.hits
     waiting: list[MediaFeatures] = []
     for scene in range(first, last):
@@ -84,13 +86,10 @@ def _run(model: Any, items: list[MediaFeatures]) -> None:
     model.model.query_outputs(**tensors)
 
 
-def _recordings(source: Source, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
-    """Every different recording of a scene, that of captions as well."""
+def _recordings(source: JsonlSource, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
+    """Every different recording of a scene, with an answer or without."""
     seen = set()
-    records = source.conversations(scene)
-    if not records:
-        records = [{"messages": [{"role": "user", "content": [source.pair(scene)["part"]]}]}]
-    for record in records:
+    for record in source.records(scene):
         for modality, value, options in media_parts(record["messages"]):
             key = (modality, id(value) if isinstance(value, Clip) else value, *options.items())
             if key not in seen:

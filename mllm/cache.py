@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mllm.encoders import Tower
 
 BYTES_PER_GB = 10**9
+MAX_GB = 20.0  # of a new cache, where nothing else is said
 
 
 class FeatureCache:
@@ -37,13 +38,13 @@ class FeatureCache:
 
     Args:
         folder: made if it is not there.
-        max_gb: size from which on the least recently used features go.
+        max_gb: size from which on the least recently used features go; None: as the folder has it.
 
     Attributes:
         hits, misses: windows that were found, and that were not.
     """
 
-    def __init__(self, folder: str | Path, max_gb: float = 20.0):
+    def __init__(self, folder: str | Path, max_gb: float | None = None):
         self.folder = Path(folder)
         self.max_gb = max_gb
         self.hits = self.misses = 0
@@ -53,15 +54,21 @@ class FeatureCache:
     def store(self) -> Any:
         """The store, opened by each process for itself."""
         if self._store is None:
+            limit = {}
+            if self.max_gb is not None or not (self.folder / diskcache.core.DBNAME).is_file():
+                limit = {"size_limit": int((self.max_gb or MAX_GB) * BYTES_PER_GB)}
             try:
                 self._store = diskcache.Cache(
                     str(self.folder),
-                    size_limit=int(self.max_gb * BYTES_PER_GB),
                     eviction_policy="least-recently-used",
                     disk_min_file_size=1 << 16,
+                    **limit,
                 )
             except (OSError, sqlite3.Error) as error:
-                raise ConfigError(f"{self.folder}: no cache can be kept there: {error}") from None
+                raise ConfigError(
+                    f"{self.folder}: no cache can be kept there ({error}): give another folder; one that is "
+                    "damaged may be deleted, it is made again"
+                ) from None
         return self._store
 
     def through(self, tower: Tower, fingerprint: str, batch: Tensor) -> Tensor:
@@ -78,7 +85,7 @@ class FeatureCache:
         keys = [_key(fingerprint, item) for item in batch]
         with self._kept():  # looking up counts as use, and is written down
             stored = [self.store.get(key) for key in keys]
-        found = [None if data is None else _from_bytes(data, shape) for data in stored]
+        found = [_from_bytes(data, shape) for data in stored]
         unknown = [place for place, features in enumerate(found) if features is None]
         self.hits += len(keys) - len(unknown)
         self.misses += len(unknown)
@@ -109,10 +116,11 @@ class FeatureCache:
 
 @torch.no_grad()
 def _run_frozen(tower: Tower, batch: Tensor) -> Tensor:
-    """Without dropout, in whatever mode the model around it is."""
+    """Without dropout and autocast, in whatever mode the model around it is: whoever asks gets the same."""
     training = tower.training
     try:
-        return tower.eval()(batch)
+        with torch.autocast(batch.device.type, enabled=False):
+            return tower.eval()(batch)
     finally:
         tower.train(training)
 
@@ -158,5 +166,8 @@ def _to_bytes(features: Tensor) -> bytes:
     return features.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _from_bytes(data: bytes, shape: tuple[int, int]) -> Tensor:
+def _from_bytes(data: bytes | None, shape: tuple[int, int]) -> Tensor | None:
+    """None, too, for what a power failure left cut off."""
+    if data is None or len(data) != torch.bfloat16.itemsize * shape[0] * shape[1]:
+        return None
     return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(shape)

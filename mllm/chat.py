@@ -22,6 +22,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,7 +105,7 @@ def validate_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ChatError(f"{where} must be an object with 'role' and 'content'")
         role = message["role"]
-        if role not in ROLE_TOKENS:
+        if not isinstance(role, str) or role not in ROLE_TOKENS:
             raise ChatError(f"{where} has role {role!r}: use system, user or assistant")
         if role == "system":
             if index:
@@ -299,7 +301,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
         raise ChatError(f"{where} must be an object with a 'type': text, video, audio or image")
     part = _from_openai(dict(part), where)
     kind = part["type"]
-    if kind not in _PART_KEYS:
+    if not isinstance(kind, str) or kind not in _PART_KEYS:
         raise ChatError(f"{where} has type {kind!r}: use text, video, audio or image")
     if kind not in part:
         raise ChatError(
@@ -347,9 +349,12 @@ def _check_span(part: Mapping[str, Any], where: str) -> None:
     for key in ("start", "end"):
         value = part.get(key)
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value <= sys.float_info.max
         ):
-            raise ChatError(f"{where}: {key} must be seconds from the beginning, at least 0, not {value!r}")
+            given = reprlib.repr(value)  # it may have hundreds of digits
+            raise ChatError(f"{where}: {key} must be seconds from the beginning, at least 0, not {given}")
     start, end = part.get("start"), part.get("end")
     if end is not None and end <= (start or 0):
         raise ChatError(f"{where}: end ({end} s) must be later than start ({start or 0} s)")

@@ -34,6 +34,7 @@ DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # those it has and PyAV
 SAME_TIME = 2e-3  # s: decord's timestamps are float32
 SOUND_SEEKABLE = {"mov", "matroska", "wav", "flac"}  # elsewhere the time after a seek is a guess
 PREROLL = 1.0  # s decoded before a cut and dropped: codecs overlap their blocks
+AT_ONCE = 8192  # samples that a resampler gives: a call for every frame of a codec took longer than its work
 BREAK = 0.05  # s: sound whose timestamps jump by more is placed anew
 
 # --- frames ---
@@ -237,7 +238,7 @@ def _pieces(container: Any, audio: Any, rate: int) -> Iterator[tuple[float, np.n
                 if resampler is not None:
                     yield from mono(None)
                 # The layout stays: FFmpeg's own downmix to floats would be louder than the average.
-                resampler = av.AudioResampler("fltp", frame.layout, rate)
+                resampler = av.AudioResampler("fltp", frame.layout, rate, AT_ONCE)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
                 begun, given, expected = time, 0, time
             expected += frame.samples / frame.sample_rate

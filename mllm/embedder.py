@@ -187,7 +187,7 @@ class Embedder:
             return
         spec = replace(self.processor.spec, max_windows=sys.maxsize)
         starts = spec.starts(info.duration)
-        step = max(16, PIECE_BYTES // (spec.frames_per_window * spec.image_size**2 * 3))
+        step = self._whole_chunks(PIECE_BYTES // (spec.frames_per_window * spec.image_size**2 * 3))
         for first in range(0, len(starts), step):
             begin, rest = starts[first], starts[first + step :]
             end = rest[0] if rest else None
@@ -195,18 +195,37 @@ class Embedder:
             yield from self._window_vectors(piece, begin)
 
     def _window_vectors(self, windows: Sequence[Window], offset: float) -> Iterator[WindowVector]:
-        found: list[dict[str, np.ndarray]] = [{} for _ in windows]
-        for modality in ("video", "audio"):
-            sides = [_only(window, modality) for window in windows]
-            has = [i for i, side in enumerate(sides) if side.frames is not None or side.waveform is not None]
-            vectors = self.embed_clips([[sides[i]] for i in has], modality)
-            for i, vector in zip(has, vectors, strict=True):
-                found[i][modality] = vector
+        found: list[dict[str, np.ndarray]] = []
+        batch = self._whole_chunks(self.batch_windows)
+        for first in range(0, len(windows), batch):
+            found += self._each_alone(windows[first : first + batch])
         for window, sides_found in zip(windows, found, strict=True):
             if len(sides_found) == 2:
                 sides_found["both"] = _unit(sides_found["video"] + sides_found["audio"])
             for modality, vector in sides_found.items():
                 yield WindowVector(offset + window.start, offset + window.end, modality, vector)
+
+    def _whole_chunks(self, windows: int) -> int:
+        """About so many windows, such that the audio tower's chunks begin where they do in a prompt."""
+        per_chunk = self.processor.windows_per_chunk
+        return max(1, windows // per_chunk) * per_chunk
+
+    @torch.inference_mode()
+    def _each_alone(self, windows: Sequence[Window]) -> list[dict[str, np.ndarray]]:
+        """Vectors of windows, by modality; towers read them side by side, as they do in a prompt."""
+        features = self.processor.media_from_windows(windows, "video")
+        queries = self.model.model.query_outputs(**self._on_device(collate_media([features])))
+        found: list[dict[str, np.ndarray]] = [{} for _ in windows]
+        for modality, place, embed in (
+            ("video", 1, self.model.model.embed_video),
+            ("audio", 2, self.model.model.embed_audio),
+        ):
+            has = [number for number, window in enumerate(features.layout) if window[place]]
+            if has:
+                ones = torch.ones(len(has), dtype=torch.long, device=self.model.device)
+                for number, vector in zip(has, self._stack([embed(queries[modality], ones)]), strict=True):
+                    found[number][modality] = vector
+        return found
 
     def _features(self, source: Any, modality: str) -> MediaFeatures:
         kind = "video" if modality == "both" else modality
@@ -274,13 +293,6 @@ class Embedder:
         # The text tower reads the decoder's ids: another vocabulary is another space.
         settings["vocabulary"] = sorted(processor.tokenizer.get_vocab().items())
         return settings
-
-
-def _only(window: Window, modality: str) -> Window:
-    """The window as a clip of its own, with one of its two sides."""
-    length = window.end - window.start
-    frames = window.frames if modality == "video" else None
-    return Window(0.0, length, frames, window.waveform if modality == "audio" else None)
 
 
 def _require(features: MediaFeatures, modality: str, source: Any) -> None:

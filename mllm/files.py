@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +22,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         MllmError: the disk is full, or the folder cannot be written.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write one path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
     except OSError as error:
         raise MllmError(f"{path.parent}: cannot be made ({error.strerror}): write elsewhere") from None
     try:
@@ -39,7 +42,47 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def _remove_abandoned(path: Path) -> None:
+    """What processes that were killed left half-written."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        process = partial.name.split(".")[-2]
+        if process.isdigit() and not _runs(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM  # somebody else's
+    return True
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def alone_in(folder: Path, work: str) -> Iterator[None]:
+    """Lets one process at a time work in a folder, made if it is not there; a killed one leaves no trace.
+
+    Raises:
+        MllmError: another process works there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise MllmError(f"{folder}: cannot be written ({error.strerror}): give another folder") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MllmError(
+                f"{folder}: another `{work}` works there: wait for it, or give another --out"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

@@ -24,11 +24,11 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import unquote, urlparse
 
 from mllm.chat import Message, media_parts, validate_messages
 from mllm.errors import ChatError, RecordError
 from mllm.files import replacing
+from mllm.places import existing, portable
 
 SOURCES = "mllm.sources"  # entry point group
 
@@ -56,7 +56,8 @@ class Source(Protocol):
     def pair(self, index: int) -> PairRecord:
         """`{"clip": Clip or path, "captions": {"video", "audio", "both": str or None}, "labels": {…}}`.
 
-        A `part` key holds the media part that the clip came from, where there is one.
+        A `part` key holds the media part that the clip came from, where there is one. `index` may run on past
+        the end: each further round over the scenes gives their next captions, where they have several.
         """
         ...
 
@@ -104,7 +105,8 @@ def write_records(
 ) -> int:
     """Writes records as JSONL, whole or not at all, and returns their number.
 
-    Media inside the file's folder are written relative to it, so that the folder can be moved.
+    Media are written relative to the file's folder, so that both can be moved together; those that share no
+    more than the root of the disk with it, whole.
 
     Args:
         media_must_exist: False where recordings may be missing yet; `mllm data check` names those.
@@ -119,7 +121,7 @@ def write_records(
             count += 1
             where = f"{path.name} row {count}"
             record = validate_record(record, where, path.parent, media_must_exist)
-            record = _with_media(record, lambda media, where=where: _portable(media, path.parent, where))
+            record = _with_media(record, lambda media, where=where: portable(media, path.parent, where))
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return count
 
@@ -153,7 +155,9 @@ def validate_record(
     if not isinstance(record.get("labels") or {}, Mapping):
         raise RecordError(f'{where}: \'labels\' must be an object, such as {{"emotion": "sad"}}')
     try:
-        json.dumps([record["messages"], record.get("answer")], ensure_ascii=False, default=str).encode()
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except RecursionError:
+        raise RecordError(f"{where}: nested too deep to be written: take out what is nested") from None
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         raise RecordError(
@@ -167,9 +171,7 @@ def validate_record(
         record["messages"] = validate_messages(record["messages"])
     except ChatError as error:
         raise RecordError(f"{where}: {error}") from None
-    record = _with_media(
-        record, lambda media: _existing(media, folder or Path.cwd(), where, media_must_exist)
-    )
+    record = _with_media(record, lambda media: existing(media, folder or Path.cwd(), where, media_must_exist))
     if "captions" in record:
         record["captions"] = _captions(record, where)
     last = record["messages"][-1]
@@ -211,23 +213,20 @@ class JsonlSource:
 
     def conversations(self, index: int) -> list[Record]:
         """The records of one scene that have an answer to learn."""
-        records = self._records(index)
         return [
             record
-            for record in records
+            for record in self.records(index)
             if record["messages"][-1]["role"] == "assistant" or record.get("answer") is not None
         ]
 
     def pair(self, index: int) -> PairRecord:
         """The scene's clip with one caption of each kind.
 
-        `index` may run on past the end: each further round over the scenes takes their next captions.
-
         Raises:
             RecordError: the scene has no captions or no media.
         """
         round_, index = divmod(index, len(self))
-        records = self._records(index)
+        records = self.records(index)
         record = next((record for record in records if record.get("captions")), None)
         where = f"{self.path.name} row {self._scenes[index][0][1]}"
         if record is None:
@@ -253,7 +252,8 @@ class JsonlSource:
         """The conversations of the scene that have no media, each with its answer."""
         return [answered(record) for record in self.conversations(index) if _first_media(record) is None]
 
-    def _records(self, index: int) -> list[Record]:
+    def records(self, index: int) -> list[Record]:
+        """All records of one scene, those without an answer as well."""
         records = []
         with self.path.open("rb") as file:
             for offset, row in self._scenes[index]:
@@ -284,18 +284,29 @@ def _read(path: Path) -> Iterator[tuple[tuple[int, int], Record]]:
 
 
 def _parse(line: bytes, where: str, folder: Path) -> Record:
+    record = validate_record(parse_row(decode_row(line, where), where), where, folder)
+    return record if record.get("id") else record | {"id": where.replace(" row ", "/")}
+
+
+def decode_row(line: bytes, where: str) -> str:
+    """The text of a row. Raises RecordError where it is none."""
     try:
-        record = json.loads(line.decode("utf-8-sig").strip())
+        return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise RecordError(
             f"{where}: not UTF-8 text (byte {error.start} of the row): save the file as UTF-8"
         ) from None
+
+
+def parse_row(text: str, where: str) -> Any:
+    """What a row says in JSON. Raises RecordError where it is none."""
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RecordError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}): each row must be one whole JSON object"
-        ) from None
-    record = validate_record(record, where, folder)
-    return record if record.get("id") else record | {"id": where.replace(" row ", "/")}
+        cause = f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        cause = str(error).partition(";")[0]
+    raise RecordError(f"{where}: not JSON ({cause}): each row must be one whole JSON object")
 
 
 def _with_media(record: Record, change: Any) -> Record:
@@ -314,31 +325,6 @@ def _with_media(record: Record, change: Any) -> Record:
         for message in record["messages"]
     ]
     return record | {"messages": messages}
-
-
-def _existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
-    """A media source with its path absolute; anything that is not a path passes."""
-    if not isinstance(media, (str, os.PathLike)):
-        return media
-    name = os.fspath(media)
-    if name.startswith("file://"):
-        name = unquote(urlparse(name).path)
-    elif name.startswith("data:") or "://" in name:
-        return media
-    path = folder.absolute() / name
-    if len(path.name) > 255 or "\0" in name:
-        raise RecordError(f"{where}: {name[:40]!r}… is no path: give a file, or data as a data: URI")
-    if must_exist and not path.exists():
-        raise RecordError(f"{where}: there is no {name!r} in {folder}: paths are relative to the record file")
-    return str(path)
-
-
-def _portable(media: Any, folder: Path, where: str) -> str:
-    if not isinstance(media, (str, os.PathLike)):
-        raise RecordError(f"{where}: media in memory cannot be written: save the clip and give its path")
-    name = os.fspath(media)
-    path = Path(name)
-    return path.relative_to(folder.absolute()).as_posix() if path.is_relative_to(folder.absolute()) else name
 
 
 def _captions(record: Record, where: str) -> dict[str, list[str]]:

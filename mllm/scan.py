@@ -288,7 +288,7 @@ def _orientation(frame: Any) -> tuple[int, bool]:
 
 
 def _sound(audio: Any, heard: list[Stamp], begin: float, origin: float) -> Sound:
-    end = max(float((stamp + duration) * audio.time_base) for stamp, _, duration in heard)
+    end = float(max(stamp + duration for stamp, _, duration in heard) * audio.time_base)
     if audio.duration is not None:
         # Leaves out what the encoder put behind. Otherwise an estimate, or the promise of a truncated file.
         promised = begin + float(audio.duration * audio.time_base)

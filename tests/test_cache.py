@@ -17,6 +17,7 @@ from mllm.cli import main
 from mllm.embedder import Embedder
 from mllm.errors import ConfigError
 from mllm.experiment import Model
+from mllm.processor import collate_media
 from mllm.records import write_records
 from tests.media_files import make, tone
 from tests.tiny import SETTINGS, TEXTS, clip, tiny
@@ -47,8 +48,6 @@ def count_runs(model) -> list[int]:
 
 
 def queries(model, processor, *clips):
-    from mllm.processor import collate_media
-
     with torch.no_grad():
         return model.model.query_outputs(**collate_media([processor.media(clip, "video") for clip in clips]))
 
@@ -148,6 +147,42 @@ def test_the_cap_evicts_what_was_not_used(pair, tmp_path: Path) -> None:
     assert 0 < len(cache.store) < 300
 
 
+def test_a_cap_stays_as_it_is_unless_another_is_given(tmp_path: Path) -> None:
+    limits = [
+        FeatureCache(tmp_path, max_gb).store.size_limit / 1e9 for max_gb in (400.0, None, 0.5, None)
+    ]
+    assert limits == [400.0, 400.0, 0.5, 0.5]
+    assert FeatureCache(tmp_path / "new").store.size_limit == 20e9
+
+
+def test_autocast_changes_nothing_of_what_is_kept(pair, tmp_path: Path) -> None:
+    model, processor = pair
+    batch = collate_media([processor.media(clip(), "video")])
+    first = keep(model, tmp_path / "one")
+    model.model.query_outputs(**batch)
+    second = keep(model, tmp_path / "two")
+    with torch.autocast("cpu", torch.bfloat16):
+        model.model.query_outputs(**batch)
+    kept = [{key: cache.store[key] for key in cache.store.iterkeys()} for cache in (first, second)]
+    assert kept[0] == kept[1]
+
+
+def test_a_value_cut_off_by_a_power_failure_is_made_again(pair, tmp_path: Path) -> None:
+    model, processor = pair
+    cache = keep(model, tmp_path)
+    first = queries(model, processor, clip())
+    key = next(cache.store.iterkeys())
+    cache.store[key] = cache.store[key][:-10]
+    assert torch.equal(queries(model, processor, clip())["audio"], first["audio"])
+    assert cache.misses == cache.hits + 2  # all of the first time, one of the second
+
+
+def test_a_damaged_store_says_that_it_may_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "cache.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(ConfigError, match="may be deleted, it is made again"):
+        _ = FeatureCache(tmp_path).store
+
+
 def write_some(folder: str, seed: int) -> None:
     torch.set_num_threads(1)
     model, processor = tiny()
@@ -200,6 +235,19 @@ def test_recordings_with_captions_alone_are_filled_too(tmp_path: Path) -> None:
     row = {"id": "1", "messages": [{"role": "user", "content": user}], "captions": ["a star"]}
     write_records(tmp_path / "rows.jsonl", [row])
     assert fill(str(tmp_path / "model"), str(tmp_path / "rows.jsonl"), tmp_path / "features", 1.0) == (1, 0)
+
+
+def test_windows_of_the_index_are_those_of_a_prompt(tmp_path: Path) -> None:
+    """Several windows in one chunk of the audio tower: the index asks the cache for the same chunks."""
+    audio = SETTINGS["audio"] | {"max_source_positions": 300}  # 6 s, 3 windows
+    model, processor = build_model(Model.model_validate(SETTINGS | {"audio": audio}), list(TEXTS))
+    cache = keep(model.eval(), tmp_path)
+    recording = clip(8.0)
+    queries(model, processor, recording)
+    before = cache.misses
+    rows = list(Embedder(model, processor, batch_windows=4).windows(recording))
+    assert cache.misses == before
+    assert [row.modality for row in rows] == ["video", "audio", "both"] * 4
 
 
 def test_the_index_finds_what_training_has_kept(tmp_path: Path) -> None:

@@ -252,6 +252,21 @@ def test_errors_name_place_and_remedy(messages, error: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (HI | {"role": ["user"]}, r"message 0 has role \['user'\]: use system, user or assistant"),
+        (HI | {"content": [VIDEO | {"type": ["video"]}]}, r"message 0 part 0 has type \['video'\]: use text"),
+        (HI | {"content": [VIDEO | {"start": 10**400}]}, "start must be seconds from the beginning"),
+        (HI | {"content": [VIDEO | {"end": float("inf")}]}, "end must be seconds from the beginning"),
+    ],
+)
+def test_nonsense_in_place_of_a_word_or_a_time(message: dict, error: str) -> None:
+    with pytest.raises(ChatError, match=error) as caught:
+        chat.validate_messages([message])
+    assert len(str(caught.value)) < 120
+
+
 REFUSED_BY_BOTH = [messages for messages, error in WRONG if " has role " in error or "is a system" in error]
 
 

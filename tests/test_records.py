@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 
 from mllm import records
 from mllm.errors import RecordError
+from mllm.files import replacing
 
 
 def record(video: str = "clips/a.mp4", question: str = "Seen?", answer: str = "A star.", **more) -> dict:
@@ -62,10 +65,15 @@ def test_written_records_are_read_back_and_can_be_moved(folder: Path, tmp_path_f
     path = folder / "out.jsonl"
     assert records.write_records(path, given) == 2
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert [first_part(row)["video"] for row in rows] == ["clips/a.mp4", str(outside)]
+    assert [first_part(row)["video"] for row in rows] == ["clips/a.mp4", os.path.relpath(outside, folder)]
     assert [first_part(row)["video"] for row in records.read_records(path)] == [
         first_part(row)["video"] for row in given
     ]
+
+
+def test_recordings_that_share_no_folder_with_the_records_are_named_whole(folder: Path) -> None:
+    records.write_records(folder / "out.jsonl", [record("/elsewhere/a.mp4")], media_must_exist=False)
+    assert first_part(json.loads((folder / "out.jsonl").read_text()))["video"] == "/elsewhere/a.mp4"
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(folder: Path) -> None:
@@ -79,7 +87,36 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(folder: Path) -> None:
     assert sorted(entry.name for entry in folder.iterdir()) == ["clips", "out.jsonl"]
 
 
+def left_half_written(path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_text("half")
+        os._exit(0)
+
+
+def test_two_processes_may_write_one_path(folder: Path) -> None:
+    path = folder / "out.jsonl"
+    with replacing(path) as partial:
+        partial.write_text("first")
+        other = get_context("fork").Process(target=records.write_records, args=(path, []))
+        other.start()
+        other.join(60)
+        assert other.exitcode == 0
+        assert path.read_text() == ""
+    assert path.read_text() == "first"
+    killed = get_context("fork").Process(target=left_half_written, args=(path,))
+    killed.start()
+    killed.join(60)
+    assert len(list(folder.glob("out.jsonl.*.part"))) == 1
+    records.write_records(path, [])
+    assert sorted(entry.name for entry in folder.iterdir()) == ["clips", "out.jsonl"]
+
+
 WRONG = [
+    ("[" * 200_000, r"row 2: not JSON \(maximum recursion depth"),
+    ('{"id": ' + "1" * 5000 + "}", r"row 2: not JSON \(Exceeds the limit \(4300 digits\)"),
+    (record() | {"task": "\ud800"}, r"row 2: half a character \(.ud800\) in its text"),
+    (record("a" * 300 + "/b.mp4"), r"row 2: 'aaaaa.*… is no path: give a file"),
+    (record("file://[/b.mp4"), r"row 2: 'file://\[/b.mp4' is no file:// address"),
     ("{", r"data.jsonl row 2: not JSON \(.* at column 2\)"),
     ("[1]", "data.jsonl row 2: a record must be an object, not list"),
     ({"id": "x"}, "row 2: no 'messages': give a list"),

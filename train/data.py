@@ -22,6 +22,7 @@ from mllm.experiment import Augment
 from mllm.media import Clip, load_clip
 from mllm.processor import Encoded, MediaFeatures, MllmProcessor
 from mllm.records import Record, Source, answered
+from mllm.shards import require_windows
 from mllm.templates import paraphrase
 from train.augment import augment, drop_words, permute_frames
 from train.conversations import (
@@ -66,6 +67,7 @@ class Collator:
         easy: Source | None = None,
         easy_clips: int = 0,
     ):
+        require_windows(source, processor.spec)
         self.source = source
         self.easy = easy
         self.easy_clips = easy_clips if easy is not None else 0
@@ -79,6 +81,11 @@ class Collator:
         if self.easy is not None and number < self.easy_clips:
             return self.easy, number % len(self.easy)
         return self.source, self.scene(number)
+
+    def pair(self, number: int) -> dict[str, Any]:
+        """The run's `number`-th clip, with the captions whose turn it is: other ones in every epoch."""
+        source, scene = self.place(number)
+        return source.pair(scene + number // len(source) * len(source))
 
     def scene(self, number: int) -> int:
         """The scene of the source that stands `number`-th in its order."""
@@ -212,11 +219,6 @@ class PairCollator(Collator):
         self.text_batch = text_batch
         self.texts = TextCollator(source, processor, seed)
 
-    def pair(self, number: int) -> dict[str, Any]:
-        """The run's `number`-th clip, with its captions."""
-        source, scene = self.place(number)
-        return source.pair(scene)
-
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         pairs = [self.pair(row["number"]) for row in rows]
         encoded = [
@@ -284,11 +286,12 @@ class QuestionCollator(Collator):
             records = source.conversations(scene)
             chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
             told = next((record["captions"] for record in records if record.get("captions")), {})
+            turn = {kind: one_of(texts, number // len(source)) for kind, texts in told.items()}
             asked = [self.phrased(records[i], number) for i in sorted(chosen)]
             for group in by_prefix(self.views(asked, number, told)):
                 example = self.processor.encode_group(group)
                 encoded.append(example)
-                captions += [told if len(example.media) == 1 else {}] * len(example.media)
+                captions += [turn if len(example.media) == 1 else {}] * len(example.media)
                 numbers += [number] * len(example.media)
         if not encoded:
             raise RecordError(
@@ -298,8 +301,7 @@ class QuestionCollator(Collator):
             return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
         if not any(captions):
             for row in rows[: max(len(rows) // 2, 1)]:
-                source, scene = self.place(row["number"])
-                pair = source.pair(scene)
+                pair = self.pair(row["number"])
                 told = caption_conversations(pair, row["number"])
                 encoded.append(self.processor.encode_group(self.views(told, row["number"], pair["captions"])))
                 captions.append(pair["captions"])
@@ -320,7 +322,7 @@ def space_batch(
 
     Args:
         media: every recording of the batch, in order.
-        captions: of each recording, by CAPTION_REQUESTS' kinds; {} leaves it out of the loss.
+        captions: for each recording one of every kind of CAPTION_REQUESTS; {} leaves it out of the loss.
         text_tokens: longest caption that the text tower reads.
         say: a caption as the text tower reads it, from the caption and the number of its clip.
 
@@ -335,7 +337,7 @@ def space_batch(
     ids = np.zeros(rows.shape, np.int64)
     for clip, of_clip in enumerate(captions):
         for column, kind in enumerate(CAPTION_REQUESTS):
-            text = one_of(of_clip.get(kind), 0)
+            text = of_clip.get(kind)
             # A missing caption gets a number of its own, so that it equals no other.
             ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
             if text:

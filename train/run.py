@@ -54,6 +54,8 @@ MODULE_GROUPS = {
 }
 FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
 
+BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, MIN_LR_RATE = (0.9, 0.98), 0.01, 1.0, 0.03  # of every stage
+
 # Settings that change speed or output but, save for rounding, not the result: a resumed run may change them.
 FREE_SETTINGS = {"workers", "shards", "cache", "num_threads", "compile", "log_every", "save_every"}
 
@@ -166,12 +168,12 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
         "max_steps": settings.steps,
         "per_device_train_batch_size": settings.batch,
         "learning_rate": settings.lr,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.98,
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": MAX_GRAD_NORM,
         "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.03},
+        "lr_scheduler_kwargs": {"min_lr_rate": MIN_LR_RATE},
         "warmup_steps": settings.warmup,
         "bf16": settings.bf16,
         "use_cpu": not torch.cuda.is_available(),  # asked for by name, or bf16 is refused
@@ -212,9 +214,12 @@ def prepare_model(model: Any, run: Run) -> None:
             pad_rows(part)
     if run.experiment.data.cache is not None:
         cache = FeatureCache(run.experiment.data.cache.folder, run.experiment.data.cache.max_gb)
-        for tower in (model.model.video_tower, model.model.audio_tower):
+        for name in ("video_tower", "audio_tower"):
+            tower = getattr(model.model, name)
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 keep_features(tower, cache)
+            elif int(os.environ.get("RANK", "0")) == 0:
+                print(f"{run.stage}: {name} trains, so data.cache keeps nothing of it")
     if run.settings.compile:
         require_compiler(run.stage)
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).

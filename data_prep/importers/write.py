@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -162,20 +161,16 @@ def _digest(value: Any) -> bytes:
 
 
 def _checked(job: Job, out: Path) -> Iterator[Record]:
-    """The valid records of an importer, their media as `out` names them.
+    """The valid records of an importer.
 
     Raises:
         RecordError: naming the row that is not as its data set writes it.
     """
-    folder = job.media.folder
-    named = _portable(folder, out) if folder else None
     try:
         for record in IMPORTERS[job.name].records(job):
             if reason := _untrainable(record):
                 job.left_out[reason] += 1
                 continue
-            if folder and named != folder:
-                _rename_media(record, folder, named)
             yield validate_record(record, job.where or job.name, out, media_must_exist=False)
     except MllmError:
         raise
@@ -205,23 +200,6 @@ def _words(turn: Mapping[str, Any]) -> Iterator[str]:
     """A turn's texts, and the types of its media."""
     for part in [turn["content"]] if isinstance(turn["content"], str) else turn["content"]:
         yield part if isinstance(part, str) else part.get("text", part["type"])
-
-
-def _portable(media: Path, out: Path) -> Path:
-    """The media folder as records in `out` name it: relative, if the two can be moved together."""
-    if media.is_relative_to(out) and ".." not in media.parts:
-        return media  # perhaps through a link; `write_records` makes it relative
-    media, out = media.resolve(), out.resolve()  # through a link, .. would lead elsewhere
-    together = os.path.commonpath([media, out])
-    return media if together == media.anchor else Path(os.path.relpath(media, out))
-
-
-def _rename_media(record: Record, folder: Path, name: Path) -> None:
-    for turn in record["messages"]:
-        for part in turn["content"] if isinstance(turn["content"], list) else ():
-            for key in ("video", "audio", "image"):
-                if isinstance(part.get(key), str) and Path(part[key]).is_relative_to(folder):
-                    part[key] = str(name / Path(part[key]).relative_to(folder))
 
 
 def _note_unread(job: Job, annotations: Sequence[Path]) -> None:

@@ -161,14 +161,16 @@ class WorldSource:
         return records
 
     def pair(self, index: int) -> dict[str, Any]:
-        """One clip with captions and labels.
+        """One clip with captions and labels; each round past the end words the captions in another way.
 
         A caption is None for a modality that the clip lacks, and `both` is None unless it has the two. The
         labels' `timeline_both` tells whatever there is.
         """
+        turn, index = divmod(index, len(self))
         scene = self.episode(index, pairs=True).scenes[0]
         clip = self.clip(scene, f"{self.name}/pair-{index}")
         phrasing = rng_for("captions", self.split, self.seed, index).randrange(describe.PHRASINGS)
+        phrasing = (phrasing + turn) % describe.PHRASINGS
         return {"clip": clip, "captions": captions_of(scene, phrasing), "labels": labels_of(scene)}
 
     def text(self, index: int) -> list[list[dict[str, Any]]]:

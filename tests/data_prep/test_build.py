@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
-from dataclasses import asdict
+import shutil
+import threading
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.build import Form, build, make_plan
+from data_prep.build import Form, build, build_shard, make_plan
 from mllm import bench, cli
 from mllm.checkpoint import load_processor
 from mllm.errors import ConfigError, MediaError, MllmError, RecordError
+from mllm.files import alone_in
 from mllm.records import JsonlSource, open_source, write_records
-from mllm.shards import ShardSource
+from mllm.shards import ShardSource, require_windows, write_shard
 from mllm.windows import WindowSpec, load_windows
 from tests.media_files import clicks, frame_folder, make, tone
 from tests.tiny import SETTINGS
+from train.data import QuestionCollator
 
 SPEC = WindowSpec(window_seconds=1.0, frames_per_window=2, max_windows=3, image_size=32)
 EXACT = Form(SPEC, "uint8")
@@ -144,6 +151,107 @@ def test_a_recording_that_cannot_be_read_stops_the_build_with_its_name(
     with pytest.raises(MediaError, match="bad.mp4"):
         build(make_plan(tmp_path / "rows.jsonl", EXACT, 1), "rows", tmp_path / "built", workers=workers)
     assert not list((tmp_path / "built").glob("*.part"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut between rows", "gone"])
+def test_a_damaged_shard_is_named_and_made_again(records: Path, tmp_path: Path, damage: str) -> None:
+    plan = make_plan(records, EXACT, 2)
+    build(plan, "rows", tmp_path / "whole", workers=1)
+    build(plan, "rows", tmp_path / "built", workers=1)
+    shard = tmp_path / "built" / "shard-00001.arrow"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-3000])
+    elif damage == "cut between rows":
+        rows = pa.ipc.open_stream(shard.read_bytes()).read_all().to_batches()
+        write_shard(shard, rows[:1])
+    else:
+        shard.unlink()
+    with pytest.raises(
+        RecordError, match="shard-00001.arrow: missing or damaged: the same `mllm data build`"
+    ):
+        ShardSource(tmp_path / "built").clip(0)
+    assert build(plan, "rows", tmp_path / "built", workers=1) == 2
+    assert contents(tmp_path / "built") == contents(tmp_path / "whole")
+
+
+def test_two_builds_in_one_folder_do_not_meet(records: Path, tmp_path: Path) -> None:
+    with (
+        alone_in(tmp_path / "built", "mllm data build"),
+        pytest.raises(MllmError, match="another `mllm data build` works there: wait for it, or give another"),
+    ):
+        build(make_plan(records, EXACT, 2), "rows", tmp_path / "built", workers=1)
+    assert build(make_plan(records, EXACT, 2), "rows", tmp_path / "built", workers=1) == 5
+
+
+def test_a_worker_that_outlives_its_build_spoils_nothing(records: Path, tmp_path: Path) -> None:
+    """What it renames at last is what the next build makes, too; and its half file has a name of its own."""
+    plan = make_plan(records, EXACT, 2)
+    build(plan, "rows", tmp_path / "whole", workers=1)
+    stretch, shard = plan.stretches[0], tmp_path / "built" / "shard-00000.arrow"
+    shard.parent.mkdir()
+    (tmp_path / "built" / "build.json").write_bytes((tmp_path / "whole" / "build.json").read_bytes())
+
+    def outlive() -> None:
+        with suppress(MllmError):  # its half file may go
+            build_shard(shard, stretch, EXACT)
+
+    left = threading.Thread(target=outlive)
+    left.start()
+    build(plan, "rows", tmp_path / "built", workers=1)
+    left.join()
+    build(plan, "rows", tmp_path / "built", workers=1)
+    assert contents(tmp_path / "built") == contents(tmp_path / "whole")
+
+
+def test_a_changed_recording_is_another_one_and_a_copied_one_is_not(records: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    shutil.copytree(records.parent, folder)  # times of files differ, what is in them does not
+    rows = [row(0, {"type": "video", "video": str(folder / "film.mp4")})]
+    rows.append(
+        row(1, {"type": "video", "video": str(folder / "frames"), "audio": str(folder / "sound.wav")})
+    )
+    write_records(tmp_path / "rows.jsonl", rows)
+
+    def again() -> int:
+        return build(
+            make_plan(tmp_path / "rows.jsonl", EXACT, 8), "another name", tmp_path / "out", workers=1
+        )
+
+    assert again() == 2
+    os.utime(folder / "film.mp4")
+    assert again() == 0
+    sound = folder / "sound.wav"
+    sound.write_bytes(sound.read_bytes()[:-2] + b"ab")
+    with pytest.raises(ConfigError, match=r"built from something else \(listed differ\)"):
+        again()
+
+
+def test_shards_for_another_model_are_refused(records: Path, tmp_path: Path) -> None:
+    build(make_plan(records, EXACT, 8), "rows", tmp_path / "built", workers=1)
+    source = open_source(str(tmp_path / "built"))
+    require_windows(source, SPEC)
+    require_windows(open_source(str(records)), replace(SPEC, image_size=64))
+    with pytest.raises(ConfigError, match=r"built for another model \(image_size 32, not 64\)"):
+        require_windows(source, replace(SPEC, image_size=64))
+    with pytest.raises(ConfigError, match="built for another model"):
+        QuestionCollator(source, load_processor("nano"), 0, 1)
+
+
+def test_a_small_build_has_shards_enough_to_share(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.wav" for number in range(600)]
+    for path in paths:
+        path.touch()
+    rows = [row(number, {"type": "audio", "audio": str(path)}) for number, path in enumerate(paths)]
+    write_records(tmp_path / "rows.jsonl", rows)
+    sizes = [len(stretch) for stretch in make_plan(tmp_path / "rows.jsonl", EXACT, 256).stretches]
+    assert sizes == [19] * 31 + [11]
+
+
+@pytest.mark.parametrize("out", ["file.txt/built", "file.txt"])
+def test_a_folder_that_cannot_be_made_is_named(records: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(MllmError, match=r"file.txt.*: cannot be written \(.*\): give another folder"):
+        build(make_plan(records, EXACT, 8), "rows", tmp_path / out, workers=1)
 
 
 def test_a_disk_that_is_too_small_is_told_before_with_a_mocked_disk(

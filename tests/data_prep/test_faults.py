@@ -53,6 +53,11 @@ def build_shards(rows: Path, model: Path, out: Path) -> None:
     build.build(build.make_plan(rows, build.Form(SPEC), 2), "rows", out, workers=1)
 
 
+def build_shards_side_by_side(rows: Path, model: Path, out: Path) -> None:
+    """Its workers outlive it for a moment when it is killed."""
+    build.build(build.make_plan(rows, build.Form(SPEC), 2), "rows", out, workers=2)
+
+
 def fill_features(rows: Path, model: Path, out: Path) -> None:
     features.SCENES, features.WINDOWS = 4, 6
     features.fill(str(model), str(rows), out, 1.0)
@@ -107,7 +112,7 @@ def _forked(work: Work, arguments: tuple, seconds: float | None) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("work", [build_shards, fill_features, write_transcripts])
+@pytest.mark.parametrize("work", [build_shards, build_shards_side_by_side, fill_features, write_transcripts])
 def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path: Path, request) -> None:
     rows = records_in(tmp_path, 12 if work is write_transcripts else 48)
     model = tmp_path / "model"
@@ -174,8 +179,8 @@ def small_disks(tmp_path_factory) -> None:
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     verb: str, size: str, said: str, tmp_path: Path, small_disks, random_whisper: Path
 ) -> None:
-    # Every sixteenth is looked at for the estimate: short ones, which promise too little.
-    rows = records_in(tmp_path, 8 if verb == "transcribe" else 32, lambda number: 3 if number % 16 else 0.2)
+    # Every eighth is looked at for the estimate: short ones, which promise too little.
+    rows = records_in(tmp_path, 8 if verb == "transcribe" else 32, lambda number: 3 if number % 8 else 0.2)
     save(*tiny(), tmp_path / "model")
     (tmp_path / "e.yaml").write_text(f"start: {tmp_path / 'model'}\ndata: {{train: {rows}}}\n")
     out = tmp_path / "disk"

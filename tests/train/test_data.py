@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from mllm import chat
 from mllm.errors import RecordError
 from mllm.media import Clip
 from mllm.processor import IGNORE
-from mllm.records import answered
+from mllm.records import answered, open_source, write_records
 from train.conversations import by_prefix, caption_conversations
 from train.data import PairCollator, QuestionCollator, TextCollator, number_dataset
 
@@ -126,6 +128,26 @@ def test_captions_without_timelines_take_turns(world):
     pair = {"clip": clip, "captions": {"video": ["one.", "two."], "audio": None, "both": []}, "labels": {}}
     said = [caption_conversations(pair, number)[0][1]["content"] for number in range(3)]
     assert said == ["one.", "two.", "one."]
+
+
+def test_captions_of_a_recording_take_turns_from_epoch_to_epoch(tiny, tmp_path):
+    paths = [tmp_path / f"{number}.wav" for number in range(3)]
+    for path in paths:
+        soundfile.write(path, np.zeros(8000, np.float32), 16_000)
+    rows = [
+        {
+            "id": path.name,
+            "messages": [{"role": "user", "content": [{"type": "audio", "audio": str(path)}]}],
+            "captions": {"audio": [f"{path.name} {turn}" for turn in range(2)]},
+        }
+        for path in paths
+    ]
+    write_records(tmp_path / "rows.jsonl", rows)
+    collator = PairCollator(open_source(str(tmp_path / "rows.jsonl")), tiny[1], 0, 64)
+    said = [collator.pair(number)["captions"]["audio"] for number in range(9)]
+    first, second, third = (set(said[n : n + 3]) for n in (0, 3, 6))
+    assert first == third == {f"{path.name} 0" for path in paths}
+    assert second == {f"{path.name} 1" for path in paths}
 
 
 def test_conversations_are_grouped_by_the_recordings_they_begin_with(world):
