@@ -2,25 +2,35 @@
 
 Repaired: a span that ends after its recording ends with it; an id that another record has gets a number.
 Dropped: every other row with an error; the same record twice; rows about a recording that another split has,
-from the larger of the two.
+from all but the smallest of them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from copy import deepcopy
+import json
+from collections import Counter, defaultdict
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data_prep.check import Checked, Row, key_of
+from data_prep.check import ends_late, key_of
+from data_prep.check_rows import Checked, Row
+from mllm.chat import media_parts
 from mllm.records import write_records
 
 REPAIRED = {"span too long", "id twice"}
 
 
 def fix(checked: Checked) -> dict[Path, Counter[str]]:
-    """Writes `<name>.fixed.jsonl` beside every file; returns what was done to the rows of each, counted."""
+    """Writes `<name>.fixed.jsonl` beside every file of which a row is left.
+
+    Returns:
+        What was done to the rows of each, counted; "kept": how many it has, 0 where it was not written.
+
+    Raises:
+        MllmError: the disk is full, or the folder cannot be written.
+    """
     errors: dict[tuple[str, int], set[str]] = {}
     for finding in checked.findings:
         if finding.severity == "error" and finding.kind != "in two splits":
@@ -28,47 +38,67 @@ def fix(checked: Checked) -> dict[Path, Counter[str]]:
     sizes = Counter(row.file for row in checked.rows)
     given_up: dict[Path, set[str]] = {file: set() for file in sizes}
     for shared in checked.shared:
-        largest = max(shared, key=lambda file: sizes[file])
-        given_up[largest] |= shared[largest]
+        smallest = min((file for file in reversed(sizes) if file in shared), key=lambda file: sizes[file])
+        for file in shared.keys() - {smallest}:
+            given_up[file] |= shared[file]
     ids = {_id(row) for row in checked.rows}
     done: dict[Path, Counter[str]] = {}
     for file in sizes:
         counts: Counter[str] = Counter()
-        kept: dict[str, dict[str, Any]] = {}
+        kept: list[dict[str, Any]] = []
+        origins: dict[str, set[str]] = defaultdict(set)  # id -> the records that came with it
         for row in (row for row in checked.rows if row.file == file):
             kinds = errors.get((str(file), row.number), set())
             if fatal := sorted(kinds - REPAIRED):
                 counts[f"dropped: {fatal[0]}"] += 1
-            elif any(path in given_up[file] for _, path, _ in row.media()):
+            elif any({path, options.get("audio")} & given_up[file] for _, path, options in row.media()):
                 counts["dropped: in two splits"] += 1
-            elif "id twice" in kinds and kept.get(_id(row)) == row.record:
+            elif "id twice" in kinds and _text(row) in origins[_id(row)]:
                 counts["dropped: the same record twice"] += 1
             else:
+                if not origins[_id(row)]:
+                    kinds = kinds - {"id twice"}  # whoever had it before was dropped
+                origins[_id(row)].add(_text(row))
                 record = _repaired(row, kinds, checked, ids)
                 ids.add(record.get("id") or "")
-                kept[record.get("id") or f"row {row.number}"] = record
+                kept.append(record)
                 counts.update(f"repaired: {kind}" for kind in kinds)
         counts["kept"] = len(kept)
         fixed = file.with_name(f"{file.stem}.fixed.jsonl")
-        write_records(fixed, kept.values())
+        if kept:
+            write_records(fixed, kept)
+        else:
+            with suppress(OSError):
+                fixed.unlink()  # of an earlier check
         done[fixed] = counts
     return done
 
 
 def _id(row: Row) -> str:
-    return (row.record or {}).get("id", "")
+    return (row.record or {}).get("id") or ""
+
+
+def _text(row: Row) -> str:
+    return json.dumps(row.record, sort_keys=True)
 
 
 def _repaired(row: Row, kinds: set[str], checked: Checked, ids: set[str]) -> dict[str, Any]:
-    record = deepcopy(row.record or {})
+    record = dict(row.record or {})
     if "id twice" in kinds:
         names = (f"{_id(row)}-{number}" for number in count(2))
         record["id"] = next(name for name in names if name not in ids)
     if "span too long" in kinds:
-        for message in record["messages"]:
-            for part in message["content"]:
-                if part.get("end") is not None:
-                    options = {key: value for key, value in part.items() if key not in ("type", part["type"])}
-                    facts = checked.facts[key_of(part["type"], part[part["type"]], options)]
-                    part["end"] = min(part["end"], facts.info["duration"])
+        record["messages"] = [
+            message | {"content": [_within(part, checked) for part in message["content"]]}
+            for message in record["messages"]
+        ]
     return record
+
+
+def _within(part: dict[str, Any], checked: Checked) -> dict[str, Any]:
+    """A part whose span ends with its recording."""
+    for medium in media_parts([{"content": [part]}]):
+        facts = checked.facts.get(key_of(*medium))
+        if facts is not None and ends_late(medium[2], facts.info):
+            return part | {"end": facts.info["duration"]}
+    return part

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data_prep.check import Checked, Finding
+from data_prep.check_rows import Checked, Finding
 from mllm.files import write_atomically
 
 SHOWN = 200  # findings of one kind on the page; the JSON has them all
@@ -78,17 +78,23 @@ def write_page(checked: Checked, path: Path, title: str) -> None:
         for name, value in counts.items()
         if value not in (None, {}, [])
     )
-    sections = "".join(_section(findings, thumbnails) for findings in _by_kind(checked.findings))
+    kinds = list(enumerate(_by_kind(checked.findings)))
+    links = "".join(
+        f'<li><a href="#kind{number}">{html.escape(findings[0].kind)}</a> {len(findings)}'
+        for number, findings in kinds
+    )
+    sections = "".join(_section(number, findings, thumbnails) for number, findings in kinds)
     page = _PAGE.replace("TITLE", html.escape(title)).replace("FACTS", facts)
-    write_atomically(path, page.replace("SECTIONS", sections or "<p>Nothing to mend.</p>"))
+    found = f"<ul>{links}</ul>{sections}" if kinds else "<p>Nothing to mend.</p>"
+    write_atomically(path, page.replace("SECTIONS", found))
 
 
-def _section(findings: list[Finding], thumbnails: dict[str, bytes | None]) -> str:
+def _section(number: int, findings: list[Finding], thumbnails: dict[str, bytes | None]) -> str:
     one = findings[0]
     rows = "".join(_row(finding, thumbnails) for finding in findings[:SHOWN])
     more = f"<p>and {len(findings) - SHOWN} more in the JSON</p>" if len(findings) > SHOWN else ""
     heading = f"<h2 class={one.severity}>{html.escape(one.kind)} <small>{len(findings)}</small></h2>"
-    return f"<section>{heading}<table>{rows}</table>{more}</section>"
+    return f"<section id=kind{number}>{heading}<table>{rows}</table>{more}</section>"
 
 
 def _row(finding: Finding, thumbnails: dict[str, bytes | None]) -> str:
@@ -125,6 +131,7 @@ _PAGE = """<!doctype html>
   h2 { font-size: 1rem; margin: 2rem 0 .4rem; padding-left: .5rem; border-left: .3rem solid #c9a400 }
   h2.error { border-color: #c0392b }
   h2 small { color: #666; font-weight: normal }
+  ul { columns: 16rem; padding-left: 1.2rem }
   .facts { display: flex; flex-wrap: wrap; gap: .6rem }
   .facts div { background: #f3f4f6; border-radius: .4rem; padding: .4rem .8rem }
   .facts b { display: block }

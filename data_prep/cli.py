@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,13 +109,14 @@ def check(
 
     from data_prep import check_report
     from data_prep.check import check as run
-    from data_prep.check import record_files
+    from data_prep.check_rows import record_files
 
-    files = record_files([path, *(against or [])])
+    files, made = record_files([path, *(against or [])])
+    if made:
+        names = ", ".join(file.name for file in made)
+        typer.echo(f"not checked: {names} (made of other files, or beside them: name one to have it checked)")
     checked = run(files, workers, timeout, engine, _track("Looking"))
     out = out or (path if path.is_dir() else path.parent)
-    check_report.write_json(checked, out / "check.json")
-    check_report.write_page(checked, out / "check.html", ", ".join(str(file) for file in files))
     if checked.findings:
         Console().print(check_report.table(checked))
     counts = check_report.summary(checked)
@@ -123,11 +125,19 @@ def check(
         f"{counts['with_sound']} with sound, {counts['rotated']} rotated, {counts['seconds'] / 3600:.2f} h): "
         f"{counts['errors']} errors, {counts['warnings']} warnings; {out / 'check.html'}"
     )
+    check_report.write_json(checked, out / "check.json")
+    check_report.write_page(checked, out / "check.html", ", ".join(str(file) for file in files))
     if fix:
         from data_prep.check_fix import fix as write_fixed
 
         for fixed, done in write_fixed(checked).items():
-            typer.echo(f"{fixed}: " + ", ".join(f"{count} {what}" for what, count in done.items()))
+            told = ", ".join(f"{count} {what}" for what, count in done.items())
+            if done["kept"]:
+                typer.echo(f"{fixed}: {told}")
+            else:
+                typer.echo(
+                    f"error: {fixed}: no row is left to write ({told}): mend the rows by hand", err=True
+                )
     if counts["errors"] or (strict and counts["warnings"]):
         raise typer.Exit(1)
 
@@ -227,7 +237,8 @@ def transcribe(
     language = language_code(language) if language else None
     if engine == "local" and workers == 1:
         load_whisper(model)  # an unknown name is told before anything is read
-    new, old = run(path, Whisper(model, language), out, engine, workers, _track("Listening"))
+    ears = Whisper(model, language)
+    new, old = run(path, ears, out, engine, workers, _track("Listening"), partial(typer.echo, err=True))
     typer.echo(f"{out / TRANSCRIPTS}: {new} recordings transcribed, {old} were there")
     typer.echo(f"{out / f'{path.stem}.subtitled.jsonl'}: the records with subtitles")
 

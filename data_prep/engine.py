@@ -6,6 +6,7 @@ cluster; without it Ray starts one on this machine.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -119,12 +120,13 @@ def _on_ray(
     if not ray.is_initialized():
         ray.init(log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it tells of plans and missing bars
     rows = [{"item": pickle.dumps((key, arguments))} for key, arguments in items.items()]
     at_once = max(1, min(AT_ONCE, len(rows) // (4 * (workers or 1)))) if isolated else 1
     done = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_once)).map_batches(
         _work_on,
         batch_size=at_once,
-        concurrency=workers,
+        compute=ray.data.TaskPoolStrategy(size=workers),
         fn_kwargs={"function": function, "timeout": timeout, "isolated": isolated},
     )
     for row in done.iter_rows():

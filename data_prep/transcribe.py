@@ -1,10 +1,11 @@
 """`mllm data transcribe`: what is said, and when, by openai-whisper (Radford et al. 2022), as subtitles.
 
-    transcripts.jsonl        a row a recording: {"media", "by", "language", "sub": [{"text", "start", "end"}]}
+    transcripts.jsonl        a row a recording: {"media", "by", "file": [bytes, time of the last change],
+                             "language", "sub": [{"text", "start", "end"}]}
     <name>.subtitled.jsonl   the records, with what is said written before the question
 
 A row is written as soon as its recording is done: killed at any moment, the same command goes on with the
-next one.
+next one. One that cannot be read stops no other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,11 +21,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_prep.engine import Engine, run
+from data_prep.engine import Engine, ProcessDied, run
 from mllm.chat import media_parts
-from mllm.errors import ConfigError, MllmError
-from mllm.files import write_atomically
+from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.files import alone_in, write_atomically
 from mllm.media import load_clip, probe
+from mllm.places import media_name
 from mllm.records import Record, read_records, write_records
 from mllm.templates import subtitle_block
 
@@ -110,6 +113,7 @@ def transcribe(
     engine: Engine = "local",
     workers: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[int, int]:
     """Transcribes every recording of a record file that has sound, and writes the records with subtitles.
 
@@ -117,29 +121,51 @@ def transcribe(
         hear: importable and picklable, where other processes listen.
         engine, workers: see `engine.run`; one local worker listens in this process.
         progress: wraps the recordings that are left, given their number.
+        tell: is told of each recording that cannot be read.
 
     Returns:
         How many recordings were transcribed now, and how many had been before.
 
     Raises:
-        RecordError: a bad row. MediaError: a recording that cannot be read.
+        RecordError: a bad row.
+        MllmError: recordings that cannot be read, once the others are done; another process transcribes into
+            `out`, or it holds what was made of another record file.
     """
     records = list(read_records(path))
-    media = {_key(source, options): (source, options) for _, source, options in _heard(records)}
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / TRANSCRIPTS
-    done = _whole_rows(file)
-    left = {key: at for key, at in media.items() if done.get(key, {}).get("by") != hear.told_by}
-    items = {key: (hear, source, options) for key, (source, options) in left.items()}
-    outcomes = run(listen, items, engine, workers, isolated=False)
-    for outcome in progress(outcomes, len(left)):
-        done[outcome.key] = {"media": outcome.key, "by": hear.told_by} | outcome.result()
-        _append(file, done[outcome.key])
-    # Those of other record files first, then in the order of these records, however many listened.
-    order = [*(key for key in done if key not in media), *media]
-    write_atomically(file, "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order))
-    write_records(out / f"{path.stem}.subtitled.jsonl", _subtitled(records, done))
-    return len(left), len(media) - len(left)
+    media = {_key(source, options, out): (source, options) for _, source, options in _heard(records)}
+    with alone_in(out, "mllm data transcribe"):
+        file, subtitled = out / TRANSCRIPTS, out / f"{path.stem}.subtitled.jsonl"
+        origin = os.path.relpath(path, out)
+        _refuse_another(subtitled, origin)
+        done = _whole_rows(file)
+        heads = {
+            key: {"media": key, "by": hear.told_by, "file": _file(source, options)}
+            for key, (source, options) in media.items()
+        }
+        left = {
+            key: at for key, at in media.items() if key not in done or done[key] | heads[key] != done[key]
+        }
+        items = {key: (hear, source, options) for key, (source, options) in left.items()}
+        failed = []
+        for outcome in progress(run(listen, items, engine, workers, isolated=False), len(left)):
+            if isinstance(outcome.error, (MediaError, ProcessDied)):
+                lost = isinstance(outcome.error, ProcessDied)
+                failed.append(f"{outcome.key}: it crashed the decoder" if lost else str(outcome.error))
+                tell(failed[-1])
+                done.pop(outcome.key, None)  # what was said by a file that lay there before
+                continue
+            done[outcome.key] = heads[outcome.key] | outcome.result()
+            _append(file, done[outcome.key])
+        # Those of other record files first, then in the order of these records, however many listened.
+        order = [*(key for key in done if key not in media), *(key for key in media if key in done)]
+        write_atomically(file, "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order))
+        if failed:
+            raise MllmError(
+                f"{path}: {len(failed)} of {len(media)} recordings cannot be read, the others are done: "
+                f"`mllm data check {path} --fix` leaves their records out; the first: {failed[0]}"
+            )
+        write_records(subtitled, _subtitled(records, done, out, origin))
+        return len(left), len(media) - len(left)
 
 
 def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +177,9 @@ def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"language": None, "sub": []}
 
 
-def _subtitled(records: list[Record], transcripts: dict[str, Any]) -> Iterator[Record]:
+def _subtitled(
+    records: list[Record], transcripts: dict[str, Any], out: Path, origin: str
+) -> Iterator[Record]:
     for record in records:
         messages = []
         for message in record["messages"]:
@@ -160,10 +188,20 @@ def _subtitled(records: list[Record], transcripts: dict[str, Any]) -> Iterator[R
                 parts.append(part)
                 if part["type"] in ("video", "audio"):
                     (_, source, options), *_ = media_parts([{"content": [part]}])
-                    told = subtitle_block(transcripts[_key(source, options)]["sub"])
+                    told = subtitle_block(transcripts[_key(source, options, out)]["sub"])
                     parts += [{"type": "text", "text": told}] if told else []
             messages.append(message | {"content": parts})
-        yield record | {"messages": messages}
+        yield record | {"messages": messages, "subtitled_from": origin}
+
+
+def _refuse_another(subtitled: Path, origin: str) -> None:
+    """Importers call every record file alike: what was made of another must not be written over."""
+    found = origin
+    if subtitled.is_file():
+        with subtitled.open("rb") as lines, suppress(ValueError, AttributeError):
+            found = json.loads(lines.readline()).get("subtitled_from", origin)
+    if found != origin:
+        raise MllmError(f"{subtitled} holds the records of {found}: give another --out, or take it away")
 
 
 def _heard(records: Iterable[Record]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -173,10 +211,29 @@ def _heard(records: Iterable[Record]) -> Iterator[tuple[str, str, dict[str, Any]
                 yield kind, source, options
 
 
-def _key(source: str, options: dict[str, Any]) -> str:
+def _key(source: str, options: dict[str, Any], out: Path) -> str:
     """A recording with its span and separate sound; times in its transcript count from the span's start."""
-    more = "".join(f" {name}={value}" for name, value in sorted(options.items()))
-    return f"{source}{more}"
+    named = {name: _name(value, out) if name == "audio" else value for name, value in options.items()}
+    return _name(source, out) + "".join(f" {name}={value}" for name, value in sorted(named.items()))
+
+
+def _name(source: str, out: Path) -> str:
+    """Relative to the folder where it lies in it, so that the folder can be moved."""
+    if "://" in source or source.startswith("data:"):
+        return media_name(source)
+    inside = os.path.relpath(source, out)
+    return source if inside.startswith("..") else inside
+
+
+def _file(source: str, options: dict[str, Any]) -> list[int]:
+    """Bytes and time of the last change (s), and those of a separate sound: another file has others."""
+    found = []
+    for path in filter(None, (source, options.get("audio"))):
+        with suppress(OSError, ValueError):
+            files = list(Path(path).iterdir()) if os.path.isdir(path) else [Path(path)]
+            stats = [file.stat() for file in files]
+            found += [sum(stat.st_size for stat in stats), int(max(stat.st_mtime for stat in stats))]
+    return found
 
 
 def _append(file: Path, row: dict[str, Any]) -> None:
@@ -203,8 +260,9 @@ def _whole_rows(file: Path) -> dict[str, Any]:
                 break
             try:
                 row = json.loads(line)
+                subtitle_block(row["sub"])
                 rows[row["media"]] = row
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise MllmError(f"{file} row {number} is no transcript: mend it, or take it out") from None
             whole += len(line)
         lines.truncate(whole)

@@ -158,6 +158,22 @@ def with_album_art(mp3: bytes) -> bytes:
     return b"ID3\x03\0\0" + size + frame + mp3
 
 
+def with_tag(wav: bytes, title: bytes) -> bytes:
+    """A wav file with a title in it (LIST INFO INAM), in whatever character set."""
+    title += b"\0" * (len(title) % 2)
+    body = b"INFOINAM" + len(title).to_bytes(4, "little") + title
+    whole = wav[8:] + b"LIST" + len(body).to_bytes(4, "little") + body
+    return b"RIFF" + len(whole).to_bytes(4, "little") + whole
+
+
+def overwritten(mp4: bytes, noise: bool = False) -> bytes:
+    """An mp4 with the middle half of its data lost; the index, which tells of all of it, at the front."""
+    begin = mp4.index(b"mdat") + 4
+    quarter = (len(mp4) - begin) // 4
+    lost = np.random.default_rng(0).bytes(2 * quarter) if noise else bytes(2 * quarter)
+    return mp4[: begin + quarter] + lost + mp4[begin + 3 * quarter :]
+
+
 def frame_folder(folder: Path, count: int = 6, suffix: str = ".png", digits: int = 0) -> Path:
     """A folder of numbered pictures: frame0, frame1, …"""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep.check import Checked, check, look_at_all, record_files
+from data_prep.check import check, look_at_all
 from data_prep.check_fix import fix
 from data_prep.check_media import MediaFacts
+from data_prep.check_report import write_json
+from data_prep.check_rows import Checked, record_files
 from mllm.cli import main
 from mllm.errors import RecordError
 from mllm.records import read_records
@@ -158,6 +164,111 @@ def test_fix_gives_a_new_id_that_no_other_row_has(media: Path) -> None:
     assert [record["id"] for record in read_records(media / "twice.fixed.jsonl")] == ["a", "a-3", "a-2"]
 
 
+def test_the_name_of_a_picture_beside_its_sound_is_no_other_form(media: Path) -> None:
+    rows = [row(1, "sound.m4a", "audio", image="1.jpg")]
+    assert check([write(media, "rows.jsonl", rows)], workers=1).findings == []
+
+
+OTHER_FORMS = [{"videos": ["a.mp4"]}, {"images": ["a.jpg"]}, {"audio": "a.wav"}, {"conversations": [{}]}]
+
+
+@pytest.mark.parametrize("media", OTHER_FORMS)
+def test_media_where_other_forms_put_them_are_an_error(media: dict[str, Any], tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "<video>What?"}, {"role": "assistant", "content": "A star."}]
+    rows = [{"id": "1", "messages": messages} | media, {"id": "2", "messages": messages, "videos": []}]
+    checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    found = [(finding.row, finding.severity, finding.kind) for finding in checked.findings]
+    assert found == [(1, "error", "media not read"), (2, "warning", "tag in a text")]
+    assert "`mllm data import chats`" in checked.findings[0].what
+
+
+def test_addresses_are_no_files_and_data_uris_are_looked_at(media: Path, tmp_path: Path) -> None:
+    def uri(name: str) -> str:
+        return "data:video/mp4;base64," + base64.b64encode((media / name).read_bytes()).decode()
+
+    places = ["https://example.org/a.mp4", uri("good.mp4"), uri("garbage.mp4")]
+    checked = check([write(tmp_path, "rows.jsonl", [row(n, at) for n, at in enumerate(places)])], workers=1)
+    assert kinds(checked) == [(1, "not a file"), (3, "cannot be read")]
+    assert "download it first" in checked.findings[0].what
+    assert all(len(key) < 60 for key in checked.facts)
+    write_json(checked, tmp_path / "check.json")
+    assert (tmp_path / "check.json").stat().st_size < 3000
+
+
+def nonsense(change: str) -> bytes:
+    record = row(1, "good.mp4")
+    video = record["messages"][0]["content"][0]
+    if change == "role":
+        record["messages"][0]["role"] = ["user"]
+    elif change == "type":
+        video["type"] = ["video"]
+    elif change == "start":
+        video["start"] = 10**400
+    elif change == "folder":
+        video["video"] = "a" * 300 + "/b.mp4"
+    elif change == "path":
+        video["video"] = "a/" * 2500 + "b.mp4"
+    elif change == "address":
+        video["video"] = "file://[/b.mp4"
+    else:
+        record[change] = "\ud800"
+    return json.dumps(record).encode()
+
+
+NONSENSE = ["role", "type", "start", "folder", "path", "address", "id", "task", "extra"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 200_000, b'{"id": ' + b"1" * 5000 + b"}", *map(nonsense, NONSENSE)],
+    ids=["deep", "number", *NONSENSE],
+)
+def test_nonsense_is_an_error_of_its_row_and_stops_nothing(line: bytes, media: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, "rows.jsonl", [line, row(2, str(media / "good.mp4"))])
+    checked = check([path], workers=1)
+    ((number, kind),) = kinds(checked)
+    assert number == 1
+    assert kind in ("not JSON", "not a record")
+    assert len(checked.findings[0].what) < 250
+    write_json(checked, tmp_path / "check.json")
+    fix(checked)
+    with pytest.raises(RecordError, match="rows.jsonl row 1: "):
+        list(read_records(path))
+
+
+def test_a_lone_carriage_return_ends_no_row(media: Path, tmp_path: Path) -> None:
+    line = json.dumps(row(1, str(media / "good.mp4")), indent=1).replace("\n", "\r").encode()
+    path = write(tmp_path, "rows.jsonl", [line, line + b"\r"])
+    assert len(list(read_records(path))) == 2
+    assert kinds(check([path], workers=1)) == [(2, "id twice")]
+
+
+def test_what_may_not_be_read_is_named(media: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root may read everything, and there is no setpriv to give that up")
+    for name in ("a.mp4", "b.mp4", "inside.mp4"):
+        shutil.copy(media / "good.mp4", tmp_path / name)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "inside.mp4").rename(tmp_path / "closed" / "inside.mp4")
+    write(tmp_path, "train.jsonl", [row(1, "a.mp4"), row(2, "closed/inside.mp4")])
+    write(tmp_path, "test.jsonl", [row(1, "b.mp4")])
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "b.mp4").chmod(0)
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "locked").chmod(0o500)
+    mortal = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    mllm = [sys.executable, "-m", "mllm.cli", "data", "check", str(tmp_path), "--workers", "1"]
+    out = ["--out", str(tmp_path / "locked")]
+    try:
+        done = subprocess.run([*mortal, *mllm, *out], capture_output=True, text=True)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert "Traceback" not in done.stderr
+    assert "3 rows, 3 recordings" in done.stdout
+    assert "2 errors" in done.stdout, "told before the files are written"
+    assert "check.json: cannot be written (Permission denied)" in done.stderr
+
+
 def test_a_label_outside_of_its_set_is_named(media: Path) -> None:
     closed = {"task": "emotion", "answer": "sad", "said": "sad", "options": ["happy", "sad"]}
     rows = [row(1, labels={"emotion": "sad"}, **closed), row(2, labels={"emotion": "sadd"}, **closed)]
@@ -181,7 +292,42 @@ def test_recordings_in_two_splits_are_found_by_their_content(media: Path) -> Non
     assert done[media / "train.fixed.jsonl"] == {"dropped: in two splits": 1, "kept": 2}
 
 
+def test_fix_keeps_a_recording_in_the_smallest_of_three_splits_alone(media: Path, tmp_path: Path) -> None:
+    sound, spoken = str(media / "sound.m4a"), row(1, str(media / "mute.mp4"))
+    spoken["messages"][0]["content"][0]["audio"] = sound
+    good, turned = (str(media / name) for name in ("good.mp4", "turned.mp4"))
+    splits = {
+        "train": [row(1, good), spoken | {"id": "r2"}, row(3, turned, said="x"), row(4, turned)],
+        "val": [row(1, good), row(2, sound, "audio")],
+        "test": [row(1, good)],
+    }
+    files = [write(tmp_path, f"{name}.jsonl", rows) for name, rows in splits.items()]
+    fixed = list(fix(check(files, workers=1)))
+    ids = [[record["id"] for record in read_records(file)] for file in fixed]
+    assert ids == [["r3", "r4"], ["r2"], ["r1"]]
+    assert check(fixed, workers=1).count("error") == 0
+
+
+def test_folders_of_the_same_frames_are_one_recording(tmp_path: Path) -> None:
+    frame_folder(tmp_path / "frames")
+    frame_folder(tmp_path / "copy")
+    frame_folder(tmp_path / "others", count=7)
+    train = write(tmp_path, "train.jsonl", [row(1, "frames"), row(2, "others")])
+    test = write(tmp_path, "test.jsonl", [row(1, "copy")])
+    assert kinds(check([train, test], workers=1)) == [(1, "in two splits")]
+
+
+def test_two_empty_files_are_not_one_recording(media: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").touch()
+        write(tmp_path, f"{name}.jsonl", [row(1, f"{name}.mp4")])
+    checked = check([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], workers=1)
+    assert kinds(checked) == [(1, "cannot be read")] * 2
+
+
 def odd(path: str, audio: str | None) -> MediaFacts:
+    if path == "raises":
+        raise ValueError("of some\nlibrary")
     if path == "crashes":
         os._exit(11)
     if path == "hangs":
@@ -190,10 +336,11 @@ def odd(path: str, audio: str | None) -> MediaFacts:
 
 
 def test_a_recording_that_hangs_or_crashes_costs_one_worker_with_a_mocked_decoder() -> None:
-    media = {name: ("video", name, {}) for name in ("a", "crashes", "b", "hangs", "c")}
+    media = {name: ("video", name, {}) for name in ("a", "crashes", "b", "hangs", "raises", "c")}
     facts = dict(look_at_all(media, workers=1, timeout=4, look=odd))
     assert "crashed the decoder" in facts["crashes"].error
     assert "decoding hung for 4 s" in facts["hangs"].error
+    assert "it fails (ValueError: of some library)" in facts["raises"].error
     assert {name for name, found in facts.items() if found.error is None} == {"a", "b", "c"}
 
 
@@ -217,6 +364,69 @@ def test_fix_keeps_and_repairs_what_is_safe(media: Path) -> None:
     assert check([fixed], workers=1).findings == []
 
 
+def test_fix_repairs_spans_beside_other_media(media: Path, tmp_path: Path) -> None:
+    long, data = row(1, str(media / "good.mp4"), end=5000), (media / "good.mp4").read_bytes()
+    inline = {"type": "video", "video": "data:video/mp4;base64," + base64.b64encode(data).decode(), "end": 9}
+    other = row(2, str(media / "good.mp4"), end=9)
+    other["messages"][0]["content"].append(inline)
+    checked = check([write(tmp_path, "rows.jsonl", [long, other])], workers=1)
+    assert kinds(checked) == [(1, "span too long"), (2, "span too long"), (2, "span too long")]
+    fix(checked)
+    parts = [
+        part
+        for record in read_records(tmp_path / "rows.fixed.jsonl")
+        for part in record["messages"][0]["content"]
+    ]
+    assert [part["end"] for part in parts if "end" in part] == pytest.approx([1.0] * 3, abs=0.05)
+
+
+def test_fix_keeps_each_record_of_an_id_once(media: Path, tmp_path: Path) -> None:
+    good, mute = str(media / "good.mp4"), str(media / "mute.mp4")
+    rows = [row(1, good, end=9), row(1, good, end=9), row(2, good), row(2, mute), row(2, mute)]
+    rows += [row(3, "gone.mp4"), row(3, mute)]
+    fix(check([write(tmp_path, "rows.jsonl", rows)], workers=1))
+    assert [record["id"] for record in read_records(tmp_path / "rows.fixed.jsonl")] == [
+        "r1",
+        "r2",
+        "r2-2",
+        "r3",
+    ]
+
+
+def test_fix_writes_no_empty_file_and_says_so(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path, "rows.jsonl", [row(1, "gone.mp4")])
+    (tmp_path / "rows.fixed.jsonl").write_text("of an earlier check")
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(path), "--fix", "--workers", "1"])
+    assert "rows.fixed.jsonl: no row is left to write (1 dropped: not there" in capsys.readouterr().err
+    assert not (tmp_path / "rows.fixed.jsonl").exists()
+
+
+def test_what_is_said_must_be_an_option_where_no_answer_is_given(tmp_path: Path) -> None:
+    def talk(number: int, said: str, **more: Any) -> dict[str, Any]:
+        turns = [{"role": "user", "content": "Cat or dog?"}, {"role": "assistant", "content": said}]
+        return {"id": str(number), "messages": turns, "options": ["cat", "dog"]} | more
+
+    rows = [talk(1, "zebra"), talk(2, "It is a dog."), talk(3, "cat"), talk(4, "cat", options=[])]
+    found = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    assert kinds(found) == [(1, "answer not an option"), (4, "no options")]
+    assert (found.count("error"), found.count("warning")) == (1, 1)
+
+
+def test_spans_in_which_the_picture_or_the_sound_is_over(tmp_path: Path) -> None:
+    make(tmp_path / "film.mp4", seconds=10, sounds=[tone(2, 44_100)])
+    make(tmp_path / "radio.mp4", seconds=2, sounds=[tone(10, 44_100)])
+    rows = [
+        row(1, "film.mp4", "audio", start=5, end=8),
+        row(2, "radio.mp4", start=5, end=8),
+        row(3, "film.mp4", start=5, end=8),
+        row(4, "radio.mp4", "audio", start=5, end=8),
+    ]
+    checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    assert kinds(checked) == [(1, "no sound in the span"), (2, "no picture in the span")]
+    assert checked.count("error") == 0
+
+
 def test_the_command_writes_a_page_and_exits_by_severity(media: Path, tmp_path: Path, capsys) -> None:
     def run(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stopped:
@@ -230,6 +440,8 @@ def test_the_command_writes_a_page_and_exits_by_severity(media: Path, tmp_path: 
     page = (tmp_path / "check.html").read_text()
     assert "data:image/jpeg;base64," in page
     assert "&lt;b&gt;two" in page
+    assert '<li><a href="#kind0">damaged</a> 1' in page
+    assert "<section id=kind0>" in page
     found = json.loads((tmp_path / "check.json").read_text())
     assert found["summary"]["errors"] == 1
     assert found["findings"][0]["row"] == 2
@@ -259,9 +471,23 @@ def test_separate_sound_is_listened_to(media: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_stands_for_its_splits_not_for_what_was_made_of_them(media: Path, tmp_path: Path) -> None:
-    made = ("a.fixed.jsonl", "a.subtitled.jsonl", "transcripts.jsonl", "pairs.jsonl")
-    for name in ("b.jsonl", "a.jsonl", *made):
+    made = ["a.fixed.jsonl", "a.subtitled.jsonl", "pairs.jsonl", "transcripts.jsonl"]
+    own = ["a.jsonl", "b.jsonl", "msvd_pairs.jsonl"]
+    for name in (*own, *made):
         write(tmp_path, name, [row(1)])
-    assert [path.name for path in record_files([tmp_path])] == ["a.jsonl", "b.jsonl"]
+    files, passed = record_files([tmp_path])
+    assert [path.name for path in files] == own
+    assert [path.name for path in passed] == made
     with pytest.raises(RecordError, match="no record file: give a .jsonl file"):
         record_files([tmp_path / "none"])
+
+
+def test_a_file_that_is_named_twice_is_one_split(media: Path, tmp_path: Path, capsys) -> None:
+    write(tmp_path, "test.jsonl", [row(1, str(media / "good.mp4"))])
+    write(tmp_path, "test.fixed.jsonl", [row(1, str(media / "good.mp4"))])
+    against = tmp_path / ".." / tmp_path.name / "test.jsonl"
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "check", str(tmp_path), "--against", str(against), "--workers", "1"])
+    out = capsys.readouterr().out
+    assert "1 rows, 1 recordings" in out
+    assert "not checked: test.fixed.jsonl (" in out

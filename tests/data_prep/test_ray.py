@@ -13,6 +13,7 @@ from mllm.checkpoint import save
 from mllm.errors import MediaError
 from mllm.records import write_records
 from mllm.windows import WindowSpec
+from tests.data_prep.test_check import odd
 from tests.media_files import make, tone
 from tests.tiny import tiny
 
@@ -52,6 +53,18 @@ def test_check_finds_the_same(cluster, records: Path, tmp_path: Path) -> None:
         assert [(finding.row, finding.kind) for finding in found.findings] == [(4, "cannot be read")]
         write_json(found, tmp_path / f"{engine}.json")
     assert (tmp_path / "local.json").read_bytes() == (tmp_path / "ray.json").read_bytes()
+
+
+def test_a_recording_that_hangs_or_crashes_costs_one_worker_with_a_mocked_decoder(cluster, capfd) -> None:
+    media = {name: ("video", name, {}) for name in ("a", "crashes", "b", "hangs", "raises", "c")}
+    facts = dict(check.look_at_all(media, workers=2, timeout=4, engine="ray", look=odd))
+    assert "crashed the decoder" in facts["crashes"].error
+    assert "decoding hung for 4 s" in facts["hangs"].error
+    assert "it fails (ValueError: of some library)" in facts["raises"].error
+    assert {name for name, found in facts.items() if found.error is None} == {"a", "b", "c"}
+    told = capfd.readouterr().err
+    assert "INFO" not in told
+    assert "deprecated" not in told
 
 
 def test_build_writes_the_same_bytes(cluster, records: Path, tmp_path: Path) -> None:
