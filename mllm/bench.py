@@ -23,6 +23,7 @@ _SUMMARIES = {
     "media": "Frames a second of mllm.media, beside a plain decord loop at the same size.",
     "qformer": "Our Q-Former beside the transformers one: parameters, time, how far apart queries start.",
     "data": "Building shards, reading them, epochs with kept features, each beside a plain alternative.",
+    "augment": "Our augmentations beside those of libraries that are installed.",
     "serve": "Tokens a second and latency: vLLM beside Hugging Face generate, on the same weights.",
 }
 

@@ -123,15 +123,16 @@ class Cache(Section):
     max_gb: Rate = 20.0
 
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Decibels = Annotated[float, Field(ge=-30, le=100, allow_inf_nan=False)]
 
 
 class Augment(Section):
     """Other views of recordings in training; 0 or null leaves one out. See train/augment.py."""
 
-    noise_snr: float | None = None  # dB: white noise from this loudness down to 20 dB less
-    pitch: Weight = 0.0  # semitones up or down, at most
-    speed: Share = 0.0  # faster or slower by this share, at most
+    noise_snr: Decibels | None = None  # white noise from this signal-to-noise ratio to 20 dB less of it
+    pitch: float = Field(default=0.0, ge=0, le=12, allow_inf_nan=False)  # semitones up or down, at most
+    speed: float = Field(default=0.0, ge=0, le=0.5, allow_inf_nan=False)  # faster or slower by it, at most
     time_mask: Share = 0.0  # of the sound that falls silent, at most
     frequency_mask: Share = 0.0  # of the spectrum that is taken out, at most
     crop: Share = 0.0  # of a picture's sides that is cut off, at most
@@ -160,7 +161,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _views_are_new_every_time(self) -> Data:
         changed = self.augment.model_dump(exclude_defaults=True).keys() if self.augment else set()
-        if self.cache and changed - {"paraphrase", "word_dropout", "frame_permutation"}:
+        if self.cache and changed - {"paraphrase", "word_dropout"}:
             raise ValueError(
                 "augment makes new recordings at every step, so no feature is found again: drop one"
             )

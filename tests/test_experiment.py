@@ -145,3 +145,21 @@ def test_features_of_views_that_never_come_again_are_not_kept(load) -> None:
     ):
         load("data: {cache: {}, augment: {crop: 0.2}}")
     assert load("data: {cache: {}, augment: {paraphrase: true, word_dropout: 0.1}}").data.cache is not None
+
+
+@pytest.mark.parametrize(
+    ("augment", "error"),
+    [
+        ("noise_snr: .nan", "noise_snr is nan: input should be a finite number"),
+        ("noise_snr: -.inf", "noise_snr is -inf: input should be a finite number"),
+        ("noise_snr: -1000", "noise_snr is -1000: input should be greater than or equal to -30"),
+        ("pitch: .inf", "pitch is inf: input should be a finite number"),
+        ("pitch: 120", "pitch is 120: input should be less than or equal to 12"),
+        ("speed: 0.9", "speed is 0.9: input should be less than or equal to 0.5"),
+        ("crop: .nan", "crop is nan: input should be a finite number"),
+        ("time_mask: 1", "time_mask is 1: input should be less than 1"),
+    ],
+)
+def test_no_view_is_drawn_beyond_what_makes_sense(load, augment: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=rf"e.yaml:3: data\.augment\.{error}$"):
+        load(f"data:\n  augment:\n    {augment}")

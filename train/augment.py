@@ -2,39 +2,67 @@
 
 Each is drawn from a seeded generator that belongs to an example, so a resumed run sees the same ones. What a
 text says must stay true: a picture is not flipped where the text knows left and right, nor is a recording cut
-where it tells a time.
+where it tells a time. In doubt nothing is changed: "right" may mean correct, and costs no more than a view.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
+import av
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from av.filter import Graph
 
 from mllm.experiment import Augment
 from mllm.media import SAMPLE_RATE, Clip
 
-SIDES = re.compile(r"\b(left|right|clockwise|counterclockwise)\b", re.IGNORECASE)
-TIMES = re.compile(
-    r"\d\d:\d\d|\b(first|last|begin\w*|end\w*|before|after|then|when|seconds?|how (?:many|often))\b",
+# What a text may tell. Sides go with writing and clocks, which a mirror makes unreadable.
+SIDES = re.compile(
+    r"\b(left|right|(east|west)(ern|wards?)?\b|mirror|writ(es|ing|ten)|wrote|reads?\b|reading|letter|text|word\b"
+    r"|says?\b|spell|signs?\b|logo|label|title|numbers?\b|digit)|clock",
     re.IGNORECASE,
 )
+TIMES = re.compile(
+    r"\d:\d\d|\d ?(ms|s|secs?|min|h)\b|\b(first|second|third|last\b|next|final|start|beg[aiu]n|finish"
+    r"|end(s|ed|ing)?\b|middle|halfway|before|after|then\b|when|whil|until|till\b|during|throughout|meanwhile|simultan"
+    r"|always|again|once|twice|times?\b|moment|minute|hour|earl[iy]|late[rs]?\b|soon|previous|follow|preced"
+    r"|order\b|how (long|often)|slow|fast(er|est)?\b|quick|rapid|speed|pace|tempo|rhythm|bpm\b)",
+    re.IGNORECASE,
+)
+COUNTS = re.compile(
+    r"\b(how (many|much|often)|count(s|ed|ing)?\b|number of|once|twice|times\b"
+    r"|(two|three|four|five|six|seven|eight|nine|ten|\d+) [a-z])",  # not "one, two, three": a list of labels
+    re.IGNORECASE,
+)
+PITCHES = re.compile(
+    r"\b(pitch|high(er|est)?\b|low(er|est)?\b|deep|shrill|octave|notes?\b|chord|key of|frequenc|hertz|soprano"
+    r"|tenor|baritone|bass\b)|\d ?k?hz\b",
+    re.IGNORECASE,
+)
+MAKES_FALSE = (  # what a text tells, and what of Augment would make that false
+    (SIDES, ("flip",)),
+    (TIMES, ("temporal_crop", "speed", "time_mask")),
+    (COUNTS, ("temporal_crop", "time_mask", "crop")),
+    (PITCHES, ("pitch", "speed")),
+)
 VISIBLE = 1.0  # of 255: how much two videos differ on average before they count as different
-FFT, HOP = 512, 128  # of the phase vocoder: 32 ms and 8 ms
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # how bright red, green and blue are to the eye
+BEHIND = 2048  # samples, 128 ms: what is put behind a sound, as FFmpeg's filters keep some back at an end
 
 
 def augment(clip: Clip, settings: Augment, rng: np.random.Generator, texts: Iterable[str] = ()) -> Clip:
     """A clip as it might also have been recorded.
 
     Args:
-        texts: all that is said about it.
+        texts: all that is said about it; what would make one of them false is left out.
     """
-    said = " ".join(texts)
-    if settings.temporal_crop and not clip.is_image and not TIMES.search(said):
+    held = {kind: Augment.model_fields[kind].default for kind in held_back(texts)}
+    settings = settings.model_copy(update=held)
+    if settings.temporal_crop and not clip.is_image:
         clip = temporal_crop(clip, rng.uniform(1 - settings.temporal_crop, 1), rng.uniform())
     frames, waveform = clip.frames, clip.waveform
     if frames is not None:
@@ -42,8 +70,8 @@ def augment(clip: Clip, settings: Augment, rng: np.random.Generator, texts: Iter
             frames = crop(frames, rng.uniform(1 - settings.crop, 1), rng.uniform(size=2))
         if settings.jitter:
             frames = jitter(frames, 1 + settings.jitter * rng.uniform(-1, 1, 3))
-        if settings.flip and not SIDES.search(said) and rng.uniform() < 0.5:
-            frames = np.ascontiguousarray(frames[:, :, ::-1])
+        if settings.flip and rng.uniform() < 0.5:
+            frames = flip(frames)
         if settings.frame_dropout:
             frames = drop_frames(frames, rng.uniform(size=len(frames)) < settings.frame_dropout)
     if waveform is not None and len(waveform):
@@ -56,9 +84,16 @@ def augment(clip: Clip, settings: Augment, rng: np.random.Generator, texts: Iter
         if settings.frequency_mask:
             waveform = frequency_mask(waveform, settings.frequency_mask * rng.uniform(), rng.uniform())
     clip = replace(clip, frames=frames, waveform=waveform)
-    if settings.speed and not clip.is_image and not TIMES.search(said):
+    if settings.speed and not clip.is_image:
         clip = speed(clip, 1 + settings.speed * rng.uniform(-1, 1))
     return clip
+
+
+def held_back(texts: Iterable[str]) -> dict[str, str]:
+    """What of Augment would make one of the texts false, each with the words that it would."""
+    said = "\n".join(texts)
+    found = [(words.search(said), kinds) for words, kinds in MAKES_FALSE]
+    return {kind: match[0] for match, kinds in found if match for kind in kinds}
 
 
 # --- pictures: uint8 [frames, height, width, 3] ---
@@ -69,21 +104,26 @@ def crop(frames: np.ndarray, share: float, place: np.ndarray) -> np.ndarray:
     height, width = frames.shape[1:3]
     rows, columns = max(1, round(height * share)), max(1, round(width * share))
     top, left = round((height - rows) * place[0]), round((width - columns) * place[1])
-    box = (left, top, left + columns, top + rows)
-    images = [Image.fromarray(frame).resize((width, height), Image.BILINEAR, box) for frame in frames]
-    return np.stack([np.asarray(image) for image in images])
+    part = _tensor(frames)[:, top : top + rows, left : left + columns].permute(0, 3, 1, 2)
+    part = torch.nn.functional.interpolate(part, (height, width), mode="bilinear", antialias=True)
+    return part.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def jitter(frames: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """Brightness, contrast and saturation times `factors`, the same in all frames."""
-    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    changed = []
-    for frame in frames:
-        image = Image.fromarray(frame)
-        for kind, factor in zip(kinds, factors, strict=True):
-            image = kind(image).enhance(float(factor))
-        changed.append(np.asarray(image))
-    return np.stack(changed)
+    brightness, contrast, saturation = map(float, factors)
+    changed = torch.empty(frames.shape, dtype=torch.uint8)
+    for frame, to in zip(_tensor(frames), changed, strict=True):  # one by one, as far as a cache holds
+        colour = frame * brightness
+        grey = (colour @ LUMA).unsqueeze(-1)
+        rest = (1 - contrast) * grey.mean() + contrast * (1 - saturation) * grey
+        to.copy_(torch.add(rest, colour, alpha=contrast * saturation).round_().clamp_(0, 255))
+    return changed.numpy()
+
+
+def flip(frames: np.ndarray) -> np.ndarray:
+    """Left and right exchanged."""
+    return _tensor(frames).flip(2).numpy()
 
 
 def drop_frames(frames: np.ndarray, dropped: np.ndarray) -> np.ndarray:
@@ -106,6 +146,10 @@ def permute_frames(pixel_values: torch.Tensor, rng: np.random.Generator) -> torc
     if (shuffled.float() - frames.float()).abs().mean() < VISIBLE:
         return None
     return shuffled.view_as(pixel_values)
+
+
+def _tensor(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"]))  # those of a shard are read-only
 
 
 # --- time: the whole clip ---
@@ -131,7 +175,10 @@ def temporal_crop(clip: Clip, share: float, place: float) -> Clip:
 
 def speed(clip: Clip, factor: float) -> Clip:
     """The clip played so many times as fast; its sound changes in pitch, too."""
-    waveform = None if clip.waveform is None else _resample(clip.waveform, factor)
+    waveform = clip.waveform
+    if waveform is not None:
+        longer = np.pad(waveform, (0, BEHIND))
+        waveform = _filtered(longer, _faster(factor))[: round(len(waveform) / factor)]
     until = None if clip.picture_end is None else clip.picture_end / factor
     return replace(
         clip,
@@ -148,28 +195,15 @@ def speed(clip: Clip, factor: float) -> Clip:
 def noise(waveform: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
     """White noise under it, at a signal-to-noise ratio in dB; silence stays silent."""
     power = float(np.mean(np.square(waveform)))
-    hiss = rng.standard_normal(len(waveform)).astype(np.float32)
+    hiss = rng.standard_normal(len(waveform), np.float32)
     return waveform + hiss * np.float32(np.sqrt(power / 10 ** (snr / 10)))
 
 
 def pitch(waveform: np.ndarray, semitones: float) -> np.ndarray:
-    """Higher or lower, of the same length: stretched by a phase vocoder, then played as much faster."""
+    """Up or down, an octave at most, of the same length: played as much faster, then stretched (WSOLA)."""
     factor = 2 ** (semitones / 12)
-    window = torch.hann_window(FFT)
-    sound = torch.from_numpy(np.pad(waveform, (0, max(0, FFT - len(waveform)))))
-    spectrum = torch.stft(sound, FFT, HOP, window=window, return_complex=True)
-    steps = torch.arange(0, spectrum.shape[1] - 1, 1 / factor)
-    before = spectrum[:, steps.long()]
-    behind = spectrum[:, (steps.long() + 1).clamp(max=spectrum.shape[1] - 1)]
-    share = steps % 1
-    size = (1 - share) * before.abs() + share * behind.abs()
-    expected = torch.linspace(0, torch.pi * HOP, FFT // 2 + 1).unsqueeze(1)
-    turn = behind.angle() - before.angle() - expected
-    turn = turn - 2 * torch.pi * torch.round(turn / (2 * torch.pi)) + expected
-    phase = torch.cumsum(torch.cat([before[:, :1].angle(), turn[:, :-1]], 1), 1)
-    stretched = torch.istft(torch.polar(size, phase), FFT, HOP, window=window).numpy()
-    higher = _resample(stretched, factor)
-    return np.pad(higher, (0, max(0, len(waveform) - len(higher))))[: len(waveform)].astype(np.float32)
+    longer = np.pad(waveform, (0, BEHIND), mode="reflect")
+    return _filtered(longer, _faster(factor) | {"atempo": 1 / factor})[: len(waveform)]
 
 
 def time_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
@@ -190,10 +224,26 @@ def frequency_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarr
     return np.fft.irfft(spectrum, len(waveform)).astype(np.float32)
 
 
-def _resample(waveform: np.ndarray, factor: float) -> np.ndarray:
-    """Played so many times as fast."""
-    places = np.arange(0, len(waveform) - 1, factor)
-    return np.interp(places, np.arange(len(waveform)), waveform).astype(np.float32)
+def _faster(factor: float) -> dict[str, float]:
+    """Filters that play a sound so many times as fast, without what would lie above half the sample rate."""
+    return {"asetrate": round(SAMPLE_RATE * factor), "aresample": SAMPLE_RATE}
+
+
+def _filtered(waveform: np.ndarray, filters: Mapping[str, float]) -> np.ndarray:
+    """A sound after FFmpeg's audio filters, name -> setting, one after the other."""
+    graph = Graph()
+    begin = graph.add_abuffer(sample_rate=SAMPLE_RATE, format="fltp", layout="mono")
+    between = [graph.add(name, str(setting)) for name, setting in filters.items()]
+    graph.link_nodes(begin, *between, graph.add("abuffersink")).configure()
+    frame = av.AudioFrame.from_ndarray(waveform[None], "fltp", "mono")
+    frame.sample_rate, frame.pts = SAMPLE_RATE, 0
+    graph.push(frame)
+    graph.push(None)
+    parts = []
+    with suppress(EOFError):
+        while True:
+            parts.append(graph.pull().to_ndarray()[0])
+    return np.concatenate(parts)
 
 
 # --- text ---

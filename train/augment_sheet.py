@@ -1,72 +1,222 @@
-"""`mllm train views`: a recording before and after each augmentation, to be looked at before it trains."""
+"""`mllm train views`: a recording before and after each augmentation, to be looked at before it trains.
+
+Each is drawn as strong as the settings let it become, and only where what is said of the recording allows it.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mlab import specgram
+from PIL import Image
 
+from mllm.chat import validate_messages
+from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.files import replacing
-from mllm.media import SAMPLE_RATE, Clip
+from mllm.media import SAMPLE_RATE, Clip, load_clip
+from mllm.records import Source, answered
 from mllm.templates import paraphrase
-from train.augment import augment, drop_words
+from mllm.windows import WindowSpec
+from train import augment as views
+from train.conversations import caption_conversations
 
-FRAMES = 4  # shown of a clip
-FLOOR = 1e-6  # so that silence has a logarithm
-SHOWN = {  # what a kind changes
-    "noise_snr": "sound", "pitch": "sound", "time_mask": "sound", "frequency_mask": "sound",
-    "crop": "picture", "jitter": "picture", "flip": "picture", "frame_dropout": "picture",
-    "temporal_crop": "both", "speed": "both", "word_dropout": "text", "paraphrase": "text",
-    "frame_permutation": "picture",
-}  # fmt: skip
-REQUEST = "Describe the recording."
+FRAMES = 6  # shown of a clip
+NFFT = 512  # samples of a spectrum, 32 ms
+DRAWS = 20  # of which the strongest is shown, where chance decides how strong one is
+FLOOR = 1e-12  # added to a spectrum's power: silence has no logarithm
+SHOWN = {  # what a kind changes, and how much of it
+    "noise_snr": ("sound", "{:g} dB"),
+    "pitch": ("sound", "+{:g} semitones"),
+    "time_mask": ("sound", "{:.0%} silent"),
+    "frequency_mask": ("sound", "{:.0%} taken out"),
+    "crop": ("picture", "{:.0%} of the sides"),
+    "jitter": ("picture", "±{:.0%}"),
+    "flip": ("picture", ""),
+    "frame_dropout": ("picture", "{:.0%} of frames"),
+    "frame_permutation": ("picture", "(as a negative)"),
+    "temporal_crop": ("both", "{:.0%} cut off"),
+    "speed": ("both", "{:.0%} faster"),
+    "word_dropout": ("text", "{:.0%} of words"),
+    "paraphrase": ("text", ""),
+}
 
 
-def draw_views(clip: Clip, caption: str, settings: Augment, path: Path, seed: int = 0) -> None:
-    """Writes a PNG: the recording as it is, then one row for each kind that the settings turn on."""
+@dataclass
+class Scene:
+    """A recording, and what is said about it.
+
+    Attributes:
+        clip: as training loads it.
+        texts: all that training knows to be said about the recording.
+        caption: "" where it has none.
+        task, request: an instruction about it, and the task whose phrasings it has.
+    """
+
+    clip: Clip
+    texts: list[str]
+    caption: str = ""
+    task: str = "caption"
+    request: str = "Describe the recording."
+
+
+def open_scene(source: Source, number: int, spec: WindowSpec) -> Scene:
+    """A scene's first recording: with its captions, as in stage 1, or else with its questions, as in stage 2.
+
+    Raises:
+        RecordError: there is no such scene, or no recording in it.
+        MediaError: the recording cannot be read.
+    """
+    if number >= len(source):
+        raise RecordError(f"{source.name} has {len(source)} scenes: take one from 0 to {len(source) - 1}")
+    captions: list[str] = []
+    records: list[dict[str, Any]] = []
+    try:
+        pair = source.pair(number)
+    except RecordError:  # no captions
+        records = source.conversations(number)
+        conversations = [answered(record) for record in records]
+    else:
+        captions = [text for kind in ("both", "video", "audio") if (text := pair["captions"].get(kind))]
+        conversations = caption_conversations(pair, 0)
+    checked = [message for messages in conversations for message in validate_messages(messages)]
+    parts = [part for message in checked for part in message["content"]]
+    media = next((part for part in parts if part["type"] != "text"), None)
+    if media is None:
+        raise RecordError(f"{source.name}: scene {number} has no recording: take another")
+    clip = load_clip(
+        media[media["type"]],
+        size=spec.image_size,
+        choose=lambda duration: spec.frame_times(duration).ravel(),
+        want_video=media["type"] != "audio",
+        **{key: value for key, value in media.items() if key not in ("type", media["type"])},
+    )
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    if records:
+        return Scene(clip, texts, task=records[0].get("task") or "", request=texts[0])
+    return Scene(clip, texts + captions, captions[0])
+
+
+def draw_views(scene: Scene, settings: Augment, path: Path, seed: int = 0) -> None:
+    """Writes a PNG: for each kind that the settings turn on, what was before and what comes after."""
     kinds = [kind for kind in SHOWN if getattr(settings, kind) != Augment.model_fields[kind].default]
-    figure = Figure(figsize=(9, 1.1 * (len(kinds) + 1)), layout="constrained")
-    figure.suptitle(textwrap.fill(caption, 110), fontsize=9, x=0.02, ha="left")
-    rows = figure.subplots(len(kinds) + 1, FRAMES + 1, squeeze=False, width_ratios=[1] * FRAMES + [3])
-    _draw(rows[0], "as it is", clip, caption, "both")
-    for row, kind in zip(rows[1:], kinds, strict=True):
-        alone = Augment(**{kind: getattr(settings, kind)})
-        rng = np.random.default_rng(seed)
-        said = caption
-        if kind == "word_dropout":
-            said = drop_words(caption, settings.word_dropout, rng)
-        elif kind == "paraphrase":
-            said = f"{REQUEST}  →  {paraphrase('caption', REQUEST, str(seed))}"
-        view = clip
-        for attempt in range(20):  # a flip comes every other time
-            view = augment(clip, alone, np.random.default_rng(seed + attempt))
-            if kind != "flip" or view.fingerprint() != clip.fingerprint():
-                break
-        if kind == "frame_permutation" and clip.frames is not None:  # no view: a negative of stage 1
-            view = replace(clip, frames=rng.permutation(clip.frames))
-        _draw(row, f"{kind} {getattr(settings, kind)}", view, said, SHOWN[kind])
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+    rows = [(kind, panel) for kind in kinds for panel in _panels(kind, scene.clip)]
+    heights = [0.5 if panel == "text" else 1.0 for _, panel in rows]
+    figure = Figure(figsize=(10, 0.75 * sum(heights) + 0.7), layout="constrained")
+    said = textwrap.shorten(scene.caption or " ".join(scene.texts[:2]), 300)
+    figure.suptitle(textwrap.fill(said, 120), fontsize=10, parse_math=False)
+    grid = figure.subplots(len(rows), 2, squeeze=False, height_ratios=heights)
+    for axes, title in zip(grid[0], ("before", "after"), strict=True):
+        axes.set_title(title, fontsize=10)
+    labelled = ""
+    for (kind, panel), (left, right) in zip(rows, grid, strict=True):
+        value = getattr(settings, kind)
+        before, after = before_and_after(scene, kind, value, np.random.default_rng(seed))
+        _draw(left, before, panel, scene.clip)
+        _draw(right, after, panel, scene.clip)
+        if kind != labelled:
+            label = f"{kind}\n{SHOWN[kind][1].format(value)}".strip()
+            left.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+            labelled = kind
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    with replacing(path) as partial:  # in 256 colours, a third as large
+        Image.open(drawn).convert("RGB").quantize(kmeans=3).save(partial, "PNG", optimize=True)
 
 
-def _draw(row: list[Axes], name: str, clip: Clip, caption: str, changed: str) -> None:
-    *pictures, sound = row
-    row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    times = (np.arange(FRAMES) + 0.5) / FRAMES * clip.duration
-    for place, axes in enumerate(pictures):
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        if clip.frames is not None and changed in ("picture", "both"):
-            axes.imshow(clip.frames[clip.on_screen(times)[place]])
-    sound.set(xticks=[], yticks=[])
-    sound.spines[:].set_visible(False)
-    if changed == "text":
-        sound.text(0, 0.5, textwrap.fill(caption, 56), fontsize=8, va="center")
-    if clip.waveform is not None and changed in ("sound", "both"):
-        hush = FLOOR * np.random.default_rng(0).standard_normal(len(clip.waveform))
-        sound.specgram(clip.waveform + hush, NFFT=256, Fs=SAMPLE_RATE, noverlap=128, vmin=-120, vmax=-20)
+def before_and_after(
+    scene: Scene, kind: str, value: Any, rng: np.random.Generator
+) -> tuple[Clip | str, Clip | str]:
+    """What a kind of augmentation changes, and the strongest that it makes of it; or why it does nothing."""
+    clip, changes = scene.clip, SHOWN[kind][0]
+    if changes == "text":
+        return _say(scene, kind, value, rng)
+    if word := views.held_back(scene.texts).get(kind):
+        return clip, f'as it is: a text says "{word}"'
+    silent = clip.waveform is None or not len(clip.waveform)
+    if (changes == "sound" and silent) or (changes == "picture" and clip.frames is None):
+        return clip, f"as it is: no {changes} in it"
+    if clip.is_image and (changes == "both" or kind.startswith("frame_")):
+        return clip, "as it is: a picture that stands still"
+    if changes == "sound":
+        return clip, replace(clip, waveform=_sound(clip.waveform, kind, value, rng))
+    if changes == "picture":
+        return clip, replace(clip, frames=_picture(clip.frames, kind, value, rng))
+    if kind == "speed":
+        return clip, views.speed(clip, 1 + value)
+    return clip, views.temporal_crop(clip, 1 - value, 1.0)
+
+
+def _sound(waveform: np.ndarray, kind: str, value: float, rng: np.random.Generator) -> np.ndarray:
+    if kind == "noise_snr":
+        return views.noise(waveform, value, rng)
+    if kind == "pitch":
+        return views.pitch(waveform, value)
+    if kind == "time_mask":
+        return views.time_mask(waveform, value, 0.5)
+    return views.frequency_mask(waveform, value, 0.1)
+
+
+def _picture(frames: np.ndarray, kind: str, value: float, rng: np.random.Generator) -> np.ndarray:
+    if kind == "crop":
+        return views.crop(frames, 1 - value, rng.uniform(size=2))
+    if kind == "jitter":
+        return views.jitter(frames, 1 + value * np.array([-1, 1, 1]))
+    if kind == "flip":
+        return views.flip(frames)
+    if kind == "frame_dropout":
+        draws = [rng.uniform(size=len(frames)) < value for _ in range(DRAWS)]
+        return views.drop_frames(frames, max(draws, key=np.sum))
+    return rng.permutation(frames)
+
+
+def _say(scene: Scene, kind: str, value: float, rng: np.random.Generator) -> tuple[str, str]:
+    if kind == "word_dropout":
+        draws = [views.drop_words(scene.caption, value, rng) for _ in range(DRAWS)]
+        return scene.caption or "no caption", min(draws, key=len)
+    draws = [paraphrase(scene.task, scene.request, str(draw)) for draw in range(DRAWS)]
+    other = next((told for told in draws if told != scene.request), "as it is: no other phrasing")
+    return scene.request, other
+
+
+def _panels(kind: str, clip: Clip) -> list[str]:
+    """What is drawn of a kind, each in a row."""
+    if SHOWN[kind][0] != "both":
+        return [SHOWN[kind][0]]
+    there = [name for name, part in (("picture", clip.frames), ("sound", clip.waveform)) if part is not None]
+    return there or ["text"]
+
+
+def _draw(axes: Axes, view: Clip | str, panel: str, original: Clip) -> None:
+    """A text, or a clip's pictures or sound over the time of the original; what is cut off stays white."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if isinstance(view, str):
+        told = textwrap.fill(view, 62)
+        axes.text(0.01, 0.5, told, fontsize=9, va="center", transform=axes.transAxes, parse_math=False)
+    elif panel == "picture" and view.frames is not None:
+        count = 1 if original.is_image else FRAMES
+        times = (np.arange(count) + 0.5) / count * original.duration
+        shown = view.frames[view.on_screen(times[times <= view.duration])]
+        for place, frame in enumerate(shown):
+            axes.imshow(frame, extent=(place, place + 0.96, 0, 1), aspect="auto")
+        axes.set(xlim=(0, FRAMES), ylim=(0, 1))
+    elif panel == "sound" and view.waveform is not None and len(view.waveform):
+        sound = view.waveform / max(np.abs(original.waveform).max(), 1e-6)
+        power, _, _ = specgram(sound, NFFT=NFFT, noverlap=NFFT // 2, Fs=SAMPLE_RATE)
+        axes.imshow(
+            10 * np.log10(power + FLOOR),
+            extent=(0, view.duration, 0, 1),
+            origin="lower",
+            aspect="auto",
+            vmin=-110,
+            vmax=-30,
+        )
+        axes.set_xlim(0, original.duration)

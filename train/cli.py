@@ -104,19 +104,20 @@ def views_command(
     out: Annotated[Path, typer.Option(help="Where the picture goes (PNG).")] = Path("views.png"),
     scene: Annotated[int, typer.Option(min=0, help="Which scene of data.train.")] = 0,
 ) -> None:
-    """Draw a recording of data.train before and after each augmentation."""
+    """Draw a recording of data.train before and after each augmentation, at its strongest."""
+    from mllm.build import window_spec
+    from mllm.checkpoint import load_processor
     from mllm.errors import ConfigError
-    from mllm.experiment import load_experiment
-    from mllm.media import load_clip
+    from mllm.experiment import Augment, load_experiment
     from mllm.records import open_source
-    from train.augment_sheet import draw_views
+    from train.augment_sheet import draw_views, open_scene
 
     experiment = load_experiment(config, overrides or [])
-    if experiment.data.augment is None:
+    settings, start = experiment.data.augment, experiment.start
+    if settings in (None, Augment()):
         raise ConfigError(f"{config}: data.augment is null: set some of it, data.augment.crop=0.2 for one")
-    pair = open_source(experiment.data.train).pair(scene)
-    captions = (pair["captions"].get(kind) for kind in ("both", "video", "audio"))
-    draw_views(load_clip(pair["clip"]), next(filter(None, captions)), experiment.data.augment, out)
+    spec = window_spec(experiment.model) if start is None else load_processor(start).spec
+    draw_views(open_scene(open_source(experiment.data.train), scene, spec), settings, out)
     print(out)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +16,12 @@ from mllm.experiment import Augment
 from mllm.media import SAMPLE_RATE, Clip
 from mllm.records import open_source, write_records
 from mllm.templates import paraphrase, templates
+from mllm.windows import WindowSpec
+from tests.media_files import make
 from tests.tiny import clip
 from train import augment as views
 from train.augment import permute_frames
+from train.augment_sheet import SHOWN, Scene, before_and_after, open_scene
 from train.contrastive import space_losses
 from train.data import PairCollator, QuestionCollator
 
@@ -29,6 +36,10 @@ def loudest(waveform: np.ndarray) -> float:
     """Hz"""
     spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
     return float(np.argmax(spectrum)) * SAMPLE_RATE / len(waveform)
+
+
+def power(waveform: np.ndarray) -> float:
+    return float(np.mean(np.square(waveform)))
 
 
 def gradient() -> Clip:
@@ -49,19 +60,35 @@ def test_noise_has_the_ratio_that_is_asked_for() -> None:
     assert not views.noise(np.zeros(100, np.float32), 10.0, rng()).any()
 
 
-@pytest.mark.parametrize("semitones", [-12.0, -3.0, 0.0, 4.0, 12.0])
-def test_pitch_moves_and_length_stays(semitones: float) -> None:
+@pytest.mark.parametrize("semitones", [-12.0, -3.0, 0.0, 2.0, 4.0, 12.0])
+def test_pitch_moves_and_length_and_loudness_stay(semitones: float) -> None:
     shifted = views.pitch(tone(440), semitones)
     assert shifted.shape == (SAMPLE_RATE,)
-    assert loudest(shifted) == pytest.approx(440 * 2 ** (semitones / 12), rel=0.02)
+    assert loudest(shifted) == pytest.approx(440 * 2 ** (semitones / 12), rel=0.01)
+    assert power(shifted) == pytest.approx(0.5, rel=0.05)
+    assert power(shifted[-129:]) == pytest.approx(0.5, rel=0.2)  # to its very end
+
+
+@pytest.mark.parametrize("samples", [1, 2, 100, 1000])
+def test_the_shortest_sounds_keep_their_length(samples: int) -> None:
+    sound = np.ones(samples, np.float32)
+    assert views.pitch(sound, -12.0).shape == views.pitch(sound, 12.0).shape == (samples,)
+    short = Clip(None, np.zeros(0), sound, samples / SAMPLE_RATE, "short")
+    assert len(views.speed(short, 1.3).waveform) == round(samples / 1.3)
 
 
 def test_speed_shortens_everything_alike() -> None:
     fast = views.speed(gradient(), 2.0)
     assert fast.duration == 2.0
-    assert len(fast.waveform) == pytest.approx(2.0 * SAMPLE_RATE, abs=2)
+    assert len(fast.waveform) == 2.0 * SAMPLE_RATE
     assert fast.frame_times[-1] == pytest.approx(15 / 8)
     assert loudest(fast.waveform) == pytest.approx(880, rel=0.01)
+
+
+def test_what_becomes_too_high_to_be_heard_is_not_heard_lower() -> None:
+    high = Clip(None, np.zeros(0), tone(7000, 4.0), 4.0, "high")  # 9,100 Hz, folded to 6,900
+    assert power(views.speed(high, 1.3).waveform) < 0.01 * power(high.waveform)
+    assert power(views.pitch(high.waveform, 5.0)) < 0.01 * power(high.waveform)
 
 
 def test_masks_silence_a_stretch_and_a_band() -> None:
@@ -78,9 +105,22 @@ def test_crop_enlarges_a_part() -> None:
     assert part[0, :, 0].mean() == pytest.approx(gradient().frames[0, :, 16].mean(), abs=3)
 
 
-def test_jitter_changes_brightness() -> None:
+def test_jitter_changes_brightness_contrast_and_saturation() -> None:
     frames = gradient().frames
     assert views.jitter(frames, np.array([1.2, 1, 1])).mean() == pytest.approx(frames.mean() * 1.2, rel=0.02)
+    flatter = views.jitter(frames, np.array([1, 0.5, 1]))
+    assert flatter.mean() == pytest.approx(frames.mean(), rel=0.01)
+    assert flatter[0].std() == pytest.approx(frames[0].std() / 2, rel=0.02)
+    red = np.full((1, 4, 4, 3), (200, 0, 0), np.uint8)
+    assert views.jitter(red, np.array([1, 1, 0.0]))[0, 0, 0].tolist() == [60, 60, 60]  # 0.299 of it
+    assert np.array_equal(views.jitter(frames, np.ones(3)), frames)
+
+
+def test_frames_that_cannot_be_written_to_are_views_all_the_same() -> None:
+    frames = np.ascontiguousarray(gradient().frames)
+    frames.flags.writeable = False  # as those of a shard
+    with warnings.catch_warnings(action="error"):
+        assert np.array_equal(views.flip(views.flip(frames)), frames)
 
 
 def test_dropped_frames_repeat_the_one_before() -> None:
@@ -115,6 +155,63 @@ def test_what_the_text_says_stays_true(text: str, may_flip: bool, may_crop: bool
     flipped = [one.frames[0, 0, 0, 0] > one.frames[0, 0, -1, 0] for one in seen]
     assert any(flipped) == may_flip
     assert any(one.duration != original.duration for one in seen) == may_crop
+
+
+FALSE = {  # what would no longer be true after a kind of augmentation
+    "flip": [
+        "the leftmost one", "the rightmost door", "it goes leftwards", "a step rightward",
+        "turning anticlockwise", "what is lefthand?", "a right-handed player", "is it right?",
+        "she looks into the mirror", "what does the sign say?", "the shirt reads ACME",
+        "it is written in red", "which letters are on the wall?", "what is the text?",
+        "what time does the clock show?", "a person facing east", "which number is on his back?",
+        "the logo of the team",
+    ],
+    "speed": [
+        "how long does it ring?", "a dog barks at the start", "what is next?", "finally he sits down",
+        "he waits until dark", "a bell rings while he runs", "a star in the middle", "it rings at 0:05",
+        "it stops in 5 s", "it rings for 2.5 seconds", "he knocks twice", "she jumps three times",
+        "what happens later?", "how fast is the car?", "a slow dance", "he walks slowly", "a quick step",
+        "quickly he turns", "at what speed?", "the tempo of the song", "during the day",
+        "engine followed by a horn", "what happens first?", "the last one", "how often does it ring?",
+        "after that", "it begins", "at the end", "at the same time", "how high is the tone?",
+        "a deep voice", "a high-pitched beep", "which note is played?",
+    ],
+    "temporal_crop": [
+        "how many beeps are there?", "count the shapes", "the number of birds", "he knocks twice",
+        "three beeps sound", "2 dogs bark", "at the start", "in the end he falls", "between 0:05 and 0:09",
+    ],
+    "time_mask": [
+        "how many beeps are there?", "three times", "what is heard last?",
+    ],
+    "crop": [
+        "how many shapes are there?", "two men talk", "the number of birds",
+    ],
+    "pitch": [
+        "how high is the tone?", "a low hum", "a lower voice", "the pitch rises", "a tone of 440 Hz",
+        "a deep voice", "a shrill cry",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FALSE)
+def test_a_text_holds_back_what_would_make_it_false(kind: str) -> None:
+    assert [text for text in FALSE[kind] if kind not in views.held_back([text])] == []
+
+
+def test_other_texts_hold_nothing_back() -> None:
+    texts = [
+        "a bright red star stays still", "a man plays the guitar on a stage", "they dance at a weekend party",
+        "a country road", "breakfast on the table", "someone slices a pear", "fastening a belt",
+    ]  # fmt: skip
+    assert views.held_back(texts) == {}
+    # Labels in a row are no count: spoken digits are still played at other speeds.
+    assert views.held_back(["Which digit is spoken? Choose from: zero, one, two."]) == {"flip": "digit"}
+
+
+def test_no_phrasing_holds_anything_back_by_its_own_words() -> None:
+    own = {task: [re.sub(r"\{\w+\}", "", text) for text in texts] for task, texts in templates().items()}
+    held = {task: set(views.held_back(texts)) for task, texts in own.items()}
+    assert {task: kinds for task, kinds in held.items() if kinds} == {"digit": {"flip"}}  # has no picture
 
 
 def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
@@ -220,14 +317,62 @@ def test_a_question_is_put_in_other_words_each_time(tmp_path, tiny) -> None:
     assert varied == questions(Augment(paraphrase=True))
 
 
-def test_the_sheet_has_a_row_for_each_kind(tmp_path, write_experiment, capsys) -> None:
+def draw(capsys, *arguments: object) -> str:
+    """What `mllm train views` prints, its error included."""
+    with pytest.raises(SystemExit):
+        main(["train", "views", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return printed.out + printed.err
+
+
+def test_the_sheet_shows_each_kind_before_and_after(tmp_path, write_experiment, capsys) -> None:
     path = write_experiment(tmp_path)
     out = tmp_path / "views.png"
     kinds = ["crop=0.3", "flip=true", "noise_snr=5", "paraphrase=true", "frame_permutation=true"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "views", str(path), *(f"data.augment.{kind}" for kind in kinds), "--out", str(out)])
-    assert not stopped.value.code
-    assert Image.open(out).height == pytest.approx(110 * 1.1 * 6, abs=2)
-    with pytest.raises(SystemExit):
-        main(["train", "views", str(path)])
-    assert "data.augment is null: set some of it" in capsys.readouterr().err
+    assert draw(capsys, path, *(f"data.augment.{kind}" for kind in kinds), "--out", out) == f"{out}\n"
+    assert Image.open(out).size == (1000, pytest.approx(75 * 4.5 + 70, abs=2))
+    assert "data.augment is null: set some of it" in draw(capsys, path)
+    few = draw(capsys, path, "data.augment.flip=true", "data.train=world:train,clips=3", "--scene", 3)
+    assert "world:train has 3 scenes: take one from 0 to 2" in few
+
+
+STRONG = ALL.model_copy(update={"paraphrase": True, "frame_permutation": True})
+
+
+@pytest.mark.parametrize("kind", list(SHOWN))
+def test_what_the_sheet_draws_differs_from_what_was(kind: str) -> None:
+    sound = tone(440, 4.0) + tone(700, 4.0)
+    scene = Scene(replace(gradient(), waveform=sound), [], "a square that grows ever brighter")
+    value = getattr(STRONG, kind)
+    before, after = before_and_after(scene, kind, value, rng())
+    if isinstance(before, str):
+        assert after != before
+        return
+    assert after.fingerprint() != before.fingerprint()
+    if kind == "noise_snr":
+        ratio = power(sound) / power(after.waveform - sound)
+        assert 10 * np.log10(ratio) == pytest.approx(STRONG.noise_snr, abs=0.2)
+    if kind == "pitch":
+        assert loudest(after.waveform) == pytest.approx(440 * 2 ** (STRONG.pitch / 12), rel=0.01)
+
+
+def test_the_sheet_says_why_a_kind_does_nothing() -> None:
+    scene = Scene(gradient(), ["it moves left"], "it moves left")
+    assert before_and_after(scene, "flip", True, rng())[1] == 'as it is: a text says "left"'
+    silent = Scene(replace(gradient(), waveform=None), [])
+    assert before_and_after(silent, "pitch", 2.0, rng())[1] == "as it is: no sound in it"
+    still = Scene(replace(gradient(), is_image=True), [])
+    assert before_and_after(still, "speed", 0.3, rng())[1] == "as it is: a picture that stands still"
+
+
+def test_the_sheet_is_of_what_training_sees(tmp_path) -> None:
+    recording = make(tmp_path / "a.mp4", seconds=6.0)
+    part = {"type": "video", "video": str(recording), "start": 1.0, "end": 3.0}
+    user = [{"role": "user", "content": [part, {"type": "text", "text": "Which colour?"}]}]
+    write_records(tmp_path / "rows.jsonl", [{"id": "1", "task": "qa", "messages": user, "answer": "grey"}])
+    spec = WindowSpec(window_seconds=2.0, frames_per_window=4, max_windows=8, image_size=16)
+    scene = open_scene(open_source(str(tmp_path / "rows.jsonl")), 0, spec)
+    assert scene.clip.duration == 2.0
+    assert scene.clip.frames.shape == (4, 16, 16, 3)
+    assert scene.texts == ["Which colour?", "grey"]
+    assert (scene.task, scene.request) == ("qa", "Which colour?")
