@@ -1,7 +1,8 @@
 """A plain classifier of recordings by their sound: what answering in words is measured against.
 
 The audio tower, the mean of its tokens, one linear layer. The tower starts from the same weights as the
-experiment and sees the same records, in the same order and views, for as many steps as its stage `instruct`.
+experiment and sees the same records, in the same order and views, for as many steps as its stage `instruct`,
+under the same optimizer and schedule.
 It knows the closed set of answers, which a model that answers in words does not.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from mllm.chat import media_parts, validate_messages
 from mllm.encoders import Tower
@@ -28,6 +30,8 @@ from mllm.files import write_atomically
 from mllm.processor import MediaFeatures, MllmProcessor
 from mllm.records import Record, Source, answered, open_source
 from train.data import Collator
+from train.optimizer import MuonAdamW, parameter_groups
+from train.run import BETAS, MAX_GRAD_NORM, MIN_LR_RATE, WEIGHT_DECAY, set_trainable
 
 Labelled = tuple[list[MediaFeatures], list[str]]
 
@@ -98,8 +102,6 @@ def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: 
     Raises:
         RecordError: a recording without sound, or an answer of val that train never has.
     """
-    from transformers import get_cosine_schedule_with_warmup
-
     settings = experiment.instruct
     source, val = open_source(experiment.data.train), open_source(experiment.data.val)
     labels = sorted({said(answered(record)) for record in _records(source)})
@@ -111,10 +113,11 @@ def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: 
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     classifier = Classifier(model.model.audio_tower, labels).to(model.device)
-    classifier.tower.requires_grad_("audio_tower" in settings.train)
-    trained = [weight for weight in classifier.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+    set_trainable(model, [group for group in settings.train if group == "audio_tower"])
+    optimizer = _optimizer(classifier, settings)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, settings.warmup, settings.steps, min_lr_rate=MIN_LR_RATE
+    )
     precision = torch.autocast(model.device.type, torch.bfloat16) if settings.bf16 else nullcontext()
     collator = LabelCollator(source, processor, experiment.seed, experiment.data.augment)
 
@@ -127,6 +130,7 @@ def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: 
         with precision:
             loss = functional.cross_entropy(classifier(media), targets)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(classifier.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -152,6 +156,23 @@ def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "metrics.json", json.dumps(scores, indent=1))
     return scores
+
+
+def _optimizer(classifier: Classifier, settings: Any) -> torch.optim.Optimizer:
+    """The stage's: Muon and AdamW, or AdamW alone; a new head is AdamW's, as a decoder's is."""
+    tower, head = classifier.tower, classifier.head
+    rate = settings.tower_lr or settings.lr
+    groups = [{"params": list(head.parameters()), "weight_decay": 0.0, "lr": settings.lr, "muon": False}]
+    if any(weight.requires_grad for weight in tower.parameters()):
+        groups += parameter_groups(
+            tower,
+            decayed={name for name, weight in tower.named_parameters() if weight.dim() > 1},
+            weight_decay=WEIGHT_DECAY,
+            rate=rate,
+            muon_rate=settings.muon_lr and settings.muon_lr * rate / settings.lr,
+        )
+    muon = any(group["muon"] for group in groups)
+    return (MuonAdamW if muon else torch.optim.AdamW)(groups, betas=BETAS)
 
 
 def _records(source: Source) -> Iterable[Record]:
