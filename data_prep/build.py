@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -47,7 +48,6 @@ SHARDS, LEAST = (
     32,
     8,
 )  # a build has at least so many shards, of at least so many recordings, to share the work
-TRACE = 1 << 16  # bytes at either end of a file that tell whether it is still the same
 
 Medium = tuple[str, str, dict[str, Any]]  # kind, path, options
 
@@ -164,11 +164,12 @@ def _build(
 ) -> int:
     manifest = plan.manifest(source)
     written = out / MANIFEST
+    _remove(out, "*.part")
     if any(out.iterdir()) and not written.is_file():
         raise ConfigError(f"{out} holds something else: give another --out")
     if restart:
-        for path in out.iterdir():
-            path.unlink()
+        for pattern in (RECORDS, "shard-*.arrow", MANIFEST):  # last what tells that the rest is ours
+            _remove(out, pattern)
     if written.is_file():
         before = json.loads(written.read_text(encoding="utf-8"))
         changed = [key for key in manifest if key != "source" and before.get(key) != manifest[key]]
@@ -177,7 +178,6 @@ def _build(
                 f"{out} was built from something else ({', '.join(changed)} differ): give another --out, or "
                 "build it afresh with --restart"
             )
-    _remove_partial(out)
     missing = {
         out / shard_name(number): stretch
         for number, stretch in enumerate(plan.stretches)
@@ -194,14 +194,14 @@ def _build(
         with closing(run(build_shard, items, engine, workers, isolated=False)) as outcomes:
             decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
-        _remove_partial(out)  # of workers that were stopped
+        _remove(out, "*.part")  # of workers that were stopped
     write_records(out / RECORDS, plan.records)
     return decoded
 
 
-def _remove_partial(out: Path) -> None:
-    for partial in out.glob("*.part"):
-        partial.unlink(missing_ok=True)
+def _remove(out: Path, pattern: str) -> None:
+    for path in out.glob(pattern):
+        path.unlink(missing_ok=True)
 
 
 def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
@@ -217,6 +217,9 @@ def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
         write_shard(partial, (_row(medium, form) for medium in stretch))
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        build_process = parent_process()
+        if build_process is not None and not build_process.is_alive():
+            raise MllmError(f"{path}: its build was killed: the next one makes it again, perhaps otherwise")
         os.replace(partial, path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own text is longer
@@ -276,14 +279,14 @@ def _traces(medium: Medium) -> list[Any]:
 
 
 def _trace(path: str) -> Any:
-    """Size and ends of a file, which a copy elsewhere has, too; of a folder of frames names and sizes."""
-    if os.path.isdir(path):
-        return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(path))
-    if not os.path.isfile(path):
+    """Size and time of the last change (ns) of a file, or of each file in a folder of frames."""
+    try:
+        if os.path.isdir(path):
+            return sorted((entry.name, *_stamp(entry.stat())) for entry in os.scandir(path))
+        return _stamp(os.stat(path))
+    except OSError:  # decoding says what is wrong with it
         return None
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read(TRACE))
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(TRACE, size - TRACE))
-        digest.update(file.read())
-    return size, digest.hexdigest()
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns

@@ -135,8 +135,9 @@ def _check_overlap(checked: Checked) -> None:
         sizes[_size(path)].append(path)
     contents: dict[str, list[str]] = defaultdict(list)
     for size, paths in sizes.items():
+        alike = size and len({file for path in paths for file in places[path]}) > 1
         for path in paths:
-            contents[_digest(path) if size and len(paths) > 1 else path].append(path)
+            contents[_digest(path) if alike and len(paths) > 1 else path].append(path)
     for paths in contents.values():
         rows: dict[Path, Row] = {}
         shared: dict[Path, set[str]] = defaultdict(set)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, MllmError
 
 Engine = Literal["local", "ray"]
 Key = TypeVar("Key")
@@ -64,6 +64,7 @@ def run(
 
     Raises:
         ConfigError: there is no Ray.
+        MllmError: processes cannot be started.
     """
     if items and engine == "ray":
         yield from _on_ray(function, items, workers, timeout, isolated)
@@ -84,6 +85,7 @@ def _local(
             yield _outcome(key, function, arguments)
         return
     from concurrent.futures import TimeoutError, as_completed
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     from pebble import ProcessExpired, ProcessPool
@@ -100,6 +102,11 @@ def _local(
                     error = TimeoutError(f"took more than {timeout:g} s")
                 elif isinstance(error, ProcessExpired):
                     error = ProcessDied(str(error))
+                elif isinstance(error, BrokenProcessPool):  # no fault of the item
+                    raise MllmError(
+                        f"worker processes cannot be kept running ({error}): is there memory left? "
+                        "give fewer --workers"
+                    )
                 yield Outcome(tasks[task], None if error else task.result(), error)
         except BaseException:  # of whoever reads the outcomes, too
             pool.stop()

@@ -15,8 +15,9 @@ from mllm.chat import media_parts
 from mllm.checkpoint import load
 from mllm.media import Clip
 from mllm.processor import MediaFeatures, MllmProcessor, collate_media
-from mllm.records import JsonlSource, open_source
+from mllm.records import Source, open_source
 from mllm.shards import require_windows
+from mllm.windows import WindowSpec
 
 WINDOWS = 32  # that go through a tower at once
 SCENES = 64  # that one task works on
@@ -59,8 +60,7 @@ def fill_stretch(
 ) -> tuple[int, int]:
     """The same for some scenes."""
     loaded, processor, cache = _towers(model, folder, max_gb)
-    scenes = open_source(source)
-    require_windows(scenes, processor.spec)
+    scenes = _opened(source, processor.spec)
     new, old = cache.misses, cache.hits
     waiting: list[MediaFeatures] = []
     for scene in range(first, last):
@@ -80,13 +80,21 @@ def _towers(model: str, folder: Path, max_gb: float) -> tuple[Any, MllmProcessor
     return loaded, processor, cache
 
 
+@lru_cache(maxsize=1)
+def _opened(source: str, spec: WindowSpec) -> Source:
+    """Opened once in each process: every row is looked at."""
+    scenes = open_source(source)
+    require_windows(scenes, spec)
+    return scenes
+
+
 @torch.inference_mode()
 def _run(model: Any, items: list[MediaFeatures]) -> None:
     tensors = {name: tensor.to(model.device) for name, tensor in collate_media(items).items()}
     model.model.query_outputs(**tensors)
 
 
-def _recordings(source: JsonlSource, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
+def _recordings(source: Source, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
     """Every different recording of a scene, with an answer or without."""
     seen = set()
     for record in source.records(scene):

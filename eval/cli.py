@@ -126,7 +126,7 @@ def world(
 
 @app.command("records")
 def records(
-    file: Annotated[Path, typer.Argument(help="A JSONL file of records, or shards built from one.")],
+    file: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
     model: Model = None,
     url: Url = None,
     served_model: ServedModel = None,
@@ -149,8 +149,8 @@ def records(
     from mllm.errors import ConfigError
     from mllm.records import open_source
 
-    if file.is_dir() and url:
-        raise ConfigError(f"{file}: shards stay in this process: with --url give the JSONL file itself")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: give the JSONL file that it was built from")
     settings = _settings(model, url)
     max_tokens = max_tokens or settings.max_new_tokens
     asked = benchmark.collect(open_source(str(file)))

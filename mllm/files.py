@@ -6,12 +6,14 @@ import errno
 import fcntl
 import glob
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mllm.errors import MllmError
 
+HOST = socket.gethostname()
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -22,7 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         MllmError: the disk is full, or the folder cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may write one path
+    # Two processes may write one path, on two hosts perhaps.
+    partial = path.with_name(f"{path.name}.{HOST}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
@@ -32,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        another = error.filename is not None and os.fspath(error.filename) not in map(str, (path, partial))
+        if another or error.errno not in UNWRITABLE:
             raise
         raise MllmError(
             f"{path}: cannot be written ({error.strerror}): make room, or write elsewhere"
@@ -43,11 +47,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """What processes that were killed left half-written."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+    """What processes of this host that were killed left half-written."""
+    for partial in path.parent.glob(f"{glob.escape(f'{path.name}.{HOST}')}.*.part"):
         process = partial.name.split(".")[-2]
         if process.isdigit() and not _runs(int(process)):
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:
@@ -80,8 +85,10 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            raise MllmError(f"{folder}: `{work}` works there already: wait, or give another --out") from None
+        except OSError as error:  # some network disks know no locks
             raise MllmError(
-                f"{folder}: another `{work}` works there: wait for it, or give another --out"
+                f"{folder}: cannot be locked ({error.strerror}): give a folder elsewhere"
             ) from None
         yield
     finally:

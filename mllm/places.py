@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -62,7 +63,12 @@ def portable(media: Any, folder: Path, where: str) -> str:
 
 def _parent_resolved(path: Path) -> Path:
     """The path without `..` and links to folders; a link to a file keeps its name."""
-    return path.parent.resolve() / path.name
+    return _resolved(path.parent) / path.name
+
+
+@lru_cache(maxsize=4096)  # recordings share their folders
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def media_name(source: str) -> str:

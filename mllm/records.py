@@ -49,8 +49,12 @@ class Source(Protocol):
         """Number of scenes."""
         ...
 
-    def conversations(self, index: int) -> list[Record]:
+    def records(self, index: int) -> list[Record]:
         """All records of one scene; their media parts are the same (in memory: the identical Clip)."""
+        ...
+
+    def conversations(self, index: int) -> list[Record]:
+        """Those with an answer to learn."""
         ...
 
     def pair(self, index: int) -> PairRecord:

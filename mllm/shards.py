@@ -16,6 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -130,11 +131,11 @@ def shard_name(number: int) -> str:
 
 
 def rows_in(path: Path) -> int | None:
-    """How many rows a shard has; None if it is missing, cut off or damaged."""
+    """How many rows a shard has; None if it is missing, cut off or not to be read."""
     try:
         with pa.memory_map(str(path)) as file:
             return pa.ipc.open_stream(file).read_all().num_rows
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         return None
 
 
@@ -183,15 +184,21 @@ class ShardSource(JsonlSource):
             import datasets
 
             shards = [self.folder / shard_name(shard) for shard in range(len(self.manifest["rows"]))]
+            tables = []
             for shard, rows in zip(shards, self.manifest["rows"], strict=True):
-                if rows_in(shard) != rows:
-                    raise RecordError(
-                        f"{shard}: missing or damaged: the same `mllm data build` makes it again"
-                    )
-            self._table = datasets.concatenate_datasets(
-                [datasets.Dataset.from_file(str(shard)) for shard in shards]
-            ).with_format("arrow")
-        return to_clip(self._table[number], self.frames)
+                table = None
+                with suppress(OSError, pa.ArrowException):
+                    table = datasets.Dataset.from_file(str(shard))
+                if table is None or table.num_rows != rows:
+                    raise RecordError(f"{shard}: missing or cut off: `mllm data build` makes it again")
+                tables.append(table)
+            self._table = datasets.concatenate_datasets(tables).with_format("arrow")
+        try:
+            return to_clip(self._table[number], self.frames)
+        except ValueError as error:  # of a JPEG
+            raise RecordError(
+                f"{self.folder}: recording {number} is damaged ({error}): build it afresh with --restart"
+            ) from None
 
     def records(self, index: int) -> list[Record]:
         clips: dict[int, Clip] = {}  # the same object for all records: neighbours share one prefix

@@ -148,9 +148,7 @@ def test_the_cap_evicts_what_was_not_used(pair, tmp_path: Path) -> None:
 
 
 def test_a_cap_stays_as_it_is_unless_another_is_given(tmp_path: Path) -> None:
-    limits = [
-        FeatureCache(tmp_path, max_gb).store.size_limit / 1e9 for max_gb in (400.0, None, 0.5, None)
-    ]
+    limits = [FeatureCache(tmp_path, max_gb).store.size_limit / 1e9 for max_gb in (400.0, None, 0.5, None)]
     assert limits == [400.0, 400.0, 0.5, 0.5]
     assert FeatureCache(tmp_path / "new").store.size_limit == 20e9
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from multiprocessing import get_context
@@ -85,6 +86,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(folder: Path) -> None:
         records.write_records(path, [record(str(folder / "clips/a.mp4")), record(clip)])
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in folder.iterdir()) == ["clips", "out.jsonl"]
+
+
+def test_an_error_about_another_file_is_not_told_of_this_one(tmp_path: Path) -> None:
+    def rows():
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "media.wav"))
+        yield
+
+    with pytest.raises(PermissionError, match="media.wav"):
+        records.write_records(tmp_path / "out.jsonl", rows())
 
 
 def left_half_written(path: Path) -> None:

@@ -29,6 +29,7 @@ from mllm.experiment import Experiment
 from mllm.files import write_atomically
 from mllm.processor import MediaFeatures, MllmProcessor
 from mllm.records import Record, Source, answered, open_source
+from mllm.shards import require_windows
 from train.data import Collator
 from train.optimizer import MuonAdamW, parameter_groups
 from train.run import BETAS, MAX_GRAD_NORM, MIN_LR_RATE, WEIGHT_DECAY, set_trainable
@@ -104,6 +105,7 @@ def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: 
     """
     settings = experiment.instruct
     source, val = open_source(experiment.data.train), open_source(experiment.data.val)
+    require_windows(val, processor.spec)
     labels = sorted({said(answered(record)) for record in _records(source)})
     held_out = [answered(record) for record in _records(val)]
     counts = Counter(map(said, held_out))

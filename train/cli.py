@@ -249,10 +249,12 @@ def report(experiment: Experiment, stage: str, folder: Path) -> dict[str, Any]:
     from mllm.checkpoint import load
     from mllm.files import write_atomically
     from mllm.records import open_source
+    from mllm.shards import require_windows
     from train import validate
 
     model, processor = load(folder / "final")
     source = open_source(experiment.data.val)
+    require_windows(source, processor.spec)
     scores: dict[str, Any] = {}
     if stage != "instruct" and (told := validate.text_answers(model, processor, source)):
         scores["answers of 64 scenes told as text"] = told

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,18 @@ def read_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
         data = path.read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    with suppress(UnicodeDecodeError):
+        if b"\0" not in data:
+            return data.decode("utf-8-sig"), "utf-8"
     if b"\0" in data:  # UTF-16, or no text at all
         raise RecordError(f"{path}: is not text in UTF-8: save it as UTF-8")
     # Korean characters take two bytes, so that runs of them are even; accents and quotes stand alone.
     runs = re.findall(rb"[\x80-\xff]+", data)
     western = 2 * sum(len(run) % 2 for run in runs) > len(runs)
     guessed = ("cp1252", "cp949") if western else ("cp949", "cp1252")
-    for name in ("utf-8-sig", *((encoding,) if encoding else guessed)):
-        try:
-            return data.decode(name), name.removesuffix("-sig")
-        except UnicodeDecodeError:
-            continue
+    for name in (encoding,) if encoding else guessed:
+        with suppress(UnicodeDecodeError):
+            return data.decode(name), name
     raise RecordError(f"{path}: is not text in UTF-8: save it as UTF-8")
 
 
@@ -124,20 +126,19 @@ def _csv_rows(path: Path, text: str, columns: list[str] | None) -> Iterator[Row]
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
     """An array, or an object in each line, whichever the file is called; or one object over many lines."""
-    lines = text.split("\n")  # splitlines also ends lines inside strings
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
+    begin = text.lstrip()
+    if not begin:
         return
-    if first.lstrip()[0] == "[":
+    if begin[0] == "[":
         for number, fields in enumerate(_parse(text, path.name), start=1):
             yield _row(fields, f"{path.name} row {number}")
         return
     try:
-        json.loads(first)
-    except json.JSONDecodeError:
+        json.loads(begin.partition("\n")[0])
+    except (ValueError, RecursionError):
         yield _row(_parse(text, path.name), f"{path.name} (one object, not rows)")
         return
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines also ends lines inside strings
         if line.strip():
             where = f"{path.name} row {number}"
             yield _row(_parse(line, where), where)
@@ -147,10 +148,10 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RecordError(
-            f"{where}: not JSON ({error.msg}, line {error.lineno} column {error.colno}): "
-            "write one array, or an object in each line"
-        ) from None
+        cause = f"{error.msg}, line {error.lineno} column {error.colno}"
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        cause = str(error).partition(";")[0]
+    raise RecordError(f"{where}: not JSON ({cause}): write one array, or an object in each line")
 
 
 def _row(fields: Any, where: str) -> Row:

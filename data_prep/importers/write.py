@@ -85,14 +85,22 @@ def import_records(
     report.records = write_records(out / TRAIN, _together(kept), media_must_exist=False)
     if held_out:
         report.held_out = write_records(out / HELD_OUT, _together(apart), media_must_exist=False)
-    else:
-        (out / HELD_OUT).unlink(missing_ok=True)  # of an earlier import
+    elif _held_out_before(out):
+        (out / HELD_OUT).unlink(missing_ok=True)
     if job.media.elsewhere:
         job.noted["recording found in another folder than the one named"] = len(job.media.elsewhere)
     report.left_out, report.noted = dict(job.left_out), dict(job.noted)
     report.missing = list(job.media.missing)
     write_atomically(out / REPORT, json.dumps(asdict(report), indent=1, ensure_ascii=False))
     return report
+
+
+def _held_out_before(out: Path) -> bool:
+    """Whether an earlier import into this folder held records out, which are in records.jsonl now."""
+    try:
+        return bool(json.loads((out / REPORT).read_bytes())["held_out"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def parse_held_out(texts: Sequence[str]) -> dict[str, set[str]]:

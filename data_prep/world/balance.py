@@ -32,7 +32,7 @@ def balance_table(source: WorldSource, clips: int | None = None) -> list[Balance
     options: dict[str, int] = {}
     for index in range(len(source) if clips is None else clips):
         episode = source.episode(index)
-        for record in source.records(episode, [None] * len(episode.scenes)):
+        for record in source.about(episode, [None] * len(episode.scenes)):
             counts.setdefault(record["task"], Counter())[record["answer"]] += 1
             options[record["task"]] = len(record.get("options", ()))
     total = sum(counter.total() for counter in counts.values())

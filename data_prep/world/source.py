@@ -125,16 +125,20 @@ class WorldSource:
             picture_end=scene.duration if scene.has_picture else None,
         )
 
+    def records(self, index: int) -> list[dict[str, Any]]:
+        """As `conversations`: every question of the world has its answer."""
+        return self.conversations(index)
+
     def conversations(self, index: int) -> list[dict[str, Any]]:
         """The records about scene `index`; all hold the identical clips."""
         episode = self.episode(index)
         clips = [self.clip(scene, f"{self.name}/{index}.{i}") for i, scene in enumerate(episode.scenes)]
-        records = self.records(episode, clips)
+        records = self.about(episode, clips)
         if len(clips) == 1:  # instruction tuning keeps the shared space by what a recording shows
             records[0]["captions"] = captions_of(episode.scenes[0])
         return records
 
-    def records(self, episode: Episode, media: list[Any]) -> list[dict[str, Any]]:
+    def about(self, episode: Episode, media: list[Any]) -> list[dict[str, Any]]:
         """The records about an episode whose recordings are `media`: clips, or the paths of their files."""
         index = episode.index
         rng = self._chance(episode)

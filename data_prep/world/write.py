@@ -90,7 +90,7 @@ def write_scene(source: WorldSource, folder: Path, index: int) -> tuple[list[dic
     pairs = [
         _pair(source, index, *item) for item in zip(_letters(episode), episode.scenes, paths, strict=True)
     ]
-    return source.records(episode, paths), pairs
+    return source.about(episode, paths), pairs
 
 
 def write_media(scene: Scene, path: Path) -> None:

@@ -166,9 +166,7 @@ def test_a_damaged_shard_is_named_and_made_again(records: Path, tmp_path: Path, 
         write_shard(shard, rows[:1])
     else:
         shard.unlink()
-    with pytest.raises(
-        RecordError, match="shard-00001.arrow: missing or damaged: the same `mllm data build`"
-    ):
+    with pytest.raises(RecordError, match="shard-00001.arrow: missing or cut off: `mllm data build` makes"):
         ShardSource(tmp_path / "built").clip(0)
     assert build(plan, "rows", tmp_path / "built", workers=1) == 2
     assert contents(tmp_path / "built") == contents(tmp_path / "whole")
@@ -177,7 +175,7 @@ def test_a_damaged_shard_is_named_and_made_again(records: Path, tmp_path: Path, 
 def test_two_builds_in_one_folder_do_not_meet(records: Path, tmp_path: Path) -> None:
     with (
         alone_in(tmp_path / "built", "mllm data build"),
-        pytest.raises(MllmError, match="another `mllm data build` works there: wait for it, or give another"),
+        pytest.raises(MllmError, match="`mllm data build` works there already: wait, or give another --out"),
     ):
         build(make_plan(records, EXACT, 2), "rows", tmp_path / "built", workers=1)
     assert build(make_plan(records, EXACT, 2), "rows", tmp_path / "built", workers=1) == 5
@@ -203,9 +201,9 @@ def test_a_worker_that_outlives_its_build_spoils_nothing(records: Path, tmp_path
     assert contents(tmp_path / "built") == contents(tmp_path / "whole")
 
 
-def test_a_changed_recording_is_another_one_and_a_copied_one_is_not(records: Path, tmp_path: Path) -> None:
+def test_a_recording_that_was_changed_is_another_one(records: Path, tmp_path: Path) -> None:
     folder = tmp_path / "media"
-    shutil.copytree(records.parent, folder)  # times of files differ, what is in them does not
+    shutil.copytree(records.parent, folder)
     rows = [row(0, {"type": "video", "video": str(folder / "film.mp4")})]
     rows.append(
         row(1, {"type": "video", "video": str(folder / "frames"), "audio": str(folder / "sound.wav")})
@@ -218,12 +216,41 @@ def test_a_changed_recording_is_another_one_and_a_copied_one_is_not(records: Pat
         )
 
     assert again() == 2
-    os.utime(folder / "film.mp4")
     assert again() == 0
-    sound = folder / "sound.wav"
-    sound.write_bytes(sound.read_bytes()[:-2] + b"ab")
-    with pytest.raises(ConfigError, match=r"built from something else \(listed differ\)"):
-        again()
+    for changed in (folder / "film.mp4", folder / "sound.wav", next((folder / "frames").glob("*.png"))):
+        before = changed.stat()
+        os.utime(changed)
+        with pytest.raises(ConfigError, match=r"built from something else \(listed differ\)"):
+            again()
+        os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert again() == 0
+
+
+def test_a_restart_takes_away_its_own_files_and_none_else(records: Path, tmp_path: Path) -> None:
+    plan = make_plan(records, EXACT, 2)
+    build(plan, "rows", tmp_path / "built", workers=1)
+    (tmp_path / "built" / "notes").mkdir()
+    (tmp_path / "built" / "build.json.elsewhere.1.part").touch()
+    assert build(plan, "rows", tmp_path / "built", workers=1, restart=True) == 5
+    assert (tmp_path / "built" / "notes").is_dir()
+
+
+def test_a_damaged_jpeg_is_named(records: Path, tmp_path: Path) -> None:
+    build(make_plan(records, Form(SPEC), 8), "rows", tmp_path / "built", workers=1)
+    shard = tmp_path / "built" / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0", 1))
+    with pytest.raises(RecordError, match="recording 0 is damaged .*: build it afresh with --restart"):
+        ShardSource(tmp_path / "built").clip(0)
+
+
+def test_a_worker_whose_build_was_killed_puts_nothing_in_place_with_a_mocked_parent(
+    records: Path, tmp_path: Path, monkeypatch
+) -> None:
+    gone = type("Gone", (), {"is_alive": lambda self: False})()
+    monkeypatch.setattr("data_prep.build.parent_process", lambda: gone)
+    with pytest.raises(MllmError, match="its build was killed"):
+        build_shard(tmp_path / "shard-00000.arrow", make_plan(records, EXACT, 8).stretches[0], EXACT)
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_for_another_model_are_refused(records: Path, tmp_path: Path) -> None:

@@ -64,6 +64,17 @@ def test_held_out_by_label(tmp_path: Path) -> None:
     assert parse_held_out(["actor=08-10"]) == {"actor": {"08", "09", "10"}}
 
 
+def test_records_held_out_before_go_and_a_file_of_ones_own_stays(tmp_path: Path) -> None:
+    media = folder(tmp_path, "7_jackson_32.wav", "7_theo_1.wav")
+    out = tmp_path / "out"
+    import_records("fsdd", [], media, out, held_out=parse_held_out(["actor=theo"]))
+    import_records("fsdd", [], media, out)
+    assert not (out / "held_out.jsonl").exists()
+    (out / "held_out.jsonl").write_text("mine")
+    import_records("fsdd", [], media, out)
+    assert (out / "held_out.jsonl").read_text() == "mine"
+
+
 def test_what_is_not_found_is_named_and_written_all_the_same(tmp_path: Path) -> None:
     media = folder(tmp_path, "b.wav")
     csv = "audiocap_id,youtube_id,start_time,caption\n1,a,0,one\n2,b,0,two\n"

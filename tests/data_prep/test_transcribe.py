@@ -128,7 +128,7 @@ def test_two_at_once_in_one_folder_are_refused_with_mocked_ears(records: Path, t
     first = fork.Process(target=transcribe, args=(records, SlowEars(begun, go_on), tmp_path / "out"))
     first.start()
     assert begun.wait(60)
-    with pytest.raises(MllmError, match="another `mllm data transcribe` works there: wait for it, or give"):
+    with pytest.raises(MllmError, match="`mllm data transcribe` works there already: wait, or give another"):
         transcribe(records, MockedEars(), tmp_path / "out")
     go_on.set()
     first.join(60)

@@ -110,7 +110,7 @@ def test_comp_asks_about_held_out_combinations_and_nothing_else():
         for spoken in voices:
             assert held_out_voice(spoken.word, spoken.voice)
             seen.add((spoken.word, spoken.voice))
-        for record in source.records(episode, ["x"] * len(episode.scenes)):
+        for record in source.about(episode, ["x"] * len(episode.scenes)):
             task, asked = record["task"], record["messages"][-2]["content"][-1]["text"]
             assert task in phrases.COMP_TYPES
             if task in ("word", "emotion", "when_sound", "caption_audio", "named"):
@@ -378,7 +378,7 @@ def test_every_question_has_one_answer_which_the_timeline_gives(split):
         if len(episode.scenes) != 1:
             continue
         timeline = source.text(index)[0][0]["content"][0]["text"]
-        for record in source.records(episode, ["x"]):
+        for record in source.about(episode, ["x"]):
             task, question = record["task"], record["messages"][-2]["content"][-1]["text"]
             if record.get("options"):
                 assert record["answer"] in record["options"]
