@@ -302,15 +302,16 @@ def decode_row(line: bytes, where: str) -> str:
         ) from None
 
 
-def parse_row(text: str, where: str) -> Any:
+def parse_row(text: str, where: str, remedy: str = "each row must be one whole JSON object") -> Any:
     """What a row says in JSON. Raises RecordError where it is none."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cause = f"{error.msg} at column {error.colno}"
+        line = f"line {error.lineno} " if "\n" in text else ""
+        cause = f"{error.msg} at {line}column {error.colno}"
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         cause = str(error).partition(";")[0]
-    raise RecordError(f"{where}: not JSON ({cause}): each row must be one whole JSON object")
+    raise RecordError(f"{where}: not JSON ({cause}): {remedy}")
 
 
 def _with_media(record: Record, change: Any) -> Record:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import RecordError
+from mllm.records import parse_row
 
 
 class Row(dict[str, Any]):
@@ -145,13 +146,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
 
 
 def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        cause = f"{error.msg}, line {error.lineno} column {error.colno}"
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        cause = str(error).partition(";")[0]
-    raise RecordError(f"{where}: not JSON ({cause}): write one array, or an object in each line")
+    return parse_row(text, where, "write one array, or an object in each line")
 
 
 def _row(fields: Any, where: str) -> Row:
