@@ -32,8 +32,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mllm import checkpoint
 from mllm.cache import FeatureCache, keep_features
 from mllm.errors import ConfigError
-from mllm.files import replacing, write_atomically
+from mllm.files import write_atomically
 from train.compiler import require_compiler
+from train.curves import draw_losses
 from train.optimizer import MuonAdamW, parameter_groups
 from train.shapes import pad_rows
 
@@ -380,21 +381,3 @@ def metrics_of(run: Run, state: Any, history: bool = False) -> dict[str, Any]:
                 metrics["earlier"] += last.pop("earlier", [])
                 metrics["earlier"].append(last | {"rows": last["rows"][-1:]})
     return metrics
-
-
-def draw_losses(rows: list[dict[str, float]], path: Path, title: str) -> None:
-    """The curve of every loss component over the steps, on a logarithmic scale, as a PNG."""
-    from matplotlib.figure import Figure
-
-    rows = [row for row in rows if "loss" in row]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in sorted({key for row in rows for key in row if key.endswith("loss")}):
-        points = [(row["step"], row[name]) for row in rows if row.get(name, 0) > 0]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name)
-    axes.set(xlabel="step", ylabel="loss", title=title, yscale="log")
-    if rows:
-        axes.legend()
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)

@@ -21,7 +21,8 @@ from mllm.checkpoint import load
 from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from train import cli
-from train.run import draw_losses, last_checkpoint, metrics_of, open_run
+from train.curves import draw_losses
+from train.run import last_checkpoint, metrics_of, open_run
 
 LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss")
 
