@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -292,18 +291,18 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: an experiment is `key: value` lines, not a {type(values).__name__}")
 
-    experiment = _validate(values, str(path), lines)
+    experiment = _validate(values, str(path), {keys: f"{path}:{line}" for keys, line in lines.items()})
     if not overrides:
         return experiment
     # Overrides change the resolved experiment, so that `model.video.hidden_size=64` keeps the other defaults.
+    # They are judged together: one may be right only beside another.
     values = experiment.model_dump()
-    for override in overrides:
-        _override(values, override)
-        experiment = _validate(values, f"override {override!r}")
-    return experiment
+    places = {_override(values, override): f"override {override!r}" for override in overrides}
+    return _validate(values, f"overrides {' '.join(overrides)!r}", places)
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Changes a value, and returns the keys that lead to it."""
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
@@ -320,26 +319,26 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {'.'.join(names[: depth + 1])!r} {problem}{known}")
         section = inner
     section[names[-1]] = value
+    return tuple(names)
 
 
-def _validate(
-    values: dict[str, Any], where: str, lines: Mapping[tuple, int] = MappingProxyType({})
-) -> Experiment:
-    """The experiment of plain values; `where` and the lines of keys say where an error is."""
+def _validate(values: dict[str, Any], where: str, places: Mapping[tuple, str]) -> Experiment:
+    """The experiment of plain values; the places of keys, or else `where`, say where an error is."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
     keys, *others = dict.fromkeys(_keys(problem["loc"]) for problem in problems)
     problem = problems[0]
-    place = f"{where}:{lines[keys]}" if keys in lines else where
+    place = next((places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places), where)
     name = ".".join(map(str, keys))
     more = f" (and {len(others)} more)" if others else ""
     if problem["type"] == "extra_forbidden":
         near = _nearest(str(keys[-1]), list(_section_at(keys[:-1]).model_fields), keys[:-1])
         raise ConfigError(f"{place}: unknown key {name!r}{near}{more}")
     reason = problem["msg"].removeprefix("Value error, ")
-    raise ConfigError(f"{place}: {name} is {problem['input']!r}: {reason[:1].lower()}{reason[1:]}{more}")
+    given = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"
+    raise ConfigError(f"{place}: {name}{given}: {reason[:1].lower()}{reason[1:]}{more}")
 
 
 def _keys(location: tuple) -> tuple:
