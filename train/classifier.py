@@ -1,9 +1,9 @@
 """A plain classifier of recordings by their sound: what answering in words is measured against.
 
 The audio tower, the mean of its tokens, one linear layer. The tower starts from the same weights as the
-experiment and sees the same records, in the same order and views, for as many steps as its stage `instruct`,
-under the same optimizer and schedule.
-It knows the closed set of answers, which a model that answers in words does not.
+experiment, or from nothing, and sees the same records, in the same order and views, for as many steps as its
+stage `instruct`, under the same optimizer and schedule. It knows the closed set of answers, which a model
+that answers in words does not.
 """
 
 from __future__ import annotations

@@ -52,21 +52,30 @@ def all_stages(config: Config, overrides: Overrides = None, restart: Restart = F
 
 
 @app.command()
-def classifier(config: Config, overrides: Overrides = None) -> None:
+def classifier(
+    config: Config,
+    overrides: Overrides = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Random weights, not those of the experiment's start.")
+    ] = False,
+) -> None:
     """A plain classifier of sounds on the same data, as a yardstick: the audio tower and a linear layer."""
     _before_torch()
     import shutil
 
     import torch
 
+    from mllm.encoders import build_encoder
     from mllm.experiment import load_experiment
     from train.classifier import train
     from train.run import stage_folder
 
     experiment = load_experiment(config, overrides or [])
-    folder = stage_folder(experiment, "classifier")
+    folder = stage_folder(experiment, "classifier-from-scratch" if from_scratch else "classifier")
     shutil.rmtree(folder, ignore_errors=True)  # it takes minutes, and does not go on where it was
     model, processor = starting_point(experiment, "text", folder)
+    if from_scratch:
+        model.model.audio_tower = build_encoder(model.config.audio_config)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = train(experiment, model, processor, folder)
     print(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from mllm.errors import RecordError
@@ -59,6 +60,24 @@ def test_it_learns_what_the_tower_can_hear(config, tmp_path):
     scores = json.loads((tmp_path / "runs/tiny/classifier/metrics.json").read_text())
     assert scores["right"] == 12
     assert scores["labels"] == ["high", "low"]
+
+
+def test_from_scratch_it_begins_with_other_weights(config, tmp_path, tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "train.classifier.train",
+        lambda experiment, model, processor, folder: (
+            seen.append((model.model.audio_tower.state_dict(), folder.name))
+            or {"accuracy": 0, "majority": 0, "recordings": 1, "labels": [], "seconds": 0}
+        ),
+    )
+    for words in ([], ["--from-scratch"]):
+        CliRunner().invoke(cli.app, ["classifier", str(config), *words], catch_exceptions=False)
+    (started, _), (fresh, folder) = seen
+    name = "encoder.conv1.weight"
+    assert torch.equal(started[name], tiny[0].model.audio_tower.state_dict()[name])
+    assert not torch.equal(fresh[name], started[name])
+    assert folder == "classifier-from-scratch"
 
 
 def test_a_frozen_tower_stays_as_it_was(config, tmp_path, tiny):
