@@ -44,10 +44,9 @@ SAMPLED = 16  # recordings at most that the disk estimate is made from
 ONE_IN = 64  # and one in so many, or the estimate would take longer than it is worth
 SPARE = 1.1  # times the estimate must be free
 ROW_BYTES = 2_000  # of a row beside frames and sound
-SHARDS, LEAST = (
-    32,
-    8,
-)  # a build has at least so many shards, of at least so many recordings, to share the work
+SHARDS = 32  # that a build has at least, so that the work can be shared and its progress be seen,
+LEAST = 8  # of at least so many recordings
+PARTIAL = ("shard-*.part", f"{MANIFEST}.*.part", f"{RECORDS}.*.part")  # what a build leaves half-written
 
 Medium = tuple[str, str, dict[str, Any]]  # kind, path, options
 
@@ -164,12 +163,11 @@ def _build(
 ) -> int:
     manifest = plan.manifest(source)
     written = out / MANIFEST
-    _remove(out, "*.part")
+    _remove(out, *PARTIAL)
     if any(out.iterdir()) and not written.is_file():
         raise ConfigError(f"{out} holds something else: give another --out")
     if restart:
-        for pattern in (RECORDS, "shard-*.arrow", MANIFEST):  # last what tells that the rest is ours
-            _remove(out, pattern)
+        _remove(out, RECORDS, "shard-*.arrow", MANIFEST)  # last what tells that the rest is ours
     if written.is_file():
         before = json.loads(written.read_text(encoding="utf-8"))
         changed = [key for key in manifest if key != "source" and before.get(key) != manifest[key]]
@@ -194,14 +192,15 @@ def _build(
         with closing(run(build_shard, items, engine, workers, isolated=False)) as outcomes:
             decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
-        _remove(out, "*.part")  # of workers that were stopped
+        _remove(out, *PARTIAL)  # of workers that were stopped
     write_records(out / RECORDS, plan.records)
     return decoded
 
 
-def _remove(out: Path, pattern: str) -> None:
-    for path in out.glob(pattern):
-        path.unlink(missing_ok=True)
+def _remove(out: Path, *patterns: str) -> None:
+    for pattern in patterns:
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:

@@ -131,9 +131,10 @@ def test_another_form_needs_another_folder(records: Path, tmp_path: Path) -> Non
     assert ShardSource(out).frames == "jpeg"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
+    (tmp_path / "mine" / "download.mp4.part").touch()
     with pytest.raises(ConfigError, match="holds something else"):
         build(make_plan(records, EXACT, 8), "rows", tmp_path / "mine", restart=True)
-    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert len(list((tmp_path / "mine").iterdir())) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
