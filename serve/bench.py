@@ -36,7 +36,8 @@ def bench_serve(
     from rich.console import Console
 
     from mllm.checkpoint import find_default_checkpoint
-    from serve.launcher import Server, stop_signals
+    from serve.launcher import Server
+    from serve.supervise import stop_signals
 
     console = Console(stderr=True, highlight=False)
     checkpoint = checkpoint or find_default_checkpoint()

@@ -53,7 +53,9 @@ def serve(
     not said here comes from the section `serve` of the checkpoint's experiment.
     """
     from mllm.checkpoint import experiment_of
-    from serve.launcher import MEGABYTE, Server, is_given, serve_forever
+    from serve.engine_settings import MEGABYTE, is_given
+    from serve.launcher import Server
+    from serve.supervise import serve_forever
 
     words = list(words or [])
     checkpoint = words.pop(0) if words and not words[0].startswith("-") else default_checkpoint()

@@ -20,7 +20,8 @@ from typing import Any
 from mllm.errors import MllmError
 from mllm.openai_parts import to_openai
 from mllm.scores import exact_match
-from serve.launcher import Server, stop_signals
+from serve.launcher import Server
+from serve.supervise import stop_signals
 
 SCENES = 12  # made, so that there are enough with picture and sound among the silent and the still ones
 CLIPS = 3  # asked about

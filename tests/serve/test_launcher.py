@@ -15,8 +15,9 @@ import pytest
 
 from mllm import cli
 from mllm.errors import ConfigError, MllmError
-from serve import launcher
-from serve.launcher import Server, ServerError, last_error, last_line
+from serve import engine_settings
+from serve.launcher import Server, ServerError
+from serve.vllm_log import last_error, last_line
 
 FAKE = """
 import http.server, subprocess, sys
@@ -102,7 +103,7 @@ def test_serve_forever_ends_on_sigterm(folder, tmp_path):
     program = tmp_path / "run.py"
     program.write_text(
         f"import sys\nsys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}\n"
-        "from test_launcher import FakeServer\nfrom serve.launcher import serve_forever\n"
+        "from test_launcher import FakeServer\nfrom serve.supervise import serve_forever\n"
         f"sys.exit(serve_forever(FakeServer({str(folder)!r}, port=0)))\n"
     )
     process = subprocess.Popen(
@@ -142,12 +143,12 @@ def test_killed_launcher_takes_vllm_with_it(folder, tmp_path):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(launcher, "_vllm_is_for_cpu", lambda: True)
+    monkeypatch.setattr(engine_settings, "vllm_is_for_cpu", lambda: True)
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    monkeypatch.setattr(launcher, "_vllm_is_for_cpu", lambda: False)
+    monkeypatch.setattr(engine_settings, "vllm_is_for_cpu", lambda: False)
 
 
 def test_command_on_a_cpu(folder, on_cpu):
@@ -199,10 +200,10 @@ def test_missing_checkpoint(on_cpu, tmp_path):
 
 def test_without_vllm(folder, monkeypatch):
     def missing(name):
-        raise launcher.importlib.metadata.PackageNotFoundError(name)
+        raise engine_settings.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(launcher.importlib.metadata, "distribution", missing)
-    monkeypatch.setattr(launcher.importlib.metadata, "version", missing)
+    monkeypatch.setattr(engine_settings.importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(engine_settings.importlib.metadata, "version", missing)
     with pytest.raises(ConfigError, match="serve-cpu"):
         Server(folder).command()
 
@@ -238,7 +239,7 @@ def test_last_error(tmp_path, lines, said):
 def test_what_is_not_said_comes_from_the_checkpoints_experiment(folder, monkeypatch):
     (folder / "experiment.yaml").write_text("serve: {port: 8123, dtype: float32, max_bytes: 5000000}\n")
     served = []
-    monkeypatch.setattr("serve.launcher.serve_forever", lambda server: served.append(server) or 0)
+    monkeypatch.setattr("serve.supervise.serve_forever", lambda server: served.append(server) or 0)
     for words in ([str(folder)], [str(folder), "--dtype", "bfloat16", "--port", "0"]):
         with pytest.raises(SystemExit):
             cli.main(["serve", *words])

