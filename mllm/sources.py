@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, unquote_to_bytes
 
 import av
@@ -102,8 +104,8 @@ def clear_errors(name: str) -> Iterator[None]:
 
 def locate(source: Any, limits: MediaLimits) -> Source:
     """Check that there is something of an acceptable size, and name it; messages never quote content."""
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        data = _data_uri(source, limits)
+    if isinstance(source, str) and is_data_uri(source):
+        data = data_uri(source, limits)
         name = "data: URI"
     elif isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
@@ -128,25 +130,64 @@ def _existing(path: Path, name: str, limits: MediaLimits) -> Path:
             raise MediaError(f"{name}: no such file: {remedy}")
         if path.is_dir():
             return path
-        if not path.is_file():
-            raise MediaError(f"{name}: not an ordinary file: give a recording or a folder of frames")
-        size = path.stat().st_size
+        with open_ordinary(path, name) as file:
+            size = os.fstat(file.fileno()).st_size
         if not size:
             raise MediaError(f"{name}: it is empty (0 bytes): copy or download it again")
         check_bytes(name, size, limits)
-        try:
-            path.open("rb").close()
-        except PermissionError:
-            raise MediaError(f"{name}: no permission to read it: change its mode or owner") from None
     return path
 
 
-def _data_uri(text: str, limits: MediaLimits) -> bytes:
-    header, comma, body = text[5:].partition(",")
+def open_ordinary(path: str | Path, name: str, follow_links: bool = True) -> BinaryIO:
+    """An ordinary file, open for reading. Never waits: a FIFO, a device or a socket is refused.
+
+    Args:
+        name: what messages call the file.
+        follow_links: False refuses a path whose last part is a symbolic link.
+
+    Raises:
+        MediaError: if there is no such file, it may not be read, or it is no ordinary file.
+    """
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
+    extra = getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    refused = MediaError(f"{name}: not an ordinary file: give a recording or a folder of frames")
+    with clear_errors(name):
+        try:
+            # Looked at before it is opened, since opening a device can already do something …
+            if not stat.S_ISREG(os.stat(path, follow_symlinks=follow_links).st_mode):
+                raise refused
+            file = open(path, "rb", opener=lambda file, flags: os.open(file, flags | extra))  # noqa: SIM115
+        except FileNotFoundError:
+            raise MediaError(f"{name}: no such file: check the path") from None
+        except PermissionError:
+            raise MediaError(f"{name}: no permission to read it: change its mode or owner") from None
+    # … and again once it is open: nobody can put another file in its place now.
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise refused
+    return file
+
+
+def is_data_uri(text: str) -> bool:
+    """Whether the text is a data: URI; blanks before it don't count."""
+    return text[:80].lstrip()[:5].lower() == "data:"
+
+
+def data_uri(text: str, limits: MediaLimits) -> bytes:
+    """What a data: URI holds. Line breaks, the url-safe alphabet and missing padding are read, too.
+
+    Raises:
+        MediaError: if it is malformed or too large; the message quotes nothing of it.
+    """
+    header, comma, body = text.lstrip()[5:].partition(",")
     if not comma:
         raise MediaError("data: URI: no comma in it: write data:video/mp4;base64,…")
     if not header.lower().rstrip().endswith(";base64"):
-        return unquote_to_bytes(body)
+        check_bytes("data: URI", len(body) - 2 * body.count("%"), limits)
+        try:
+            return unquote_to_bytes(body)
+        except UnicodeEncodeError:  # a lone surrogate
+            raise MediaError("data: URI: it is no text in UTF-8: encode the whole file as base64") from None
     body = "".join(unquote(body).split()).translate(str.maketrans("-_", "+/")).rstrip("=")
     check_bytes("data: URI", len(body) * 3 // 4, limits)
     try:

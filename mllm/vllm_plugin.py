@@ -31,6 +31,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, Medi
 
 from mllm.errors import MediaError
 from mllm.media import Clip, MediaLimits, probe
+from mllm.sources import is_data_uri, open_ordinary
 
 if TYPE_CHECKING:
     from mllm.processor import MediaFeatures, MllmProcessor
@@ -165,8 +166,8 @@ def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Reco
     Raises:
         MediaError: if the source cannot be read, breaks a limit, or lacks what the modality needs.
     """
-    if isinstance(source, (str, Path)) and not str(source).startswith("data:"):
-        source = _read_file(Path(source), limits_from_environment())
+    if isinstance(source, Path) or (isinstance(source, str) and not is_data_uri(source)):
+        source = _read_file(Path(source).resolve(), limits_from_environment())
     if isinstance(source, Clip):
         digest = source.fingerprint()
     else:
@@ -191,12 +192,15 @@ def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures
 
 
 def _read_file(path: Path, limits: MediaLimits) -> bytes:
+    """The bytes of an ordinary file; no more are read than the limit allows, even if it grows meanwhile."""
     if path.is_dir():
         raise MediaError(f"{path.name} is a folder: name a file")
-    if not path.exists():
-        raise MediaError(f"no such file: {path.name}")
-    _check_size(path.stat().st_size, limits, path.name)
-    return path.read_bytes()
+    # The connector has resolved the path: a link there now was put in after that, to lead out of the folder.
+    with open_ordinary(path, path.name, follow_links=False) as file:
+        _check_size(os.fstat(file.fileno()).st_size, limits, path.name)
+        data = file.read() if limits.max_bytes is None else file.read(limits.max_bytes + 1)
+    _check_size(len(data), limits, path.name)
+    return data
 
 
 def _check_size(size: int, limits: MediaLimits, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import sys
 from urllib.parse import quote_from_bytes
 
@@ -15,6 +16,7 @@ from PIL import Image
 from mllm import bench_media
 from mllm.errors import MediaError, MllmError
 from mllm.media import MediaLimits, load_clip, probe
+from mllm.sources import open_ordinary
 from tests.media_files import (
     at,
     can_encode,
@@ -47,6 +49,7 @@ def test_bytes_and_data_uris(film):
         f"data:video/mp4;base64,{folded}",
         "data:video/mp4;base64," + base64.urlsafe_b64encode(data).decode().replace("=", "%3D"),
         "data:video/mp4," + quote_from_bytes(data),
+        f" \n data:video/mp4;base64,{code}",
     ]
     clips = [load_clip(source, size=32) for source in sources]
     assert {clip.fingerprint() for clip in clips} == {expected}
@@ -62,6 +65,9 @@ def test_bytes_and_data_uris(film):
         ("data:video/mp4;base64,@@@@", "data: URI: not valid base64 (only base64 data is allowed): encode"),
         ("data:video/mp4;base64,abcde", "data: URI: not valid base64"),
         ("data:text/plain,secret words", "data: URI: it is text, not a recording"),
+        (" data:video/mp4;base64,secret@", "data: URI: not valid base64"),
+        ("data:text/plain,secret \ud800", "data: URI: it is no text in UTF-8"),
+        ("data:video/mp4;base64,secret\ud800", "data: URI: not valid base64"),
     ],
 )
 def test_bad_data_uris(uri, message):
@@ -69,6 +75,46 @@ def test_bad_data_uris(uri, message):
         load_clip(uri)
     assert str(caught.value).startswith(message)
     assert "secret" not in str(caught.value)
+
+
+# --- what is no ordinary file ---
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    path = tmp_path / "pipe.mp4"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.timeout(10)
+def test_a_fifo_that_nobody_writes_to_is_refused_at_once(fifo, tmp_path):
+    link = tmp_path / "link.mp4"
+    link.symlink_to(fifo)
+    for path in (fifo, link, "/dev/zero", "/dev/tty"):
+        with pytest.raises(MediaError, match="not an ordinary file: give a recording"):
+            load_clip(path)
+        with pytest.raises(MediaError, match="not an ordinary file"):
+            open_ordinary(path, "it")
+
+
+@pytest.mark.timeout(10)
+def test_a_fifo_put_in_a_files_place_is_refused_too(fifo, film, monkeypatch):
+    found = os.stat(film)
+    monkeypatch.setattr(os, "stat", lambda path, **options: found)
+    with pytest.raises(MediaError, match="not an ordinary file"):
+        open_ordinary(fifo, "it")
+
+
+def test_links_are_followed_unless_told_otherwise(film, tmp_path):
+    link = tmp_path / "link.mp4"
+    link.symlink_to(film)
+    with open_ordinary(link, "it") as file:
+        assert file.read() == film.read_bytes()
+    with pytest.raises(MediaError, match="it: not an ordinary file"):
+        open_ordinary(link, "it", follow_links=False)
+    with pytest.raises(MediaError, match="gone.mp4: no such file"):
+        open_ordinary(tmp_path / "gone.mp4", "gone.mp4")
 
 
 # --- images ---

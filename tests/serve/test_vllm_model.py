@@ -180,6 +180,25 @@ def connector(multimodal, media) -> MllmMediaConnector:
     return MllmMediaConnector(allowed_local_media_path=str(media))
 
 
+@pytest.mark.timeout(60)
+def test_a_fifo_in_an_allowed_folder_holds_nobody(connector, media, tmp_path):
+    pipe, link = media / "pipe.wav", media / "pipe_link.wav"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(MediaRejected, match="not an ordinary file"):
+            connector.fetch_audio(f"file://{path}")
+    pipe.unlink()
+    link.unlink()
+
+
+def test_a_link_put_in_after_the_check_is_not_followed(reference, media, tmp_path):
+    link = tmp_path / "late.wav"
+    link.symlink_to(media / "low.wav")
+    with pytest.raises(MediaError, match="not an ordinary file"):
+        RecordingIO(reference[1], "audio").load_file(link)
+
+
 def test_recordings_are_read_once(connector, media, reference, monkeypatch):
     url = f"file://{media}/high.flac"
     first = connector.fetch_audio(url)
