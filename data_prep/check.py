@@ -17,9 +17,11 @@ from typing import Any
 from data_prep.check_media import LONGEST, MediaFacts, look
 from data_prep.check_rows import Checked, Row, Severity, check_ids, read_rows
 from data_prep.engine import Engine, ProcessDied, run
+from mllm.errors import MediaError
 from mllm.media import HOLD
 from mllm.places import media_name
 from mllm.shards import REFERENCE
+from mllm.sources import open_ordinary
 
 CLOSE = 0.05  # s: a span may end so much later than its recording
 
@@ -210,10 +212,10 @@ def _digest(path: str) -> str:
     digest = hashlib.sha256()
     try:
         for file in _files(path):
-            with file.open("rb") as content:
+            with open_ordinary(file) as content:
                 digest.update(b"" if file == Path(path) else file.name.encode())
                 digest.update(hashlib.file_digest(content, "sha256").digest())
-    except OSError:
+    except (OSError, MediaError):
         return path
     return digest.hexdigest()
 

@@ -15,6 +15,7 @@ from data_prep.check_media import MediaFacts
 from mllm.chat import PLACEHOLDERS, media_parts
 from mllm.errors import RecordError
 from mllm.records import decode_row, parse_row, validate_record
+from mllm.sources import open_ordinary
 
 Severity = Literal["error", "warning"]
 TAG = re.compile(r"<(?:video|audio|image|speech)>")
@@ -92,7 +93,8 @@ def record_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     for path in paths:
         inside = sorted(path.glob("*.jsonl")) if path.is_dir() else []
         made = [file for file in inside if file.name.endswith(DERIVED) or file.name in BESIDE]
-        found = [file for file in inside if file not in made] or ([path] if path.is_file() else [])
+        found = [file for file in inside if file not in made]
+        found = found or ([path] if path.exists() and not path.is_dir() else [])
         if not found:
             raise RecordError(f"{path}: no record file: give a .jsonl file, or a folder that holds some")
         for known, more in ((files, found), (passed, made)):
@@ -118,7 +120,9 @@ def read_rows(file: Path, checked: Checked) -> list[Row]:
 
 
 def _read(file: Path, checked: Checked) -> Iterator[Row]:
-    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+    with open_ordinary(file, error=RecordError) as content:
+        lines = content.read().split(b"\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         row, kind = Row(file, number), "not text"

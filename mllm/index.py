@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MediaError, MllmError
-from mllm.sources import MEDIA_SUFFIXES
+from mllm.sources import MEDIA_SUFFIXES, open_ordinary
 
 if TYPE_CHECKING:
     from mllm.embedder import Embedder
@@ -187,11 +187,12 @@ class Index:
             self.table.delete(f"media_id IN ({listed})")
 
     def _add_file(self, path: Path, known: dict[str, Any] | None, report: AddReport) -> str:
-        stat = path.stat()
-        if known and (known["size"], known["modified"]) == (stat.st_size, stat.st_mtime_ns):
-            report.unchanged.append(str(path))
-            return "unchanged"
-        digest = _digest(path)
+        with open_ordinary(path) as file:
+            stat = os.fstat(file.fileno())
+            if known and (known["size"], known["modified"]) == (stat.st_size, stat.st_mtime_ns):
+                report.unchanged.append(str(path))
+                return "unchanged"
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         if known and known["digest"] == digest:
             report.unchanged.append(str(path))
             return "unchanged"
@@ -318,7 +319,7 @@ def describe(folder: str | Path) -> IndexInfo:
 
 def walk(root: Path) -> Iterator[Path]:
     """Media files under a folder, by name, hidden ones left out; a file gives itself."""
-    if root.is_file():
+    if root.exists() and not root.is_dir():
         yield root
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -374,11 +375,6 @@ def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> Non
 
 def _media_id(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_under(path: str, roots: Sequence[Path]) -> bool:

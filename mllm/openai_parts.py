@@ -10,6 +10,7 @@ from typing import Any
 
 from mllm import chat
 from mllm.errors import ChatError, MediaError
+from mllm.sources import open_ordinary
 
 
 def to_openai(messages: Sequence[chat.Message], file_urls: bool = False) -> list[dict[str, Any]]:
@@ -52,11 +53,12 @@ def media_url(source: Any, modality: str, file_urls: bool = False) -> str:
     if not isinstance(source, (str, Path)):
         raise ChatError(f"a {modality} in memory can't go over HTTP: write it to a file")
     path = Path(source).absolute()
-    if not path.is_file():
+    if not path.exists():
         raise MediaError(f"no such file: {source}")
-    if file_urls:
-        return path.as_uri()
-    return _data_uri(path.read_bytes(), mimetypes.guess_type(path.name)[0] or f"{modality}/*")
+    with open_ordinary(path, str(source)) as file:
+        if file_urls:
+            return path.as_uri()
+        return _data_uri(file.read(), mimetypes.guess_type(path.name)[0] or f"{modality}/*")
 
 
 def _data_uri(content: bytes, media_type: str) -> str:

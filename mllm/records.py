@@ -29,6 +29,7 @@ from mllm.chat import Message, media_parts, validate_messages
 from mllm.errors import ChatError, RecordError
 from mllm.files import replacing
 from mllm.places import existing, portable
+from mllm.sources import open_ordinary
 
 SOURCES = "mllm.sources"  # entry point group
 
@@ -80,7 +81,7 @@ def open_source(name: str) -> Source:
     known = {entry.name: entry for entry in entry_points(group=SOURCES)}
     if kind in known:
         return known[kind].load()(rest)
-    if Path(name).is_file():
+    if os.path.exists(name) and not os.path.isdir(name):
         return JsonlSource(name)
     if Path(name, "build.json").is_file():
         from mllm.shards import ShardSource
@@ -259,7 +260,7 @@ class JsonlSource:
     def records(self, index: int) -> list[Record]:
         """All records of one scene, those without an answer as well."""
         records = []
-        with self.path.open("rb") as file:
+        with open_ordinary(self.path, error=RecordError) as file:
             for offset, row in self._scenes[index]:
                 file.seek(offset)
                 records.append(_parse(file.readline(), f"{self.path.name} row {row}", self.path.parent))
@@ -276,11 +277,11 @@ def answered(record: Record) -> list[Message]:
 
 def _read(path: Path) -> Iterator[tuple[tuple[int, int], Record]]:
     """((byte offset, row), record) of every row that is not blank."""
-    if not path.is_file():
+    if not path.exists():
         raise RecordError(f"{path} is not a file: give the path of a JSONL file of records")
     folder = path.absolute().parent
     offset = 0
-    with path.open("rb") as file:
+    with open_ordinary(path, error=RecordError) as file:
         for row, line in enumerate(file, start=1):
             if line.strip():
                 yield (offset, row), _parse(line, f"{path.name} row {row}", folder)

@@ -1,4 +1,4 @@
-"""Where a recording comes from, and what is too much of it. Private to `media`."""
+"""Where a recording comes from, what may be opened, and what is too much of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 import av
 
-from mllm.errors import MediaError
+from mllm.errors import MediaError, MllmError
 
 # What PyAV and, less tidily, Pillow raise over damaged files.
 READING_ERRORS = (
@@ -79,7 +79,7 @@ class Source:
         """The first bytes."""
         if self.data is not None:
             return self.data[:size]
-        with open(self.handle(), "rb") as file:
+        with open_ordinary(self.path or "", self.name) as file:
             return file.read(size)
 
 
@@ -124,48 +124,70 @@ def locate(source: Any, limits: MediaLimits) -> Source:
 
 
 def _existing(path: Path, name: str, limits: MediaLimits) -> Path:
-    with clear_errors(name):
-        if not path.exists():
-            remedy = "download it first, then give its path" if "://" in name else "check the path"
-            raise MediaError(f"{name}: no such file: {remedy}")
-        if path.is_dir():
-            return path
-        with open_ordinary(path, name) as file:
-            size = os.fstat(file.fileno()).st_size
-        if not size:
-            raise MediaError(f"{name}: it is empty (0 bytes): copy or download it again")
-        check_bytes(name, size, limits)
+    if os.path.isdir(path):
+        return path
+    if "://" in name and not os.path.exists(path):
+        raise MediaError(f"{name}: no such file: download it first, then give its path")
+    with open_ordinary(path, name) as file:
+        size = os.fstat(file.fileno()).st_size
+    if not size:
+        raise MediaError(f"{name}: it is empty (0 bytes): copy or download it again")
+    check_bytes(name, size, limits)
     return path
 
 
-def open_ordinary(path: str | Path, name: str, follow_links: bool = True) -> BinaryIO:
+def open_ordinary(
+    path: str | Path, name: str = "", follow_links: bool = True, error: type[MllmError] = MediaError
+) -> io.BufferedReader:
     """An ordinary file, open for reading. Never waits: a FIFO, a device or a socket is refused.
 
+    This is the one check of what a path is; whoever reads a file that a user names, reads it through this.
+
     Args:
-        name: what messages call the file.
+        name: what messages call the file; by default its path.
         follow_links: False refuses a path whose last part is a symbolic link.
+        error: what is raised.
 
     Raises:
-        MediaError: if there is no such file, it may not be read, or it is no ordinary file.
+        MllmError: of that kind, if there is no such file, it may not be read, or it is no ordinary file.
     """
+    name = name or str(path)
     # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
-    extra = getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
-    refused = MediaError(f"{name}: not an ordinary file: give a recording or a folder of frames")
-    with clear_errors(name):
-        try:
-            # Looked at before it is opened, since opening a device can already do something …
-            if not stat.S_ISREG(os.stat(path, follow_symlinks=follow_links).st_mode):
-                raise refused
-            file = open(path, "rb", opener=lambda file, flags: os.open(file, flags | extra))  # noqa: SIM115
-        except FileNotFoundError:
-            raise MediaError(f"{name}: no such file: check the path") from None
-        except PermissionError:
-            raise MediaError(f"{name}: no permission to read it: change its mode or owner") from None
-    # … and again once it is open: nobody can put another file in its place now.
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise refused
-    return file
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        # Looked at before it is opened, since opening a device or a FIFO can already do something …
+        odd = _not_a_file(os.stat(path, follow_symlinks=follow_links).st_mode)
+        handle = None if odd else os.open(path, flags)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise error(f"{name}: a link to what is not there: check where it leads") from None
+        raise error(f"{name}: no such file: check the path") from None
+    except PermissionError:
+        raise error(f"{name}: no permission to read it: change its mode or owner") from None
+    except ValueError:  # a NUL in it
+        raise error(f"{name}: no such file: check the path") from None
+    except OSError as problem:
+        raise error(f"{name}: cannot be read ({problem.strerror}): check the path") from None
+    if handle is not None:
+        # … and again once it is open: nobody can put another file in its place now.
+        odd = _not_a_file(os.fstat(handle).st_mode)
+        if not odd:
+            return open(handle, "rb")  # closed with what is returned
+        os.close(handle)
+    raise error(f"{name}: not an ordinary file but {odd}: give a file")
+
+
+def _not_a_file(mode: int) -> str:
+    """What a path of this mode is; nothing for an ordinary file."""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe (FIFO)",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def is_data_uri(text: str) -> bool:

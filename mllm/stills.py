@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.errors import MediaError
-from mllm.sources import Source, check_frame_bytes, check_pixels, clear_errors
+from mllm.sources import Source, check_frame_bytes, check_pixels, clear_errors, open_ordinary
 
 # JPEG includes MPO, what phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
@@ -126,9 +126,12 @@ def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills
     """
     with clear_errors(name):
         entries = sorted(
-            (path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")),
+            (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()),
             key=in_order,
         )
+    for path in entries:
+        if path.suffix.lower() in FRAME_SUFFIXES | SOUND_SUFFIXES or path.name == "fps.txt":
+            open_ordinary(path).close()
     files = [Source(str(path), path) for path in entries if path.suffix.lower() in FRAME_SUFFIXES]
     sounds = [path for path in entries if path.suffix.lower() in SOUND_SUFFIXES]
     if not files:

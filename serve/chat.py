@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from mllm import chat
 from mllm.errors import MediaError, MllmError
 from mllm.openai_parts import to_openai
+from mllm.sources import open_ordinary
 
 MODALITIES = ("video", "audio", "image")
 HELP = "/video FILE  /audio FILE  /image FILE  add to the next question    /clear  start anew    /quit"
@@ -144,8 +145,10 @@ class RemoteEngine:
             raise MllmError(f"no OpenAI-compatible server at {url}: {_reason(error)}") from None
 
     def check(self, modality: str, source: str) -> str:
-        if not source.startswith(("http://", "https://", "data:")) and not Path(source).is_file():
-            raise MediaError(f"no such file: {source}")
+        if not source.startswith(("http://", "https://", "data:")):
+            if not Path(source).exists():
+                raise MediaError(f"no such file: {source}")
+            open_ordinary(source).close()
         return modality
 
     def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:

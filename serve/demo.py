@@ -20,6 +20,7 @@ from typing import Any
 from mllm.errors import MllmError
 from mllm.openai_parts import to_openai
 from mllm.scores import exact_match
+from mllm.sources import open_ordinary
 from serve.launcher import Server
 from serve.supervise import stop_signals
 
@@ -76,8 +77,10 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
         from mllm.checkpoint import find_default_checkpoint
 
         checkpoint = str(find_default_checkpoint())
-    if media is not None and not Path(media).is_file():
-        raise MllmError(f"no such file: {media}")
+    if media is not None:
+        if not Path(media).exists():
+            raise MllmError(f"no such file: {media}")
+        open_ordinary(media).close()
     maker = None if media else make_clips(out)
     server = Server(checkpoint, port=0)
     try:

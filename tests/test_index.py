@@ -198,6 +198,20 @@ def test_bad_files_cost_a_line_each(index, library):
     assert "1 recordings added (1 rows), 4 unchanged, 2 failed" in report.line()
 
 
+def test_a_pipe_holds_nothing_up(index, library):
+    os.mkfifo(library / "camera.mp4")
+    (library / "linked.wav").symlink_to(library / "camera.mp4")
+    (library / "lost.mp4").symlink_to(library / "gone.mp4")
+    report = index.add([library, library / "camera.mp4"])
+    assert len(report.unchanged) == 4
+    causes = {Path(path).name: cause.split(": ", 1)[1] for path, cause in report.failed}
+    assert causes == {
+        "camera.mp4": "not an ordinary file but a pipe (FIFO): give a file",
+        "linked.wav": "not an ordinary file but a pipe (FIFO): give a file",
+        "lost.mp4": "a link to what is not there: check where it leads",
+    }
+
+
 def test_named_file_is_tried_whatever_its_suffix(index, library):
     assert index.add([library / "notes.txt"]).failed
     with pytest.raises(MllmError, match="does not exist"):

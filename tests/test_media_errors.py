@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
 import struct
 import zlib
@@ -112,7 +113,7 @@ def test_no_permission(film, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(MediaError, match=r"film.mp4: no permission to read it: change its mode or owner"):
         load_clip(film)
 

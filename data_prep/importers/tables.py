@@ -13,6 +13,7 @@ from typing import Any
 
 from mllm.errors import RecordError
 from mllm.records import parse_row
+from mllm.sources import open_ordinary
 
 
 class Row(dict[str, Any]):
@@ -86,10 +87,8 @@ def read_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
     Raises:
         RecordError: if it cannot be read, or is in none of these.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    with open_ordinary(path, error=RecordError) as file:
+        data = file.read()
     with suppress(UnicodeDecodeError):
         if b"\0" not in data:
             return data.decode("utf-8-sig"), "utf-8"
