@@ -40,6 +40,7 @@ IMPORTERS: dict[str, Importer] = {
     "music-avqa": Importer(
         video_qa.music_avqa, "video_id, question_id, question_content, templ_values, anser"
     ),
+    "tgif-qa": Importer(video_qa.tgif_qa, "gif_name, question, answer; of a choice a1 … a5"),
     "tvqa": Importer(tvqa.tvqa, TVQA),
     "tvqa-plus": Importer(tvqa.tvqa, TVQA),
     "msrvtt-captions": Importer(

@@ -8,12 +8,16 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mllm.errors import RecordError
 from mllm.records import parse_row
 from mllm.sources import open_ordinary
+
+DELIMITERS = (",", "\t", ";", "|")
+SAMPLE = 50  # rows that are looked at to tell the delimiter
 
 
 class Row(dict[str, Any]):
@@ -105,23 +109,66 @@ def read_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
 
 
 def _csv_rows(path: Path, text: str, columns: list[str] | None) -> Iterator[Row]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), fieldnames=columns, delimiter=delimiter)
+    lines = list(io.StringIO(text, newline=""))  # splitlines also ends lines inside values
+    before = 0
+    if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[0])):  # as Excel writes it
+        form, before = {"delimiter": told[1]}, 1
+    else:
+        form = _form_of(path, lines, len(columns or ()))
+    reader = csv.DictReader(lines[before:], fieldnames=columns, strict=True, **form)
     try:
         for row in reader:
-            where = f"{path.name} line {reader.line_num}"
+            where = f"{path.name} line {before + reader.line_num}"
             extra = row.pop(None, None) or []
             given = [value for value in row.values() if value is not None]
             if not extra and not "".join(given).strip():
                 continue  # a line of blanks
             if extra or len(given) < len(row):
-                remedy = "put quotation marks around text with commas" if extra else "write empty ones, too"
+                mark = {",": "commas", "\t": "tabs"}.get(form["delimiter"], f"'{form['delimiter']}'")
+                remedy = f"put quotation marks around text with {mark}" if extra else "write empty ones, too"
                 raise RecordError(
                     f"{where}: {len(given) + len(extra)} columns where {len(row)} were announced: {remedy}"
                 )
             yield Row({key.strip(): value for key, value in row.items()}, where)
     except csv.Error as error:
-        raise RecordError(f"{path.name} line {reader.line_num}: not CSV ({error})") from None
+        where, remedy = (
+            f"{path.name} line {before + reader.line_num}",
+            "write a quotation mark in a value twice",
+        )
+        raise RecordError(f'{where}: not CSV ({error}): {remedy} ("")') from None
+
+
+def _form_of(path: Path, lines: list[str], fields: int) -> dict[str, Any]:
+    """How the values of a table are told apart, as its header and first rows show, not its name.
+
+    Args:
+        fields: how many there are, where no header says it.
+    """
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    best = (0.0, 0, usual)
+    for delimiter in (usual, *(mark for mark in DELIMITERS if mark != usual)):
+        try:
+            widths = [len(row) for row in islice(csv.reader(lines, delimiter=delimiter), SAMPLE) if any(row)]
+        except csv.Error:
+            continue
+        wanted = fields or (widths[0] if widths else 0)
+        if wanted > 1 and wanted in widths:
+            alike = sum(width == wanted for width in widths) / len(widths)
+            best = max(best, (alike, wanted, delimiter), key=lambda found: found[:2])
+    form: dict[str, Any] = {"delimiter": best[2]}
+    if best[2] == "\t" and not _quoted_well(lines):
+        form["quoting"] = csv.QUOTE_NONE  # as Common Voice and TGIF-QA write: a quotation mark is a letter
+    return form
+
+
+def _quoted_well(lines: list[str]) -> bool:
+    """Whether quotation marks in a table with tabs stand around values, and not for themselves."""
+    rows = csv.reader(lines, delimiter="\t", strict=True)
+    try:
+        widths = {len(row) for row in rows if row}
+    except csv.Error:
+        return False
+    return len(widths) <= 1 or '"' not in "".join(lines)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
