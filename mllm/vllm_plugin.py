@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import os
 import re
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from vllm.connections import HTTPResponseSizeExceededError, MediaDownloadSizeExc
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
 
+from mllm import vllm_api
 from mllm.errors import MediaError
 from mllm.media import Clip, MediaLimits, probe
 from mllm.sources import is_data_uri, open_ordinary
@@ -51,6 +53,9 @@ def register() -> None:
     # Lazily, as a string: importing the model here would start torch's accelerator in every process.
     ModelRegistry.register_model(ARCHITECTURE, "mllm.vllm_model:MllmForVllm")
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
+    # Servers have read their command line with this module; workers and offline use need no HTTP.
+    if "vllm.entrypoints.launchers.cli_args" in sys.modules:
+        vllm_api.attach()
 
 
 def limits_from_environment() -> MediaLimits:
