@@ -1,4 +1,4 @@
-"""The middleware in front of vLLM's API, with a small application in vLLM's place. The real one: test_api.py."""
+"""The middleware in front of vLLM's API, a small application in vLLM's place (the real one: test_api.py)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ def test_a_task_that_the_request_starts_knows_who_asked():
 
 def test_every_vllm_server_gets_the_middleware_once():
     launcher = pytest.importorskip("vllm.entrypoints.launchers.app", reason="vLLM is not installed")
+    import vllm.entrypoints.launchers.cli_args  # noqa: F401  what every server has read by then
+
     from mllm.vllm_plugin import register
 
     register()
