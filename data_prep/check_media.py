@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
+from mllm.decode import interleaved
 from mllm.errors import MediaError
 from mllm.media import SAMPLE_RATE, MediaInfo, load_clip, probe
 from mllm.scan import configure, open_container, packets
@@ -86,7 +87,7 @@ def _sampled(duration: float) -> np.ndarray:
 
 def _damage(source: Source, info: MediaInfo) -> list[str]:
     """What a recording that opens lacks all the same: its end, packets that decode, sound made of numbers."""
-    if info.is_image or (source.path is not None and source.path.is_dir()):
+    if info.is_image or source.path.is_dir():
         return []
     kinds = ("video", "audio") if info.duration <= LONGEST else ("video",)
     try:
@@ -101,7 +102,7 @@ def _damage(source: Source, info: MediaInfo) -> list[str]:
 def _cut_off(source: Source, container: Any, info: MediaInfo) -> list[str]:
     head = source.head(8)
     if head.startswith(b"RIFF"):
-        there = source.path.stat().st_size if source.path is not None else len(source.data or b"")
+        there = source.size()
         announced = int.from_bytes(head[4:], "little") + len(head)
         if there < SHORT * announced and announced < STREAMED:
             return [f"cut off: {there} of the {announced} bytes that it announces are there: fetch it again"]
@@ -129,7 +130,7 @@ def _undecodable(container: Any, streams: list[Any], duration: float) -> list[st
             failed[kind] += 1
             continue
         if kind == "sound":
-            numbers = numbers and all(np.isfinite(frame.to_ndarray()).all() for frame in frames)
+            numbers = numbers and all(np.isfinite(interleaved(frame)).all() for frame in frames)
     told = [
         f"{failed[kind]} of {count} packets of its {kind} cannot be decoded: fetch it again"
         for kind, count in met.items()

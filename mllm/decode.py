@@ -36,6 +36,7 @@ SOUND_SEEKABLE = {"mov", "matroska", "wav", "flac"}  # elsewhere the time after 
 PREROLL = 1.0  # s decoded before a cut and dropped: codecs overlap their blocks
 AT_ONCE = 8192  # samples that a resampler gives: a call for every frame of a codec took longer than its work
 BREAK = 0.05  # s: sound whose timestamps jump by more is placed anew
+PACKED = "flt"  # channels side by side in one plane: of planar sound, PyAV 18.1 reads past the eighth plane
 
 # --- frames ---
 
@@ -215,6 +216,14 @@ def read_sound(source: Source, found: Scan, start: float, end: float, rate: int)
     return np.clip(samples, -1.0, 1.0, out=samples)
 
 
+def interleaved(frame: Any) -> np.ndarray:
+    """float32 [samples, channels] of a frame with any number of channels, at its own rate."""
+    if frame.format.name == PACKED:
+        return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    packed = av.AudioResampler(PACKED, frame.layout, frame.sample_rate).resample(frame)
+    return np.concatenate([interleaved(part) for part in packed])
+
+
 def _pieces(container: Any, audio: Any, rate: int) -> Iterator[tuple[float, np.ndarray]]:
     """(time in s, mono samples at `rate`) in order."""
     resampler: Any = None
@@ -223,8 +232,8 @@ def _pieces(container: Any, audio: Any, rate: int) -> Iterator[tuple[float, np.n
     def mono(frame: Any) -> Iterator[tuple[float, np.ndarray]]:
         nonlocal given
         for resampled in resampler.resample(frame):
-            planes = resampled.to_ndarray()
-            piece = planes[0] if len(planes) == 1 else planes.mean(axis=0, dtype=np.float32)
+            channels = interleaved(resampled)
+            piece = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
             yield begun + given / rate, piece
             given += len(piece)
 
@@ -238,7 +247,7 @@ def _pieces(container: Any, audio: Any, rate: int) -> Iterator[tuple[float, np.n
                 if resampler is not None:
                     yield from mono(None)
                 # The layout stays: FFmpeg's own downmix to floats would be louder than the average.
-                resampler = av.AudioResampler("fltp", frame.layout, rate, AT_ONCE)
+                resampler = av.AudioResampler(PACKED, frame.layout, rate, AT_ONCE)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
                 begun, given, expected = time, 0, time
             expected += frame.samples / frame.sample_rate

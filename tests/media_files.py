@@ -124,7 +124,10 @@ def make(
             planes = np.broadcast_to(np.atleast_2d(samples), (channels, samples.shape[-1]))
             for first in range(0, planes.shape[1], rate):
                 piece = np.ascontiguousarray(planes[:, first : first + rate])
-                frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+                form = "fltp"
+                if channels >= 8:  # PyAV 18.1 counts the planes of such frames wrongly
+                    form, piece = "flt", np.ascontiguousarray(piece.T).reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(piece, format=form, layout=layout)
                 frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
                 frame.pts = round(sound_start * rate) + first
                 out.mux(stream.encode(frame))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import wave
+
 import av
 import numpy as np
 import pytest
@@ -74,6 +77,44 @@ def test_channels_are_averaged_not_added(tmp_path):
         options = {"codec": None, "sound_codec": "pcm_f32le", "layout": "stereo", "rate": 16_000}
         clip = load_clip(make(tmp_path / "a.wav", sounds=[planes], **options))
         assert np.abs(clip.waveform).max() == pytest.approx(loudness, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {"sound_codec": "aac"}),
+        ("a.mka", {"codec": None, "sound_codec": "aac"}),
+        ("a.flac", {"codec": None, "sound_codec": "flac", "sound_format": "s32"}),
+        ("a.mkv", {"sound_codec": "libopus"}),
+        ("a.wav", {"codec": None, "sound_codec": "pcm_s16le"}),
+        ("a.wav", {"codec": None, "sound_codec": "pcm_f32le"}),
+        ("a.mkv", {"sound_codec": "pcm_f64le"}),
+        ("a.wv", {"codec": None, "sound_codec": "wavpack"}),
+    ],
+)
+def test_seven_point_one_is_heard(tmp_path, name, options):
+    """PyAV 18.1 takes a planar frame of eight channels for one of nine, and reads where nothing is."""
+    path = make(tmp_path / name, layout="7.1", rate=48_000, sounds=[tone(1, 48_000, 600.0)], **options)
+    data = path.read_bytes()
+    for source in (path, data):
+        waveform = load_clip(source).waveform
+        assert len(waveform) == pytest.approx(SAMPLE_RATE, abs=800)
+        # The low-frequency channel of AAC holds no 600 Hz; the other seven hold half of full scale.
+        assert np.abs(waveform[2000:14_000]).max() == pytest.approx(0.5, abs=0.09)
+
+
+@pytest.mark.parametrize("channels", [3, 8, 9, 12, 16, 24, 57])
+def test_any_number_of_channels_is_averaged(channels):
+    """Multitrack recorders write wav files of so many; no layout names them."""
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setparams((channels, 2, SAMPLE_RATE, 0, "NONE", ""))
+        loud = np.zeros((SAMPLE_RATE, channels), np.int16)
+        loud[:, 0] = 16_384
+        file.writeframes(loud.tobytes())
+    waveform = load_clip(sound.getvalue()).waveform
+    assert waveform.shape == (SAMPLE_RATE,)
+    np.testing.assert_allclose(waveform, 0.5 / channels, atol=1e-4)
 
 
 def test_samples_that_are_no_numbers_become_silence(tmp_path):
