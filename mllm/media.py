@@ -5,8 +5,8 @@
 A source is a path, bytes, a `data:` URI, a folder of frames (png or jpg in the order of their names, with at
 most one sound file, and `fps.txt` where the rate is not 3), or a `Clip`. PyAV probes; decord decodes the
 frames at the size asked for, PyAV where decord cannot (AV1, AVI, open GOPs, deep colours, damage, no wheel);
-PyAV decodes the sound. What cannot be read ends in a MediaError of one line. All of it happens in this
-process: read untrusted uploads in one that may be lost.
+PyAV decodes the sound. What cannot be read ends in a MediaError of one line. Decoders are large and can be
+crashed: what a stranger sent is read with `isolated=True`, in a process that may be lost (`decode_pool`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -26,11 +26,14 @@ from mllm.scan import Scan, scan
 from mllm.sources import MediaLimits, Source, check_bytes, check_frame_bytes, locate
 from mllm.stills import Stills, open_image, read_folder, read_stills
 
+if TYPE_CHECKING:
+    from mllm.decode_pool import DecodePool
+
 SAMPLE_RATE = 16_000
 HOLD = 0.5  # s: how long the last frame stands in for a picture that ends before the sound
 ON_TIME = 1e-6  # s: a frame that appears this much later counts as on screen
 
-MediaSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Clip"
+MediaSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Source | Clip"
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,11 @@ class Clip:
         return digest.hexdigest()
 
 
-def probe(source: MediaSource, limits: MediaLimits = MediaLimits()) -> MediaInfo:
+def probe(source: MediaSource, limits: MediaLimits = MediaLimits(), *, isolated: bool = False) -> MediaInfo:
     """What a source holds, without decoding it.
+
+    Args:
+        isolated: as in `load_clip`.
 
     Raises:
         MediaError: as `load_clip`.
@@ -138,6 +144,8 @@ def probe(source: MediaSource, limits: MediaLimits = MediaLimits()) -> MediaInfo
         return MediaInfo(
             source.duration, frames is not None, has_audio, source.is_image, width, height, fps=fps
         )
+    if isolated:
+        return _pool().probe(locate(source, limits), limits)
     return _open(source, limits).info()
 
 
@@ -152,6 +160,7 @@ def load_clip(
     audio: MediaSource | None = None,
     want_video: bool = True,
     want_audio: bool = True,
+    isolated: bool = False,
 ) -> Clip:
     """Read a recording.
 
@@ -164,10 +173,22 @@ def load_clip(
         limits: what is too much.
         audio: a separate recording of the sound, from the same moment on; replaces the source's own.
         want_video, want_audio: leave one out.
+        isolated: decode in a worker process that may be lost, for what a stranger sent: a crash, a hang or a
+            bomb ends in a MediaError, too. The arrays are the same, and writable.
 
     Raises:
         MediaError: with source, cause and remedy, if it cannot be read, breaks a limit or ends before start.
     """
+    if isolated and not isinstance(source, Clip) and not isinstance(audio, Clip):
+        sound_of = None if audio is None else locate(audio, limits)
+        options = {
+            "size": size,
+            "start": start,
+            "end": end,
+            "want_video": want_video,
+            "want_audio": want_audio,
+        }
+        return _pool().load_clip(locate(source, limits), sound_of, limits, choose, options)
     if isinstance(source, Clip):
         return _cut_clip(source, start, end, limits, audio, want_video, want_audio)
     media = _open(source, limits, want_video)
@@ -197,6 +218,12 @@ def load_clip(
             picture_end = max(0.0, until - first)
     waveform = sound.read_sound(first, last) if want_audio else None
     return Clip(frames, times, waveform, last - first, media.name, is_image, picture_end)
+
+
+def _pool() -> DecodePool:
+    from mllm.decode_pool import shared_pool  # it is built on this module
+
+    return shared_pool()
 
 
 # --- what a source turns out to be ---
@@ -270,9 +297,9 @@ class _Pictures:
 
 def _open(source: MediaSource, limits: MediaLimits, want_video: bool = True) -> _Recording | _Pictures:
     place = locate(source, limits)
-    if place.path is not None and place.path.is_dir():
+    if place.path.is_dir():
         stills, path = read_folder(place.path, place.name, limits.max_pixels)
-        held = [file.path.stat().st_size for file in stills.files if file.path is not None]
+        held = [file.size() for file in stills.files]
         check_bytes(place.name, sum(held), limits)
         return _Pictures(place.name, stills, _open_sound(path, limits) if path else None)
     image = open_image(place, limits.max_pixels)

@@ -8,12 +8,13 @@ import io
 import os
 import stat
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, unquote_to_bytes
 
 import av
@@ -55,32 +56,67 @@ class MediaLimits:
         max_seconds: of what is read: the recording, or the cut from start to end.
         max_pixels: of one picture.
         max_frame_bytes: of all decoded frames together.
+        max_decode_seconds: until a worker process that decodes it is given up.
+        max_decode_bytes: of memory for such a process.
     """
 
     max_bytes: int | None = 200_000_000
     max_seconds: float | None = 3600.0
     max_pixels: int | None = 64_000_000
     max_frame_bytes: int | None = 2_000_000_000
+    max_decode_seconds: float | None = 120.0
+    max_decode_bytes: int | None = 4_000_000_000
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a recording comes from, a file or bytes, and what messages call it."""
+    """Where a recording lies, and what messages call it.
+
+    Bytes become a file in memory: decord's own reader of bytes runs past their end where a damaged index
+    points there, and ends the process; a file simply ends.
+
+    Attributes:
+        path: of a file or a folder.
+        file: what keeps a file in memory alive, and its path valid.
+    """
 
     name: str
-    path: Path | None = None
-    data: bytes | None = None
+    path: Path
+    file: IO[bytes] | None = field(default=None, compare=False, repr=False)
 
-    def handle(self) -> Any:
+    @classmethod
+    def in_memory(cls, name: str, data: bytes | bytearray | memoryview) -> Source:
+        """A file that lies in memory alone."""
+        file = memory_file()
+        file.write(data)
+        file.flush()
+        return cls.of_file(name, file)
+
+    @classmethod
+    def of_file(cls, name: str, file: IO[bytes]) -> Source:
+        """A file that is open already."""
+        named = os.path.isabs(str(file.name))
+        return cls(name, Path(file.name if named else f"/proc/self/fd/{file.fileno()}"), file)
+
+    def handle(self) -> str:
         """What PyAV and decord take. The path is absolute: FFmpeg reads `a:b.mp4` as protocol `a`."""
-        return io.BytesIO(self.data) if self.data is not None else str(Path(self.path or "").absolute())
+        return str(self.path.absolute())
+
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
 
     def head(self, size: int = 4096) -> bytes:
         """The first bytes."""
-        if self.data is not None:
-            return self.data[:size]
-        with open_ordinary(self.path or "", self.name) as file:
+        with open_ordinary(self.handle(), self.name) as file:
             return file.read(size)
+
+
+def memory_file() -> IO[bytes]:
+    """An empty file that no folder names; its memory goes when the last process closes it."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("mllm"), "wb+")
+    return tempfile.NamedTemporaryFile()  # no Linux
 
 
 @contextmanager
@@ -104,12 +140,14 @@ def clear_errors(name: str) -> Iterator[None]:
 
 def locate(source: Any, limits: MediaLimits) -> Source:
     """Check that there is something of an acceptable size, and name it; messages never quote content."""
+    if isinstance(source, Source):
+        return source
     if isinstance(source, str) and is_data_uri(source):
-        data = data_uri(source, limits)
+        data: bytes | bytearray | memoryview = data_uri(source, limits)
         name = "data: URI"
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
-        name = f"<bytes, {len(data)} bytes>"
+        data = source
+        name = f"<bytes, {memoryview(data).nbytes} bytes>"
     elif isinstance(source, (str, Path)):
         name = "".join(c if c.isprintable() else "?" for c in str(source)[:300])
         return Source(name, _existing(Path(source), name, limits))
@@ -117,10 +155,11 @@ def locate(source: Any, limits: MediaLimits) -> Source:
         raise MediaError(
             f"cannot read media from {type(source).__name__}: give a path, bytes, a data: URI or a Clip"
         )
-    if not data:
+    size = memoryview(data).nbytes
+    if not size:
         raise MediaError(f"{name}: it is empty: send the whole file")
-    check_bytes(name, len(data), limits)
-    return Source(name, data=data)
+    check_bytes(name, size, limits)
+    return Source.in_memory(name, data)
 
 
 def _existing(path: Path, name: str, limits: MediaLimits) -> Path:

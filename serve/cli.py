@@ -45,6 +45,9 @@ def serve(
     max_media_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Longest recording accepted, in seconds.")
     ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="How often in a row vLLM is started again after it ended by itself.")
+    ] = 5,
     log: Annotated[Path | None, typer.Option(help="File for vLLM's output.")] = None,
 ) -> None:
     """Serve a checkpoint with vLLM, OpenAI-compatible. Any flag not listed here goes to vLLM.
@@ -73,7 +76,7 @@ def serve(
         flags=words,
         log=log,
     )
-    raise typer.Exit(serve_forever(server))
+    raise typer.Exit(serve_forever(server, restarts))
 
 
 serve.context_settings = FORWARDING  # type: ignore[attr-defined]

@@ -82,7 +82,7 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
             raise MllmError(f"no such file: {media}")
         open_ordinary(media).close()
     maker = None if media else make_clips(out)
-    server = Server(checkpoint, port=0)
+    server = Server(checkpoint, port=0, fast_start=True)
     try:
         with console.status("starting vLLM …") as status:
             server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s"))

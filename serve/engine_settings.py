@@ -18,6 +18,16 @@ from mllm.errors import ConfigError
 
 MEGABYTE = 1_000_000
 
+# Another value than this one, and vLLM needs a process for each worker.
+ONE_WORKER = {
+    "--tensor-parallel-size": "1",
+    "-tp": "1",
+    "--pipeline-parallel-size": "1",
+    "-pp": "1",
+    "--distributed-executor-backend": "uni",
+}
+WIDTH_PER_THREAD = 512  # of a decoder's hidden size
+
 Flag = tuple[str, ...]  # a flag of vLLM and its values, each a word of the command line
 
 
@@ -31,6 +41,7 @@ class EngineSettings:
         max_media_mb, max_media_seconds: what the server accepts; None keeps the defaults of `mllm.media`.
         flags: further vLLM flags; they win over the defaults chosen here.
         environment: further environment variables for vLLM.
+        fast_start: do not compile the decoder: ready sooner, slower afterwards.
     """
 
     checkpoint: str | Path
@@ -39,6 +50,7 @@ class EngineSettings:
     max_media_seconds: float | None = None
     flags: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    fast_start: bool = False
 
     @property
     def model(self) -> str:
@@ -87,15 +99,51 @@ class EngineSettings:
 
     def _cpu_flags(self) -> list[Flag]:
         # CPU blocks are 128 tokens by default: a short prompt would never hit the prefix cache.
-        return [("--block-size", "32"), ("--max-num-seqs", "32"), ("--enforce-eager",)]
+        flags: list[Flag] = [("--block-size", "32"), ("--max-num-seqs", "64")]
+        flags.append(("--disable-uvicorn-access-log",))
+        if not self.compiled:
+            flags.append(("--enforce-eager",))
+        return flags
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile makes the decoder faster: not with LoRA, where vLLM does without."""
+        if is_given("--enforce-eager", self.flags):
+            return any(word.replace("_", "-") == "--no-enforce-eager" for word in self.flags)
+        lora = is_given("--enable-lora", self.flags) or self._adapter() is not None
+        return not (self.fast_start or lora)
+
+    def _adapter(self) -> Path | None:
+        from mllm.checkpoint import resolve
+
+        return resolve(self.checkpoint)[1]
 
     def variables(self) -> dict[str, str]:
         """Environment for vLLM, over the current one."""
-        variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MEDIA_CONNECTOR": "mllm"}
+        chosen = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MEDIA_CONNECTOR": "mllm"}
+        chosen["PYTHONFAULTHANDLER"] = "1"  # a crash in native code leaves its traceback in the log
         if self._is_local:
-            variables["HF_HUB_OFFLINE"] = "1"
-        if vllm_is_for_cpu() and not is_given("--kv-cache-memory-bytes", self.flags):
-            variables["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            chosen["HF_HUB_OFFLINE"] = "1"
+        if vllm_is_for_cpu():
+            chosen |= self._cpu_variables()
+        chosen = {name: value for name, value in chosen.items() if name not in os.environ}
+        return chosen | self._media_variables() | self.environment
+
+    def _cpu_variables(self) -> dict[str, str]:
+        variables = {}
+        if not is_given("--kv-cache-memory-bytes", self.flags):
+            variables["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+        if all(value_of(flag, self.flags) in (None, one) for flag, one in ONE_WORKER.items()):
+            # The worker lives in the engine's process, which else busy-waits for it with a core of its own.
+            # vLLM then leaves OpenMP alone; threads that spin at barriers would starve all others.
+            variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            variables["OMP_NUM_THREADS"] = str(threads_for(self.width, cores()))
+            variables["OMP_WAIT_POLICY"] = "PASSIVE"
+        return variables
+
+    def _media_variables(self) -> dict[str, str]:
+        """What flags of `mllm serve` say about media; they win over the environment."""
+        variables = {}
         if self.allowed_media:
             folders = [str(Path(folder).resolve()) for folder in self.allowed_media]
             variables["MLLM_ALLOWED_MEDIA"] = os.pathsep.join(folders)
@@ -103,7 +151,50 @@ class EngineSettings:
             variables["MLLM_MAX_MEDIA_BYTES"] = str(int(self.max_media_mb * MEGABYTE))
         if self.max_media_seconds is not None:
             variables["MLLM_MAX_MEDIA_SECONDS"] = str(self.max_media_seconds)
-        return variables | self.environment
+        return variables
+
+    @property
+    def width(self) -> int:
+        """Hidden size of the decoder."""
+        from mllm.checkpoint import resolve
+
+        base = resolve(self.checkpoint)[0]
+        file = Path(base) / "config.json"
+        if file.is_file():
+            config = json.loads(file.read_text(encoding="utf-8"))
+            return int(config.get("text_config", config).get("hidden_size", 0))
+        from mllm.config import MllmConfig
+
+        return MllmConfig.from_pretrained(base).text_config.hidden_size
+
+    def choices(self) -> str:
+        """One line: what was chosen for this machine, and what changes it; empty where vLLM chooses."""
+        if not vllm_is_for_cpu():
+            return ""
+        variables = os.environ | self.variables()
+        words = []
+        if variables.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+            threads = variables.get("OMP_NUM_THREADS", "?")
+            words.append(f"OMP_NUM_THREADS={threads} for a decoder {self.width} wide")
+        if self.compiled:
+            words.append("compiled (--enforce-eager starts sooner, answers slower)")
+        else:
+            words.append("not compiled")
+        return "on the CPU: " + ", ".join(words)
+
+
+def threads_for(width: int, cores: int) -> int:
+    """OpenMP threads that a decoder of this hidden size is served with best.
+
+    Two threads share a matrix of 576 rows at a loss when one request runs, and gain a sixth at sixteen: below
+    some 1,000 their barriers cost more than the second core gives, and the core is free for the API process.
+    """
+    return max(1, min(cores, width // WIDTH_PER_THREAD))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_given(flag: str, flags: Sequence[str]) -> bool:

@@ -22,13 +22,17 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+from mllm import in_flight
 from mllm.errors import ConfigError, MllmError
 from serve.engine_settings import EngineSettings
-from serve.vllm_log import last_error, last_line
+from serve.vllm_log import how_it_ended, last_line
 
 HEALTH_TIMEOUT = 900.0  # seconds: compiling a large model on a CPU takes minutes
 STOP_TIMEOUT = 15.0  # seconds between asking vLLM to stop and killing it
+
+GROUP_TIMEOUT = 1.0  # seconds for processes that are left, before they are killed
 
 
 class ServerError(MllmError):
@@ -49,6 +53,10 @@ class Server(EngineSettings):
     log: Path | None = None
     process: subprocess.Popen | None = field(default=None, init=False)
     seconds_to_start: float = field(default=0.0, init=False)
+    _scratch: tempfile.TemporaryDirectory | None = field(default=None, init=False, repr=False)
+    _log_start: int = field(default=0, init=False, repr=False)  # where this run's lines begin (bytes)
+    _started: bool = field(default=False, init=False, repr=False)
+    _own_log: bool = field(default=False, init=False, repr=False)
 
     @property
     def url(self) -> str:
@@ -77,18 +85,13 @@ class Server(EngineSettings):
         began = time.monotonic()
         command = self.command()
         self.port = _free_port(self.host, self.port)
-        self._temporary_log = self.log is None
-        if self.log is None:
-            handle, name = tempfile.mkstemp(prefix="mllm-serve-", suffix=".log")
-            os.close(handle)
-            self.log = Path(name)
-        with self.log.open("wb") as log:
+        with self._open_log() as log:
             self.process = subprocess.Popen(
                 [*command, "--host", self.host, "--port", str(self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self.variables(),
+                env=os.environ | self._scratch_variables() | self.variables(),
                 start_new_session=True,  # its own process group: Ctrl-C reaches it through stop() alone
                 preexec_fn=_die_with_parent,
             )
@@ -99,13 +102,34 @@ class Server(EngineSettings):
             raise
         self.seconds_to_start = time.monotonic() - began
 
+    def _open_log(self) -> BinaryIO:
+        """The log: a new one, or after a restart the same one, to be gone on with."""
+        if self.log is None:
+            handle, name = tempfile.mkstemp(prefix="mllm-serve-", suffix=".log")
+            os.close(handle)
+            self.log, self._own_log = Path(name), True
+        file = self.log.open("ab" if self._started else "wb")
+        self._started = True
+        self._log_start = file.tell()
+        return file
+
+    def _scratch_variables(self) -> dict[str, str]:
+        """A folder for vLLM's sockets and for what is being read: gone when the server has stopped."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="mllm-serve-", ignore_cleanup_errors=True)
+        variables = {}
+        for name, folder in ((in_flight.FOLDER, "in_flight"), ("VLLM_RPC_BASE_PATH", "sockets")):
+            path = Path(self._scratch.name) / folder
+            path.mkdir()
+            variables[name] = str(path)
+        return variables
+
     def _wait(self, began: float, tick: Callable[[float, str], None]) -> None:
         assert self.process is not None
         assert self.log is not None
         while not self.healthy():
             seconds = time.monotonic() - began
             if self.process.poll() is not None:
-                raise ServerError(f"vLLM did not start: {last_error(self.log)} (whole log: {self.log})")
+                raise ServerError(f"vLLM did not start: {self._how_it_ended()} (whole log: {self.log})")
             if seconds > HEALTH_TIMEOUT:
                 raise ServerError(f"vLLM is not ready after {HEALTH_TIMEOUT:.0f} s (log: {self.log})")
             tick(seconds, last_line(self.log))
@@ -126,9 +150,16 @@ class Server(EngineSettings):
             ServerError: always, since a server has no reason to end.
         """
         assert self.process is not None
-        assert self.log is not None
         self.process.wait()
-        raise ServerError(f"vLLM died: {last_error(self.log)} (whole log: {self.log})")
+        raise ServerError(f"vLLM ended: {self._how_it_ended()} (whole log: {self.log})")
+
+    def _how_it_ended(self) -> str:
+        """How, and which recordings were being read."""
+        assert self.process is not None
+        assert self.log is not None
+        how = how_it_ended(self.process.wait(), self.log, self._log_start)
+        reading = in_flight.left_behind(Path(self._scratch.name) / "in_flight") if self._scratch else []
+        return how + (f"; it was reading {' and '.join(reading[:3])}" if reading else "")
 
     def stop(self, keep_log: bool = False) -> None:
         """Ask vLLM to stop, kill what is left of its process group. Safe to call again."""
@@ -141,19 +172,31 @@ class Server(EngineSettings):
                 process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_TIMEOUT)
+            _wait_for_group(process.pid)
         finally:  # also on a second Ctrl-C
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        if self._temporary_log and not died and not keep_log and self.log is not None:
+            if self._scratch is not None:
+                self._scratch.cleanup()
+        if self._own_log and not died and not keep_log and self._log_start == 0 and self.log is not None:
             self.log.unlink(missing_ok=True)
-            self.log = None
+            self.log, self._started = None, False
 
     def curl(self) -> str:
         """One line to try the server with."""
         messages = [{"role": "user", "content": "Hello!"}]
         body = json.dumps({"model": self.model, "messages": messages, "max_tokens": 32})
         return f"curl {self.api}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _wait_for_group(group: int) -> None:
+    """Give the processes that vLLM leaves a moment to end by themselves: they free shared memory."""
+    end = time.monotonic() + GROUP_TIMEOUT
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.05)
 
 
 def _die_with_parent() -> None:

@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
+
+LAST_BYTES = 256 * 1024  # of the log that are looked at: an error of hours ago is not why it ended
 
 _ERROR = re.compile(r"(?:\b\w*(?:Error|Exception|NotFound)|\berror|Value error[,]?)[:,] ?(\S.*)")
 # Said about an error that stands elsewhere.
-_ECHO = re.compile(r"Engine core initialization failed|failed to start|Failed core proc|root cause above")
+_ECHO = re.compile(
+    r"Engine core initialization failed|failed to start|Failed core proc|root cause above"
+    r"|EngineDeadError|EngineCore encountered an issue"
+)
+_HARMLESS = re.compile(r"^(\(\w+ pid=\d+\) )?(INFO|WARNING|DEBUG) ")  # vLLM marks its own lines
+_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?(\w+ \d\d-\d\d \d\d:\d\d:\d\d )?(\[[^\]]*\] )?")
+# Python's faulthandler, which the launcher switches on: the kind of crash, then the stack of each thread.
+_CRASH = re.compile(r"Fatal Python error: (.+)")
+_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+) in (\S+)')
+
+_SIGNALS = {
+    signal.SIGSEGV: "a crash in native code",
+    signal.SIGBUS: "a crash in native code",
+    signal.SIGILL: "an instruction that this processor lacks",
+    signal.SIGABRT: "native code gave up",
+    signal.SIGKILL: "killed from outside, as the system does when memory runs out",
+    signal.SIGTERM: "asked to stop from outside",
+}
 
 
-def last_error(log: Path) -> str:
+def how_it_ended(status: int, log: Path, start: int = 0) -> str:
+    """One line: the signal or the exit status, and the place or the error that the log names.
+
+    Args:
+        status: the return code of `subprocess`: minus the number of a signal.
+        start: where this run's lines begin in the log (bytes).
+    """
+    lines = _last_lines(log, start)
+    crash = _crash(lines)
+    if status < 0:
+        number = signal.Signals(-status)
+        meaning = f", {_SIGNALS[number]}" if number in _SIGNALS else ""
+        return f"signal {-status} ({number.name}{meaning})" + (f": {crash}" if crash else "")
+    if crash:
+        return f"its engine crashed: {crash}"
+    if not _errors(lines) and any(_ECHO.search(line) for line in lines):
+        return "its engine's process is gone without a word: killed from outside, or out of memory"
+    return f"exit status {status}: {last_error(log, start)}"
+
+
+def last_error(log: Path, start: int = 0) -> str:
     """The line of vLLM's log that says best why it ended."""
-    lines = log.read_text(errors="replace").splitlines()
-    errors = [match.group(0) for line in lines if (match := _ERROR.search(line)) and not _ECHO.search(line)]
+    errors = _errors(_last_lines(log, start))
     # Pydantic puts its reason on the line after "1 validation error for …".
     reasons = [line for line in errors if line.startswith("Value error")]
     found = (reasons or errors or [last_line(log) or "it said nothing"])[-1]
@@ -22,11 +61,42 @@ def last_error(log: Path) -> str:
 
 def last_line(log: Path) -> str:
     """The last line of a file that holds text, without vLLM's prefix."""
+    lines = [line for line in _last_lines(log, max(0, log.stat().st_size - 4096)) if line.strip()]
+    return _PREFIX.sub("", lines[-1]).strip() if lines else ""
+
+
+def _last_lines(log: Path, start: int) -> list[str]:
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    if not lines:
-        return ""
-    return re.sub(
-        r"^(\(\w+ pid=\d+\) )?(\w+ \d\d-\d\d \d\d:\d\d:\d\d )?(\[[^\]]*\] )?", "", lines[-1]
-    ).strip()
+        file.seek(max(start, log.stat().st_size - LAST_BYTES))
+        return file.read().decode(errors="replace").splitlines()
+
+
+def _errors(lines: list[str]) -> list[str]:
+    found = []
+    for line in lines:
+        match = _ERROR.search(line)
+        if match and not _ECHO.search(line) and not _HARMLESS.match(line):
+            found.append(match.group(0))
+    return found
+
+
+def _crash(lines: list[str]) -> str | None:
+    """Kind and place of the last crash that faulthandler wrote: our own line where one is on the stack."""
+    starts = [index for index, line in enumerate(lines) if _CRASH.search(line)]
+    if not starts:
+        return None
+    kind = _CRASH.search(lines[starts[-1]])
+    assert kind is not None
+    frames = []
+    for line in lines[starts[-1] + 1 :]:
+        if line.startswith("Thread ") and frames:  # the stacks of threads that did not crash
+            break
+        if line.startswith("Current thread"):
+            frames = []
+        if match := _FRAME.match(line):
+            frames.append(match)
+    ours = [frame for frame in frames if re.search(r"/mllm/\w+\.py$", frame[1])]
+    for frame in ours[:1] or frames[:1]:
+        place = "/".join(Path(frame[1]).parts[-2:])
+        return f"{kind[1].strip()} in {place}, line {frame[2]} ({frame[3]})"
+    return kind[1].strip()

@@ -90,6 +90,19 @@ def test_random_damage_ends_in_a_clip_or_a_clear_line(film):
         assert clip.frames is not None or clip.waveform is not None
 
 
+@pytest.mark.parametrize("way", ["path", "bytes"])
+def test_an_index_that_points_beyond_the_file(film, tmp_path, way):
+    """Over bytes, decord reads there (`AVIOBytesContext`) and ends the process: so it is given a file."""
+    data = bytearray(film.read_bytes())
+    table = data.index(b"stco")
+    count = int.from_bytes(data[table + 8 : table + 12], "big")
+    data[table + 8 + 4 * count] = 0x7F  # the highest byte of the last chunk's offset
+    (tmp_path / "film.mp4").write_bytes(data)
+    clip = load_clip(tmp_path / "film.mp4" if way == "path" else bytes(data), size=32)
+    assert clip.duration == pytest.approx(4.0, abs=1.0)
+    assert clip.waveform is not None
+
+
 def test_missing_and_odd_paths(tmp_path):
     cases = {
         str(tmp_path / "no.mp4"): "no.mp4: no such file: check the path",

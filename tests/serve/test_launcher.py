@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,12 @@ from mllm import cli
 from mllm.errors import ConfigError, MllmError
 from serve import engine_settings
 from serve.launcher import Server, ServerError
-from serve.vllm_log import last_error, last_line
+from serve.vllm_log import how_it_ended, last_error, last_line
 
 FAKE = """
-import http.server, subprocess, sys
+import http.server, os, pathlib, signal, subprocess, sys
 arguments = sys.argv[1:]
+print("WARNING 11-27 09:31:13 [system_utils.py:255] limits cause `OSError: [Errno 24] Too many open files`.")
 if "--fail" in arguments:
     print("(EngineCore pid=7) ERROR 11-21 09:31:13 [core.py:5] ValueError: the model is too large")
     sys.exit(3)
@@ -29,6 +32,12 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("child", child.pid, flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == "/crash":
+            pathlib.Path(os.environ["MLLM_IN_FLIGHT"], "7-0").write_text("video of 4,096 bytes")
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.path == "/fail":
+            print("ERROR 11-27 09:31:14 [core.py:9] RuntimeError: no space left", flush=True)
+            os._exit(1)
         self.send_response(200); self.end_headers()
     def log_message(self, *a): pass
 http.server.HTTPServer(("127.0.0.1", int(arguments[arguments.index("--port") + 1])), Handler).serve_forever()
@@ -87,7 +96,30 @@ def test_says_why_vllm_did_not_start(folder):
 def test_says_when_vllm_dies_later(folder):
     with FakeServer(folder, port=0) as server:
         os.killpg(server.process.pid, signal.SIGKILL)
-        with pytest.raises(ServerError, match="vLLM died"):
+        with pytest.raises(ServerError, match=r"vLLM ended: signal 9 \(SIGKILL, killed from outside"):
+            server.wait()
+
+
+def visit(url: str) -> None:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        pass
+
+
+def test_says_which_signal_and_what_was_being_read(folder):
+    with FakeServer(folder, port=0) as server:
+        visit(f"{server.url}/crash")
+        with pytest.raises(ServerError) as caught:
+            server.wait()
+    said = str(caught.value)
+    assert "signal 11 (SIGSEGV, a crash in native code): Segmentation fault in" in said
+    assert "it was reading video of 4,096 bytes" in said
+    assert "Too many open files" not in said
+
+
+def test_says_the_error_and_not_a_warning_from_the_start(folder):
+    with FakeServer(folder, port=0) as server:
+        visit(f"{server.url}/fail")
+        with pytest.raises(ServerError, match="exit status 1: RuntimeError: no space left"):
             server.wait()
 
 
@@ -144,6 +176,8 @@ def test_killed_launcher_takes_vllm_with_it(folder, tmp_path):
 @pytest.fixture
 def on_cpu(monkeypatch):
     monkeypatch.setattr(engine_settings, "vllm_is_for_cpu", lambda: True)
+    for name in ("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "VLLM_CPU_KVCACHE_SPACE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -156,7 +190,9 @@ def test_command_on_a_cpu(folder, on_cpu):
     command = server.command()
     assert command[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     assert command[-2:] == ["--max-model-len", "512"]
-    assert "--enforce-eager" in command
+    assert command[command.index("--max-num-seqs") + 1] == "64"
+    assert "--disable-uvicorn-access-log" in command
+    assert "--enforce-eager" not in command  # compiled
     assert command[command.index("--served-model-name") + 1] == "my-model" == server.model
     assert command[command.index("--allowed-local-media-path") + 1] == str(folder)
     variables = server.variables()
@@ -172,13 +208,68 @@ def test_command_on_a_gpu_leaves_vllm_its_defaults(folder, on_gpu):
     assert "VLLM_CPU_KVCACHE_SPACE" not in server.variables()
 
 
-@pytest.mark.parametrize("flag", ["--block-size=64", "--block_size=64", "--no-enforce-eager"])
+@pytest.mark.parametrize(
+    "flag", ["--block-size=64", "--block_size=64", "--enforce-eager", "--max-num-seqs=8"]
+)
 def test_given_flags_win(folder, on_cpu, flag):
-    command = Server(folder, flags=[flag, "--served-model-name=other"]).command()
-    name = flag.split("=")[0].replace("_", "-").replace("--no-", "--")
-    assert name not in command
-    assert flag in command
+    command = Server(folder, flags=[flag, "--served-model-name=other"], fast_start=True).command()
+    name = flag.split("=")[0].replace("_", "-")
+    assert [word for word in command if word.split("=")[0].replace("_", "-") == name] == [flag]
     assert Server(folder, flags=["--served-model-name=other"]).model == "other"
+
+
+def test_the_engine_on_a_cpu_has_its_worker_inside_and_threads_that_sleep(folder, on_cpu):
+    variables = Server(folder).variables()
+    assert variables["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert variables["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert variables["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    "flags", [["-tp", "2"], ["--pipeline-parallel-size=2"], ["--tensor_parallel_size", "2"]]
+)
+def test_several_workers_keep_their_processes(folder, on_cpu, flags):
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in Server(folder, flags=flags).variables()
+    one = [flags[0].split("=")[0], "1"]
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" in Server(folder, flags=one).variables()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("VLLM_ENABLE_V1_MULTIPROCESSING", "1"), ("OMP_NUM_THREADS", "2"), ("OMP_WAIT_POLICY", "ACTIVE")],
+)
+def test_what_the_user_sets_in_the_environment_wins(folder, on_cpu, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert name not in Server(folder).variables()
+    monkeypatch.delenv(name)
+    assert Server(folder, environment={name: value}).variables()[name] == value
+
+
+@pytest.mark.parametrize(
+    ("width", "cores", "threads"), [(128, 2, 1), (576, 2, 1), (1024, 2, 2), (2048, 2, 2), (4096, 16, 8)]
+)
+def test_threads_follow_the_width_of_the_decoder(folder, on_cpu, monkeypatch, width, cores, threads):
+    (folder / "config.json").write_text(json.dumps({"text_config": {"hidden_size": width}}))
+    monkeypatch.setattr(engine_settings, "cores", lambda: cores)
+    server = Server(folder)
+    assert server.variables()["OMP_NUM_THREADS"] == str(threads)
+    assert f"OMP_NUM_THREADS={threads} for a decoder {width} wide" in server.choices()
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast_start", "compiled"),
+    [
+        ([], False, True),
+        ([], True, False),
+        (["--enable-lora"], False, False),
+        (["--enforce-eager"], False, False),
+        (["--no-enforce-eager"], True, True),
+    ],
+)
+def test_compiled_unless_lora_or_a_fast_start_is_wanted(folder, on_cpu, flags, fast_start, compiled):
+    server = Server(folder, flags=flags, fast_start=fast_start)
+    assert server.compiled == compiled
+    assert ("--enforce-eager" in server.command()) != compiled
 
 
 def test_adapter_folder_is_served_beside_its_base(folder, on_cpu):
@@ -191,6 +282,7 @@ def test_adapter_folder_is_served_beside_its_base(folder, on_cpu):
     assert command[command.index("--lora-modules") + 1] == f"tuned={tuned}"
     assert command[command.index("--max-lora-rank") + 1] == "16"
     assert command[command.index("--served-model-name") + 1] == "tuned-base"
+    assert "--enforce-eager" in command  # vLLM does not compile with LoRA
 
 
 def test_missing_checkpoint(on_cpu, tmp_path):
@@ -226,6 +318,13 @@ def test_without_vllm(folder, monkeypatch):
             ],
             "ValueError: not enough memory",
         ),
+        (
+            [
+                "(EngineCore pid=1) ERROR [core.py:9] ValueError: not enough memory",
+                "WARNING 11-27 16:52:07 [utils.py:255] like `OSError: [Errno 24] Too many open files`.",
+            ],
+            "ValueError: not enough memory",
+        ),
         (["loading …", "Killed"], "Killed"),
         ([], "it said nothing"),
     ],
@@ -236,10 +335,46 @@ def test_last_error(tmp_path, lines, said):
     assert last_error(log) == said
 
 
+def crash(*frames: tuple[str, int, str]) -> list[str]:
+    """What faulthandler writes: the stack of the thread that crashed stands among others."""
+    stack = [f'  File "{file}", line {line} in {function}' for file, line, function in frames]
+    other = ["Thread 0x1 (most recent call first):", '  File "/x/mllm/answerer.py", line 1 in wait', ""]
+    current = ["Current thread 0x2 (most recent call first):", *stack, ""]
+    return ["Fatal Python error: Segmentation fault", "", *other, *current, *other]
+
+
+FRAME, SOUND = ("/x/av/frame.py", 5, "to_ndarray"), ("/x/mllm/decode.py", 210, "sound")
+GONE = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
+NATIVE = "signal 11 (SIGSEGV, a crash in native code)"
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "said"),
+    [
+        (-11, [], NATIVE),
+        (-11, crash(FRAME, SOUND), f"{NATIVE}: Segmentation fault in mllm/decode.py, line 210 (sound)"),
+        (-9, [], "signal 9 (SIGKILL, killed from outside, as the system does when memory runs out)"),
+        (-15, [], "signal 15 (SIGTERM, asked to stop from outside)"),
+        (
+            0,
+            [*crash(FRAME), GONE],
+            "its engine crashed: Segmentation fault in av/frame.py, line 5 (to_ndarray)",
+        ),
+        (0, [GONE], "its engine's process is gone without a word: killed from outside, or out of memory"),
+        (2, ["OSError: disk full"], "exit status 2: OSError: disk full"),
+    ],
+)
+def test_how_it_ended(tmp_path, status, lines, said):
+    log = tmp_path / "vllm.log"
+    before = "ValueError: of an earlier run\n"
+    log.write_text(before + "\n".join(lines))
+    assert how_it_ended(status, log, len(before)) == said
+
+
 def test_what_is_not_said_comes_from_the_checkpoints_experiment(folder, monkeypatch):
     (folder / "experiment.yaml").write_text("serve: {port: 8123, dtype: float32, max_bytes: 5000000}\n")
     served = []
-    monkeypatch.setattr("serve.supervise.serve_forever", lambda server: served.append(server) or 0)
+    monkeypatch.setattr("serve.supervise.serve_forever", lambda server, restarts: served.append(server) or 0)
     for words in ([str(folder)], [str(folder), "--dtype", "bfloat16", "--port", "0"]):
         with pytest.raises(SystemExit):
             cli.main(["serve", *words])
