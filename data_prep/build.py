@@ -239,6 +239,7 @@ def _row(medium: Medium, form: Form) -> pa.RecordBatch:
         choose=lambda duration: form.windows.frame_times(duration).ravel(),
         want_video=kind != "audio",
         want_audio=kind != "image",
+        isolated=True,
         **options,
     )
     provenance = {"path": path[:1000], "bytes": os.path.getsize(path) if os.path.isfile(path) else None}

@@ -102,4 +102,4 @@ def _recordings(source: Source, scene: int, processor: MllmProcessor) -> Iterato
             key = (modality, id(value) if isinstance(value, Clip) else value, *options.items())
             if key not in seen:
                 seen.add(key)
-                yield processor.media(value, modality, **options)
+                yield processor.media(value, modality, isolated=True, **options)

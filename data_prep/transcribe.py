@@ -170,8 +170,8 @@ def transcribe(
 
 def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
     """What is said in one recording; nothing where there is no sound."""
-    if options.get("audio") or probe(source).has_audio:
-        waveform = load_clip(source, want_video=False, **options).waveform
+    if options.get("audio") or probe(source, isolated=True).has_audio:
+        waveform = load_clip(source, want_video=False, isolated=True, **options).waveform
         if waveform is not None:
             return hear(waveform)
     return {"language": None, "sub": []}

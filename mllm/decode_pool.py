@@ -34,6 +34,7 @@ from mllm.sources import MediaLimits, Source, memory_file
 
 SLOW = 2.0  # s: a request that takes longer no longer counts among those that run side by side
 MOST_WORKERS = 32  # at once, those with slow requests included
+MOST_WARM = 8  # of them that are started before anybody asks
 REQUESTS = 500  # after so many a worker is replaced: some decoders leak
 MOST_BYTES = 1_000_000  # of a worker's message; its arrays come by shared memory
 BUSY = "too many recordings are being decoded: try again later"
@@ -58,9 +59,9 @@ class DecodePool:
         self._lock = threading.Lock()
 
     def warm(self) -> None:
-        """Starts the workers, without waiting for them."""
+        """Starts workers without waiting for them, so that no request has to."""
         with self._lock:
-            self._idle += [_Worker() for _ in range(self.side_by_side - len(self._idle))]
+            self._idle += [_Worker() for _ in range(min(self.side_by_side, MOST_WARM) - len(self._idle))]
 
     def probe(self, source: Source, limits: MediaLimits) -> MediaInfo:
         """`media.probe` in a worker."""
@@ -127,9 +128,9 @@ class DecodePool:
         with self._lock:
             if worn:
                 self._idle.insert(0, _Worker())
-            else:
+            elif kept := len(self._idle) < self.side_by_side:
                 self._idle.append(worker)
-        if worn:
+        if worn or not kept:
             worker.end()
 
     @contextmanager

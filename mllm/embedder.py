@@ -20,7 +20,7 @@ import torch
 from mllm import chat
 from mllm.cache import FeatureCache, freeze_and_keep
 from mllm.errors import ConfigError, MediaError
-from mllm.media import MediaLimits, probe
+from mllm.media import MediaLimits, load_clip, probe
 from mllm.model import MllmForConditionalGeneration
 from mllm.processor import MediaFeatures, MllmProcessor, collate_media
 from mllm.windows import Window, load_windows
@@ -28,7 +28,7 @@ from mllm.windows import Window, load_windows
 Modality = Literal["video", "audio", "both", "image"]
 MODALITIES: tuple[str, ...] = get_args(Modality)
 PIECE_BYTES = 128_000_000  # frames of a long recording that are in memory at once
-OWN_FILES = MediaLimits(max_bytes=None, max_seconds=None)
+OWN_FILES = MediaLimits(max_bytes=None, max_seconds=None, max_decode_seconds=600)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ class Embedder:
             vectors.append(self._embed(waiting, modality))
         return self._stack(vectors)
 
-    def windows(self, source: Any, limits: MediaLimits = OWN_FILES) -> Iterator[WindowVector]:
+    def windows(
+        self, source: Any, limits: MediaLimits = OWN_FILES, isolated: bool = False
+    ) -> Iterator[WindowVector]:
         """Every window of a recording, each embedded as a clip of its own: the rows of the index.
 
         A window gives a row "video" if it has a picture and a row "audio" if it has sound; if it has both,
@@ -177,13 +179,15 @@ class Embedder:
         Args:
             source: see `media.load_clip`.
             limits: what is too much; by default a recording may be of any size and length.
+            isolated: see `media.load_clip`.
 
         Raises:
             MediaError: if the recording cannot be read.
         """
-        info = probe(source, limits)
+        info = probe(source, limits, isolated=isolated)
         if info.is_image:
-            yield WindowVector(0.0, 0.0, "image", self.embed_clips([source], "image")[0])
+            picture = load_clip(source, size=self.processor.image_size, limits=limits, isolated=isolated)
+            yield WindowVector(0.0, 0.0, "image", self.embed_clips([picture], "image")[0])
             return
         spec = replace(self.processor.spec, max_windows=sys.maxsize)
         starts = spec.starts(info.duration)
@@ -191,7 +195,9 @@ class Embedder:
         for first in range(0, len(starts), step):
             begin, rest = starts[first], starts[first + step :]
             end = rest[0] if rest else None
-            piece, _ = load_windows(source, spec, start=begin or None, end=end, limits=limits)
+            piece, _ = load_windows(
+                source, spec, start=begin or None, end=end, limits=limits, isolated=isolated
+            )
             yield from self._window_vectors(piece, begin)
 
     def _window_vectors(self, windows: Sequence[Window], offset: float) -> Iterator[WindowVector]:

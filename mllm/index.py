@@ -197,7 +197,7 @@ class Index:
             report.unchanged.append(str(path))
             return "unchanged"
         media_id = _media_id(path)
-        vectors = list(self.embedder.windows(path))
+        vectors = list(self.embedder.windows(path, isolated=True))
         if not vectors:
             raise MediaError(f"{path} has neither picture nor sound to index")
         columns: dict[str, Any] = {"media_id": media_id, "path": str(path), "text": ""}

@@ -6,6 +6,8 @@ what training saw, bit for bit, and bad media end as one line with status 400.
 
     MLLM_MAX_MEDIA_BYTES     largest file accepted (bytes)
     MLLM_MAX_MEDIA_SECONDS   longest recording accepted (s)
+    MLLM_MAX_DECODE_SECONDS  how long a recording may take to decode (s)
+    MLLM_MAX_DECODE_BYTES    memory that decoding one may take (bytes)
     MLLM_ALLOWED_MEDIA       folders that file:// may name, beside --allowed-local-media-path
 """
 
@@ -19,6 +21,7 @@ import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import url2pathname
@@ -31,6 +34,7 @@ from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
 
 from mllm import vllm_api
+from mllm.decode_pool import shared_pool
 from mllm.errors import MediaError
 from mllm.media import Clip, MediaLimits, probe
 from mllm.sources import is_data_uri, open_ordinary
@@ -68,6 +72,8 @@ def limits_from_environment() -> MediaLimits:
     return MediaLimits(
         max_bytes=_positive("MLLM_MAX_MEDIA_BYTES", defaults.max_bytes, int),
         max_seconds=_positive("MLLM_MAX_MEDIA_SECONDS", defaults.max_seconds, float),
+        max_decode_seconds=_positive("MLLM_MAX_DECODE_SECONDS", defaults.max_decode_seconds, float),
+        max_decode_bytes=_positive("MLLM_MAX_DECODE_BYTES", defaults.max_decode_bytes, int),
     )
 
 
@@ -188,12 +194,19 @@ def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Reco
 
 def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures:
     limits = limits_from_environment()
-    if modality == "image" and not probe(source, limits).is_image:
+    _warm_decoders()
+    if modality == "image" and not probe(source, limits, isolated=True).is_image:
         raise MediaError("it is no still picture: send it as video_url or audio_url")
-    features = processor.media(source, modality, limits=limits)
+    features = processor.media(source, modality, limits=limits, isolated=True)
     if modality != "image" and not any(picture or sound for _, picture, sound in features.layout):
         raise MediaError(f"it has no sound{'' if modality == 'audio' else ' and no picture'}")
     return features
+
+
+@cache
+def _warm_decoders() -> None:
+    """Once, in the process that reads media: others import this module, too."""
+    shared_pool().warm()
 
 
 def _read_file(path: Path, limits: MediaLimits) -> bytes:

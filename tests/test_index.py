@@ -43,7 +43,7 @@ class CountingEmbedder:
     def fingerprint(self) -> str:
         return f"{self.name}-fingerprint".ljust(64, "0")
 
-    def windows(self, path):
+    def windows(self, path, isolated=False):
         self.read.append(Path(path).name)
         time.sleep(self.seconds)
         try:

@@ -40,7 +40,7 @@ class JsonEmbedder:
     def fingerprint(self) -> str:
         return self.name.ljust(64, "0")
 
-    def windows(self, path):
+    def windows(self, path, isolated=False):
         try:
             rows = json.loads(Path(path).read_text())
         except ValueError:
