@@ -16,7 +16,6 @@ recordings, and adding again goes on where it stopped. The search reads every ro
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,20 +23,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MediaError, MllmError
-from mllm.sources import MEDIA_SUFFIXES, open_ordinary
+from mllm.sources import MEDIA_SUFFIXES, open_ordinary, walk_folders
+from mllm.store import (
+    create_table,
+    exists,
+    open_table,
+    read_columns,
+    read_stamp,
+    require_writable,
+    store_errors,
+)
 
 if TYPE_CHECKING:
     from mllm.embedder import Embedder
 
 DEFAULT_FOLDER = Path(".mllm/index")
 SEARCHABLE = ("video", "audio", "both", "image")
-_TABLE = "windows"
-_STAMP = b"mllm"
 _COMPACT_EVERY = 256  # recordings: every one is a small file of the table until the table is compacted
 
 
@@ -71,11 +76,12 @@ class Hit:
 
 @dataclass
 class AddReport:
-    """What `Index.add` did, path by path. `failed` holds (path, cause)."""
+    """What `Index.add` did, path by path. `failed` and `passed_over` (of folders) hold (path, cause)."""
 
     added: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: list[tuple[str, str]] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
     windows: int = 0
 
@@ -85,9 +91,12 @@ class AddReport:
             f"{len(self.added)} recordings added ({self.windows} rows)",
             f"{len(self.unchanged)} unchanged",
         ]
-        parts += [f"{len(self.pruned)} removed"] * bool(self.pruned) + [f"{len(self.failed)} failed"] * bool(
-            self.failed
-        )
+        for what, paths in (
+            ("removed", self.pruned),
+            ("failed", self.failed),
+            ("passed over", self.passed_over),
+        ):
+            parts += [f"{len(paths)} {what}"] if paths else []
         return ", ".join(parts)
 
 
@@ -106,33 +115,25 @@ class Index:
         """Open the index in `folder`, or begin it.
 
         Args:
-            rebuild: empty it and stamp it with this embedder.
+            rebuild: empty it, whatever state it is in, and stamp it with this embedder.
             create: False raises where there is no index yet.
 
         Raises:
-            ConfigError: if another model filled it, or if there is none and `create` is False.
+            ConfigError: if another model filled it, if it is damaged or cannot be made, or if there is none
+                and `create` is False.
         """
         folder = Path(folder)
         if not rebuild and (exists(folder) or not create):
-            table = _open_table(folder)
-            _check_model(_stamp_of(table, folder), embedder, folder)
-            return cls(folder, table, embedder)
-        stamp = {
-            "model": embedder.name,
-            "stamp": embedder.fingerprint(),
-            "dim": embedder.dim,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write index {folder}: {error.strerror}: name another with --index"
-            ) from error
-        schema = _schema(embedder.dim).with_metadata({_STAMP: json.dumps(stamp).encode()})
-        mode = "overwrite" if rebuild else "create"
-        table = lancedb.connect(folder).create_table(_TABLE, schema=schema, mode=mode, exist_ok=not rebuild)
-        _check_model(_stamp_of(table, folder), embedder, folder)  # another process may have been first
+            table = open_table(folder)
+        else:
+            stamp = {
+                "model": embedder.name,
+                "stamp": embedder.fingerprint(),
+                "dim": embedder.dim,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            table = create_table(folder, stamp, rebuild)
+        _check_model(read_stamp(table, folder), embedder, folder)  # another process may have been first
         return cls(folder, table, embedder)
 
     # --- fill -----------------------------------------------------------------------------------------------
@@ -148,7 +149,8 @@ class Index:
         Args:
             paths: files (taken whatever their suffix) and folders (files with a suffix of `MEDIA_SUFFIXES`).
             prune: also remove the rows of files under these paths that are gone.
-            progress: called with every file and what became of it: "added", "unchanged" or "failed: …".
+            progress: called with every file and what became of it: "added", "unchanged" or "failed: …"; and
+                with folders that are not read: "passed over: …".
 
         Raises:
             MllmError: if a path does not exist.
@@ -158,7 +160,13 @@ class Index:
         for root in roots:
             if not root.exists() and not prune:
                 raise MllmError(f"{root} does not exist: name a media file or a folder of them")
-        for path in dict.fromkeys(file for root in roots for file in walk(root)):
+
+        def pass_over(path: Path, cause: str) -> None:
+            report.passed_over.append((str(path), cause))
+            if progress:
+                progress(path, f"passed over: {cause}")
+
+        for path in dict.fromkeys(file for root in roots for file in walk(root, pass_over)):
             try:
                 status = self._add_file(path, known.get(_media_id(path)), report)
             except (MediaError, OSError, UnicodeError) as error:
@@ -184,7 +192,8 @@ class Index:
         ids = list(media_ids)
         for first in range(0, len(ids), 500):
             listed = ", ".join(_quoted(media_id) for media_id in ids[first : first + 500])
-            self.table.delete(f"media_id IN ({listed})")
+            with store_errors(self.folder):
+                self.table.delete(f"media_id IN ({listed})")
 
     def _add_file(self, path: Path, known: dict[str, Any] | None, report: AddReport) -> str:
         with open_ordinary(path) as file:
@@ -196,6 +205,7 @@ class Index:
         if known and known["digest"] == digest:
             report.unchanged.append(str(path))
             return "unchanged"
+        require_writable(self.folder)  # before a recording is decoded for nothing
         media_id = _media_id(path)
         vectors = list(self.embedder.windows(path, isolated=True))
         if not vectors:
@@ -216,13 +226,15 @@ class Index:
             for vector in vectors
         ]
         # One transaction: new rows in, rows of the file as it was before out.
-        (
-            self.table.merge_insert("id")
-            .when_matched_update_all()
-            .when_not_matched_insert_all()
-            .when_not_matched_by_source_delete(f"media_id = {_quoted(media_id)}")
-            .execute(pa.Table.from_pylist(rows, schema=self.table.schema))
-        )
+        written = pa.Table.from_pylist(rows, schema=self.table.schema)
+        with store_errors(self.folder):
+            (
+                self.table.merge_insert("id")
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .when_not_matched_by_source_delete(f"media_id = {_quoted(media_id)}")
+                .execute(written)
+            )
         report.added.append(str(path))
         report.windows += len(rows)
         if len(report.added) % _COMPACT_EVERY == 0:
@@ -231,14 +243,13 @@ class Index:
 
     def _known_files(self) -> dict[str, dict[str, Any]]:
         names = ["media_id", "path", "size", "modified", "digest"]
-        rows = (
-            self.table.search().select(names).limit(max(self.table.count_rows(), 1)).to_arrow().select(names)
-        )
+        rows = read_columns(self.table, names, self.folder)
         return {row["media_id"]: row for row in rows.group_by(names).aggregate([]).to_pylist()}
 
     def _compact(self) -> None:
-        # Readers may still stand on a version of a moment ago.
-        self.table.optimize(cleanup_older_than=timedelta(hours=1))
+        with store_errors(self.folder):
+            # Readers may still stand on a version of a moment ago.
+            self.table.optimize(cleanup_older_than=timedelta(hours=1))
 
     # --- ask ------------------------------------------------------------------------------------------------
 
@@ -257,21 +268,24 @@ class Index:
             self.embedder.embed_text([query])[0] if isinstance(query, str) else np.asarray(query, np.float32)
         )
         where = f"modality = {_quoted(modality)}" if modality else "fullest"
-        found = (
-            self.table.search(vector, vector_column_name="vector")
-            .distance_type("dot")
-            .bypass_vector_index()
-            .where(where, prefilter=True)
-            .select([name for name in Hit.__dataclass_fields__ if name != "score"] + ["_distance"])
-            .limit(k)
-            .to_arrow()
-        )
+        names = [name for name in Hit.__dataclass_fields__ if name != "score"]
+        with store_errors(self.folder):
+            found = (
+                self.table.search(vector, vector_column_name="vector")
+                .distance_type("dot")
+                .bypass_vector_index()
+                .where(where, prefilter=True)
+                .select([*names, "_distance"])
+                .limit(k)
+                .to_arrow()
+            )
         hits = [Hit(score=1.0 - row.pop("_distance"), **row) for row in found.to_pylist()]
         return sorted(hits, key=lambda hit: (-hit.score, hit.path, hit.start))
 
     def find(self, query: str | np.ndarray, k: int = 10, modality: str | None = None) -> dict[str, list[Hit]]:
         """The k best recordings, best first: path -> its windows among the best, best first."""
-        rows = self.table.count_rows()
+        with store_errors(self.folder):
+            rows = self.table.count_rows()
         limit = max(4 * k, 32)
         while True:
             files: dict[str, list[Hit]] = {}
@@ -292,22 +306,16 @@ def check_modality(modality: str | None) -> None:
         raise ConfigError(f"no modality '{modality}' in an index: choose from {', '.join(SEARCHABLE)}")
 
 
-def exists(folder: str | Path) -> bool:
-    """Whether there is an index in the folder."""
-    return (Path(folder) / f"{_TABLE}.lance").is_dir()
-
-
 def describe(folder: str | Path) -> IndexInfo:
     """What the index in `folder` holds; needs no model.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or it is damaged.
     """
     folder = Path(folder)
-    table = _open_table(folder)
-    stamp = _stamp_of(table, folder)
-    names = ["media_id", "modality", "start", "end", "fullest"]
-    rows = table.search().select(names).limit(max(table.count_rows(), 1)).to_arrow()
+    table = open_table(folder)
+    stamp = read_stamp(table, folder)
+    rows = read_columns(table, ["media_id", "modality", "start", "end", "fullest"], folder)
     counts = dict.fromkeys(SEARCHABLE, 0)
     for modality in rows["modality"].to_pylist():
         counts[modality] = counts.get(modality, 0) + 1
@@ -317,47 +325,15 @@ def describe(folder: str | Path) -> IndexInfo:
     return IndexInfo(folder, recordings=recordings, rows=counts, seconds=seconds, **stamp)
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Media files under a folder, by name, hidden ones left out; a file gives itself."""
-    if root.exists() and not root.is_dir():
-        yield root
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if Path(name).suffix.lower() in MEDIA_SUFFIXES and not name.startswith("."):
-                yield Path(folder) / name
-
-
-def _schema(dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("media_id", pa.string(), nullable=False),
-            pa.field("path", pa.string()),
-            pa.field("modality", pa.string()),
-            pa.field("start", pa.float64()),
-            pa.field("end", pa.float64()),
-            pa.field("text", pa.string()),
-            pa.field("fullest", pa.bool_()),
-            pa.field("size", pa.int64()),
-            pa.field("modified", pa.int64()),
-            pa.field("digest", pa.string()),
-            pa.field("vector", pa.list_(pa.float32(), dim)),
-        ]
-    )
-
-
-def _open_table(folder: Path) -> Any:
-    if not exists(folder):
-        raise ConfigError(f"there is no index in {folder}: make one with mllm index add DIR --index {folder}")
-    return lancedb.connect(folder).open_table(_TABLE)
-
-
-def _stamp_of(table: Any, folder: Path) -> dict[str, Any]:
-    stamp = (table.schema.metadata or {}).get(_STAMP)
-    if stamp is None:
-        raise ConfigError(f"{folder} was not made by mllm: name another folder with --index")
-    return json.loads(stamp)
+def walk(root: Path, passed_over: Callable[[Path, str], None] = lambda path, cause: None) -> Iterator[Path]:
+    """Media files under a folder, see `mllm.sources.walk_folders`; what is no folder gives itself."""
+    if not root.is_dir():
+        yield from [root] if root.exists() else []
+        return
+    for folder, names in walk_folders(root, passed_over):
+        for name in names:
+            if Path(name).suffix.lower() in MEDIA_SUFFIXES:
+                yield folder / name
 
 
 def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:

@@ -10,7 +10,7 @@ import stat
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,6 +227,48 @@ def _not_a_file(mode: int) -> str:
         stat.S_IFLNK: "a link",
     }
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+READ_ALREADY = "a link to a folder that is read already"
+
+
+def walk_folders(
+    root: str | Path, passed_over: Callable[[Path, str], None]
+) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of a folder and all below it, by name; what is hidden is left out.
+
+    Links to folders are followed, once all that lies there itself has been given. Every folder is given once,
+    whatever leads to it, so that links which lead back end.
+
+    Args:
+        passed_over: called with what is not read, and why.
+    """
+    seen: set[str] = set()
+    above = {str(folder) for folder in Path(os.path.realpath(root)).parents}
+    waiting = [os.fspath(root)]
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0), onerror=_tell_unreadable(passed_over)):
+            real = os.path.realpath(folder)
+            if real in above or real in seen:
+                why = READ_ALREADY if real in seen else "a link to a folder above the one that is read"
+                passed_over(Path(folder), why)
+                folders.clear()
+                continue
+            seen.add(real)
+            shown = sorted(name for name in folders if not name.startswith("."))
+            links = [name for name in shown if os.path.islink(os.path.join(folder, name))]
+            waiting += [os.path.join(folder, name) for name in links]
+            folders[:] = [name for name in shown if name not in links]
+            names = sorted(name for name in files if not name.startswith("."))
+            for name in names:
+                path = os.path.join(folder, name)
+                if not os.path.splitext(name)[1] and os.path.islink(path) and not os.path.exists(path):
+                    passed_over(Path(path), "a link to what is not there")  # a folder, as it has no suffix
+            yield Path(folder), names
+
+
+def _tell_unreadable(passed_over: Callable[[Path, str], None]) -> Callable[[OSError], None]:
+    return lambda error: passed_over(Path(error.filename), error.strerror or "it cannot be read")
 
 
 def is_data_uri(text: str) -> bool:

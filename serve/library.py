@@ -53,8 +53,11 @@ def add(
     with console.status("reading") as status:
 
         def tell(path: Path, became: str) -> None:
-            if became.startswith("failed"):
-                console.print(f"[red]failed[/] {escape(became.removeprefix('failed: '))}", soft_wrap=True)
+            what, _, cause = became.partition(": ")
+            if what == "failed":
+                console.print(f"[red]failed[/] {escape(cause)}", soft_wrap=True)
+            elif what == "passed over":
+                console.print(f"[yellow]passed over[/] {escape(f'{path}: {cause}')}", soft_wrap=True)
             status.update(f"{became} {escape(str(path))}")
 
         report = opened.add(paths, prune=prune, progress=tell)

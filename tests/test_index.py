@@ -102,7 +102,12 @@ def test_every_window_has_its_rows(index, library):
     assert info.rows == {"video": 3, "audio": 3, "both": 2, "image": 1}
     assert (info.recordings, info.seconds, info.dim) == (4, 10.0, DIM)
     assert (info.model, info.stamp) == ("model-a", CountingEmbedder().fingerprint())
-    assert sorted(path.name for path in walk(library)) == ["beeps.wav", "silent.mp4", "star.mp4", "still.png"]
+    assert sorted(path.name for path in walk(library)) == [
+        "beeps.wav",
+        "silent.mp4",
+        "star.mp4",
+        "still.png",
+    ]
 
 
 def test_query_without_modality_meets_every_window_once(index):
@@ -210,6 +215,60 @@ def test_a_pipe_holds_nothing_up(index, library):
         "linked.wav": "not an ordinary file but a pipe (FIFO): give a file",
         "lost.mp4": "a link to what is not there: check where it leads",
     }
+
+
+def test_folders_behind_links_are_read_once(tmp_path):
+    disk, library = tmp_path / "disk", tmp_path / "library"
+    recording(disk / "far.mp4", {"video": [1, 0, 0, 0]})
+    recording(disk / "deep/deeper.mp4", {"video": [1, 0, 0, 1]})
+    recording(library / "near.mp4", {"video": [1, 0, 1, 0]})
+    recording(library / "z/last.mp4", {"video": [1, 0, 1, 1]})
+    for name, target in {
+        "a_disk": disk,
+        "again": disk,
+        "z/loop": library,
+        "z/sibling": library / "z",
+        "above": tmp_path,
+        "unmounted": tmp_path / "nowhere",
+        ".hidden": disk,
+    }.items():
+        (library / name).symlink_to(target)
+    (disk / "back").symlink_to(library)
+    told = {}
+    index = Index.open(tmp_path / "index", CountingEmbedder())
+    report = index.add([library], progress=lambda path, status: told.update({path.name: status}))
+    inside = [str(Path(path).relative_to(library)) for path in report.added]
+    assert inside == ["near.mp4", "z/last.mp4", "a_disk/far.mp4", "a_disk/deep/deeper.mp4"]
+    assert {Path(path).name: cause for path, cause in report.passed_over} == {
+        "above": "a link to a folder above the one that is read",
+        "again": "a link to a folder that is read already",
+        "back": "a link to a folder that is read already",
+        "loop": "a link to a folder that is read already",
+        "sibling": "a link to a folder that is read already",
+        "unmounted": "a link to what is not there",
+    }
+    assert told["above"] == "passed over: a link to a folder above the one that is read"
+    assert report.line() == "4 recordings added (4 rows), 0 unchanged, 6 passed over"
+    (library / "a_disk").unlink()
+    (library / "again").unlink()
+    assert len(index.add([library], prune=True).pruned) == 2
+    (tmp_path / "link").symlink_to(library)
+    assert len(index.add([tmp_path / "link"]).added) == 2  # a folder that is named by a link
+
+
+def test_a_folder_that_is_closed_is_told(index, library, monkeypatch):
+    """As for anyone but root."""
+    scan = os.scandir
+
+    def closed(path):
+        if Path(path) == library / "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    report = index.add([library])
+    assert report.passed_over == [(str(library / "deep"), "Permission denied")]
+    assert len(report.unchanged) == 3
 
 
 def test_named_file_is_tried_whatever_its_suffix(index, library):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from pathlib import Path
 from unicodedata import normalize
 
 from mllm.errors import RecordError
-from mllm.sources import MEDIA_SUFFIXES, SUFFIXES
+from mllm.sources import MEDIA_SUFFIXES, READ_ALREADY, SUFFIXES, walk_folders
 
 EXPECTED = {"video": ".mp4", "audio": ".wav", "image": ".jpg"}  # where nothing of that name is found
 
@@ -19,6 +18,7 @@ class MediaFolder:
     Attributes:
         missing: names that were asked for and not found, in that order.
         elsewhere: names found by their last part alone, in another folder than the one that was named.
+        passed_over: folders that could not be read, and why.
     """
 
     def __init__(self, folder: Path | None):
@@ -27,6 +27,7 @@ class MediaFolder:
         self.folder = folder
         self.missing: dict[str, None] = {}
         self.elsewhere: dict[str, None] = {}
+        self.passed_over: dict[Path, str] = {}
         self._files: dict[str, list[Path]] | None = None  # by stem
         self._folders: dict[str, list[Path]] = defaultdict(list)  # by name: frames may lie in them
 
@@ -95,20 +96,17 @@ class MediaFolder:
     def _scan(self) -> dict[str, list[Path]]:
         if self._files is None:
             self._files = defaultdict(list)
-            seen: set[str] = set()
-            for parent, folders, files in os.walk(self.folder, followlinks=True) if self.folder else ():
-                real = os.path.realpath(parent)
-                if real in seen:  # by another link, or by one that leads back
-                    folders.clear()
-                    continue
-                seen.add(real)
-                folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-                if Path(parent) != self.folder:
-                    self._folders[_key(Path(parent).name)].append(Path(parent))
-                for file in sorted(files):
-                    if not file.startswith("."):  # ._a.wav is what macOS knows about a.wav
-                        self._files[_key(Path(file).stem)].append(Path(parent, file))
+            for parent, files in walk_folders(self.folder, self.pass_over) if self.folder else ():
+                if parent != self.folder:
+                    self._folders[_key(parent.name)].append(parent)
+                for file in files:
+                    self._files[_key(Path(file).stem)].append(parent / file)
         return self._files
+
+    def pass_over(self, path: Path, why: str) -> None:
+        """Notes what `walk_folders` does not read."""
+        if why != READ_ALREADY:  # of which nothing is missed
+            self.passed_over[path] = why
 
 
 def _key(name: str) -> str:

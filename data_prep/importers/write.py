@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,7 @@ from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.files import write_atomically
 from mllm.records import validate_record, write_records
+from mllm.sources import walk_folders
 
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".srt"}
 Groups = dict[bytes, list[str]]  # recording -> its records as JSON, a fraction of what objects take
@@ -64,7 +65,8 @@ def import_records(
         meant = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"no format {name!r}: {meant}known are {', '.join(IMPORTERS)}")
     out = out.absolute()
-    job = Job(name, _files(annotations), MediaFolder(media.absolute() if media else None), localised)
+    recordings = MediaFolder(media.absolute() if media else None)
+    job = Job(name, _files(annotations, recordings.pass_over), recordings, localised)
     report = Report(name, [str(path) for path in annotations])
     kept: Groups = {}
     apart: Groups = {}
@@ -89,6 +91,8 @@ def import_records(
         (out / HELD_OUT).unlink(missing_ok=True)
     if job.media.elsewhere:
         job.noted["recording found in another folder than the one named"] = len(job.media.elsewhere)
+    for path, why in list(job.media.passed_over.items())[:1]:
+        job.noted[f"folder passed over, such as {path} ({why})"] = len(job.media.passed_over)
     report.left_out, report.noted = dict(job.left_out), dict(job.noted)
     report.missing = list(job.media.missing)
     write_atomically(out / REPORT, json.dumps(asdict(report), indent=1, ensure_ascii=False))
@@ -226,7 +230,7 @@ def _note_unread(job: Job, annotations: Sequence[Path]) -> None:
         job.noted[f"file that {job.name} does not read, such as {unread[0].name}"] = len(unread)
 
 
-def _files(annotations: Sequence[Path]) -> list[Path]:
+def _files(annotations: Sequence[Path], passed_over: Callable[[Path, str], None]) -> list[Path]:
     """The files that are named, and all annotations of the folders that are.
 
     Raises:
@@ -237,12 +241,8 @@ def _files(annotations: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise RecordError(f"{path}: there is no such annotation file: check its path")
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if _is_annotation(file.relative_to(path)))
+            found = (folder / name for folder, names in walk_folders(path, passed_over) for name in names)
+            files += sorted(file for file in found if file.suffix.lower() in SUFFIXES)
         else:
             files.append(path)
     return files
-
-
-def _is_annotation(file: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.parts)  # ._a.txt is what macOS knows about a.txt
-    return file.suffix.lower() in SUFFIXES and not hidden

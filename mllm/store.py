@@ -1,0 +1,177 @@
+"""The LanceDB table of an index, and what can be wrong with it. Private to `index`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+
+from mllm.errors import ConfigError, MllmError
+
+_TABLE = "windows"
+_STAMP = b"mllm"
+_STAMPED = {"model": str, "stamp": str, "dim": int, "created": str}
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether there is an index in the folder, be it a damaged one."""
+    try:
+        os.lstat(_place(folder))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:  # the folder is closed to us: opening the index says so
+        return True
+    return True
+
+
+def open_table(folder: Path) -> Any:
+    """The table in `folder`.
+
+    Raises:
+        ConfigError: if there is none, or it cannot be opened.
+    """
+    if not exists(folder):
+        raise ConfigError(f"there is no index in {folder}: make one with mllm index add DIR --index {folder}")
+    if os.path.isdir(_place(folder)) and not os.access(_place(folder), os.R_OK | os.X_OK):
+        raise ConfigError(f"no permission to read index {folder}: change its mode or owner")
+    with store_errors(folder):
+        return lancedb.connect(folder).open_table(_TABLE)
+
+
+def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
+    """An empty table; or the one that another process has made in the meantime.
+
+    Args:
+        stamp: the keys of `read_stamp`.
+        rebuild: take away what is there, whatever state it is in.
+
+    Raises:
+        ConfigError: if the folder cannot be written, or holds a table that is none of ours.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_writable(folder)
+        if rebuild and exists(folder):
+            _take_away(folder)
+    except OSError as error:
+        raise ConfigError(_unwritable(folder, error.errno or errno.EACCES)) from error
+    schema = _schema(stamp["dim"]).with_metadata({_STAMP: json.dumps(stamp).encode()})
+    with store_errors(folder):
+        return lancedb.connect(folder).create_table(_TABLE, schema=schema, exist_ok=True)
+
+
+def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
+    """Which model filled the table: "model", "stamp", "dim", "created".
+
+    Raises:
+        ConfigError: if mllm has not made it, or it is damaged.
+    """
+    with store_errors(folder):
+        written = (table.schema.metadata or {}).get(_STAMP)
+        if written is None and _is_foreign(table):
+            raise ConfigError(f"{folder} was not made by mllm: name another folder with --index")
+    try:
+        found = json.loads(written or b"")
+        return {key: kind(found[key]) for key, kind in _STAMPED.items()}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(_damaged(folder, "its stamp cannot be read")) from None
+
+
+def read_columns(table: Any, names: Sequence[str], folder: Path) -> pa.Table:
+    """These columns of all rows."""
+    with store_errors(folder):
+        rows = max(table.count_rows(), 1)
+        return table.search().select(list(names)).limit(rows).to_arrow().select(list(names))
+
+
+def require_writable(folder: Path) -> None:
+    """Raises ConfigError if the index in `folder` cannot be written."""
+    place = _place(folder) if os.path.isdir(_place(folder)) else folder
+    if not os.access(place, os.W_OK):
+        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+        raise ConfigError(_unwritable(folder, errno.EROFS if read_only else errno.EACCES))
+
+
+@contextmanager
+def store_errors(folder: Path) -> Iterator[None]:
+    """Whatever LanceDB raises, as one line that names the index and what to do."""
+    try:
+        yield
+    except MllmError:
+        raise
+    except Exception as error:  # RuntimeError, ValueError, OSError; a panic in Rust has no type to name
+        said = " ".join(str(error).split()) or type(error).__name__
+        found = re.search(r"os error (\d+)", said)
+        number = int(found[1]) if found else getattr(error, "errno", None) or 0
+        cause = re.sub(r"^lance error: |LanceError\(\w+\): |,? \S+\.rs:\d+:\d+.*$", "", said)[:120]
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            problem = _unwritable(folder, number)
+        elif number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            problem = f"cannot open index {folder}: {os.strerror(number)}: raise the limit, and try again"
+        elif re.search("conflict|concurrent", said, re.IGNORECASE):
+            problem = f"index {folder} is written by another process ({cause}): try again when it has ended"
+        else:
+            problem = _damaged(folder, cause)
+        raise ConfigError(problem) from error
+
+
+def _unwritable(folder: Path, number: int) -> str:
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room, and add again" if full else "change its mode or owner, or name another with --index"
+    return f"cannot write index {folder}: {os.strerror(number)}: {remedy}"
+
+
+def _damaged(folder: Path, cause: str) -> str:
+    rebuild = f"fill it anew with mllm index add DIR --index {folder} --rebuild"
+    return f"index {folder} cannot be read ({cause}): it is damaged, or another version wrote it: {rebuild}"
+
+
+def _take_away(folder: Path) -> None:
+    """Removes the table: overwriting would read it, and a damaged one cannot be read."""
+    place, foreign = _place(folder), False
+    with suppress(ConfigError):
+        table = open_table(folder)
+        with store_errors(folder):
+            foreign = _is_foreign(table)
+    if foreign:
+        raise ConfigError(f"{folder} was not made by mllm: name another folder with --index")
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
+
+
+def _is_foreign(table: Any) -> bool:
+    return set(table.schema.names) != set(_schema(1).names)
+
+
+def _place(folder: str | Path) -> Path:
+    return Path(folder) / f"{_TABLE}.lance"
+
+
+def _schema(dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("media_id", pa.string(), nullable=False),
+            pa.field("path", pa.string()),
+            pa.field("modality", pa.string()),
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
+            pa.field("text", pa.string()),
+            pa.field("fullest", pa.bool_()),
+            pa.field("size", pa.int64()),
+            pa.field("modified", pa.int64()),
+            pa.field("digest", pa.string()),
+            pa.field("vector", pa.list_(pa.float32(), dim)),
+        ]
+    )
