@@ -15,10 +15,10 @@ from mllm.errors import MediaError
 from mllm.sources import Source, check_frame_bytes, check_pixels, clear_errors, open_ordinary
 
 # JPEG includes MPO, what phones write.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}  # several pictures in a JPEG are views
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
+ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}  # several pictures in a JPEG are views, in a TIFF pages
 NOMINAL_DELAY = 0.1  # s: how long browsers show a frame that names no time
-FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus"}
 FOLDER_FPS = 3.0  # frames per second in a folder without fps.txt: TVQA's
 
@@ -164,6 +164,8 @@ def upright_rgb(image: Image.Image, size: int | None = None) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # 16-bit grey: Pillow would clip it, not scale it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        image = _eight_bits(np.asarray(image, np.float64))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -171,6 +173,14 @@ def upright_rgb(image: Image.Image, size: int | None = None) -> np.ndarray:
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    """A grey picture of whole numbers or fractions, white at 1, 255, 65,535 or its brightest pixel."""
+    values = np.nan_to_num(values, posinf=0.0).clip(0)
+    brightest = float(values.max(initial=0.0))
+    white = next((level for level in (1.0, 255.0, 65_535.0) if brightest <= level), brightest)
+    return Image.fromarray((values / white * 255).astype(np.uint8))
 
 
 def resize(frames: np.ndarray, size: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image
 from mllm import bench_media
 from mllm.errors import MediaError, MllmError
 from mllm.media import MediaLimits, load_clip, probe
-from mllm.sources import open_ordinary
+from mllm.sources import MEDIA_SUFFIXES, SUFFIXES, open_ordinary
 from tests.media_files import (
     at,
     can_encode,
@@ -26,6 +26,7 @@ from tests.media_files import (
     make,
     numbered,
     numbers,
+    tone,
     write_film,
 )
 
@@ -131,6 +132,76 @@ def test_images(tmp_path):
         assert load_clip(path, size=64, choose=at(0, 0, 0)).frames.shape == (1, 64, 64, 3)
         assert numbers(load_clip(path, start=3, end=5)) == [77]
     assert load_clip(path, want_video=False).frames is None
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        (np.full((20, 30, 3), 200, np.uint8), 200),
+        (np.full((20, 30), 40_000, np.uint16), 156),
+        (np.full((20, 30), 0.5, np.float32), 127),
+        (np.full((20, 30), 40_000, np.int32), 155),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.tif", "a.tiff"])
+def test_tiff_of_many_depths(tmp_path, name, values, seen):
+    Image.fromarray(values).save(tmp_path / name)
+    clip = load_clip(tmp_path / name)
+    assert clip.is_image
+    assert clip.frames[0, 0, 0].tolist() == [seen] * 3
+
+
+def test_the_first_page_of_a_tiff_is_the_picture(tmp_path):
+    pages = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    clip = load_clip(tmp_path / "a.tif")
+    assert clip.is_image
+    assert clip.frames[0, 0, 0].tolist() == [255, 0, 0]
+
+
+ENCODERS = {
+    ".ogv": ("libvpx", "flac"),
+    ".webm": ("libvpx", "libopus"),
+    ".wmv": ("wmv2", "libmp3lame"),
+    ".flv": ("flv1", "aac"),
+    ".mpg": ("mpeg4", "mp2"),
+    ".mpeg": ("libx264", "mp2"),
+    ".avi": ("mpeg4", "mp2"),
+    ".wav": (None, "pcm_s16le"),
+    ".flac": (None, "flac"),
+    ".mp3": (None, "libmp3lame"),
+    ".m4a": (None, "aac"),
+    ".aac": (None, "aac"),
+    ".ogg": (None, "libopus"),
+    ".oga": (None, "flac"),
+    ".opus": (None, "libopus"),
+    ".wma": (None, "libmp3lame"),
+    ".aiff": (None, "pcm_s16be"),
+}
+CONTAINERS = {".3gp": "mp4", ".mts": "mpegts", ".m2ts": "mpegts", ".wma": "asf"}  # where PyAV knows no suffix
+
+
+@pytest.mark.parametrize("suffix", sorted(MEDIA_SUFFIXES))
+def test_what_is_listed_as_a_recording_is_read(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix in SUFFIXES["image"] | {".gif"}:
+        Image.fromarray(numbered(3)).save(path)
+        assert load_clip(path).frames is not None
+        return
+    codec, sound_codec = ENCODERS.get(suffix, ("libx264", "aac"))
+    rate = 48_000 if sound_codec == "libopus" else 44_100
+    make(
+        path,
+        fps=25,
+        codec=codec,
+        sound_codec=sound_codec,
+        sounds=[tone(1, rate)],
+        rate=rate,
+        container=CONTAINERS.get(suffix),
+    )
+    clip = load_clip(path)
+    assert np.abs(clip.waveform).max() > 0.3
+    assert (clip.frames is not None) == (codec is not None)
 
 
 def test_exif_rotation(tmp_path):
