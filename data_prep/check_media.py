@@ -68,6 +68,9 @@ def look(path: str, audio: str | None = None) -> MediaFacts:
     except MediaError as error:
         facts.error = str(error)
         return facts
+    if found.clock_jumps:
+        told = "its clock jumps: such gaps are closed, and its times are not those that a player shows"
+        facts.problems.append(("warning", told))
     if clip.frames is not None:
         facts.thumbnail = _jpeg(clip.frames[len(clip.frames) // 2])
         facts.info["picture_ends"] = round(clip.picture_until(), 3)

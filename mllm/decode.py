@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from mllm.clocks import Shifts
 from mllm.errors import MediaError
 from mllm.scan import (
     LARGE_PICTURE,
@@ -131,7 +132,7 @@ class FrameWalk:
 
     def __init__(self, name: str, container: Any, video: Any, picture: Picture):
         self.name, self.container, self.video, self.picture = name, container, video, picture
-        self.may_jump = picture.clock is not None
+        self.may_jump = picture.clock is not None and not picture.shifts
         self.held: tuple[int, Any] | None = None  # the newest frame that is not after the wanted one
         self.ahead: tuple[int, Any] | None = None  # the first one after it, if already decoded
         self.decoded = self._decoded()
@@ -166,7 +167,7 @@ class FrameWalk:
     def _decoded(self) -> Iterator[tuple[int, Any]]:
         """(position, frame) from wherever the container stands."""
         count = -1
-        for packet in chain(packets(self.container, [self.video]), [None]):
+        for packet in chain(packets(self.container, [self.video], self.picture.shifts), [None]):
             for frame in decode(packet, self.video):
                 stamp = getattr(frame, self.picture.clock) if self.picture.clock else None
                 if stamp is not None:
@@ -199,7 +200,7 @@ def read_sound(source: Source, found: Scan, start: float, end: float, rate: int)
         audio = container.streams[sound.index]
         if start > 2 * PREROLL and found.container in SOUND_SEEKABLE:
             container.seek(int((found.origin + start - PREROLL) / audio.time_base), stream=audio)
-        for time, piece in _pieces(container, audio, rate):
+        for time, piece in _pieces(container, audio, rate, sound.shifts):
             first = round((time - found.origin - start) * rate)
             if first >= len(samples):
                 break
@@ -224,7 +225,7 @@ def interleaved(frame: Any) -> np.ndarray:
     return np.concatenate([interleaved(part) for part in packed])
 
 
-def _pieces(container: Any, audio: Any, rate: int) -> Iterator[tuple[float, np.ndarray]]:
+def _pieces(container: Any, audio: Any, rate: int, moves: Shifts) -> Iterator[tuple[float, np.ndarray]]:
     """(time in s, mono samples at `rate`) in order."""
     resampler: Any = None
     form, begun, given, expected = None, 0.0, 0, 0.0
@@ -237,7 +238,7 @@ def _pieces(container: Any, audio: Any, rate: int) -> Iterator[tuple[float, np.n
             yield begun + given / rate, piece
             given += len(piece)
 
-    for packet in chain(packets(container, [audio]), [None]):
+    for packet in chain(packets(container, [audio], moves), [None]):
         for frame in decode(packet, audio):
             time = expected if frame.time is None else frame.time
             if (

@@ -30,7 +30,7 @@ ORPHAN = 5  # s: how much longer than its time a worker lives whose owner no lon
 NO_ROOM = (errno.EFBIG, errno.ENOMEM, errno.ENOSPC)
 TOO_MUCH = "decoding it takes too much memory: ask for a smaller size or a shorter cut"
 ARRAYS = ("frames", "frame_times", "waveform")  # of a Clip
-FIELDS = ("duration", "source", "is_image", "picture_end")
+FIELDS = ("duration", "source", "is_image", "picture_end", "clock_jumps")
 
 
 def main(socket: int) -> None:

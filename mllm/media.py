@@ -12,9 +12,11 @@ crashed: what a stranger sent is read with `isolated=True`, in a process that ma
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,6 +35,8 @@ SAMPLE_RATE = 16_000
 HOLD = 0.5  # s: how long the last frame stands in for a picture that ends before the sound
 ON_TIME = 1e-6  # s: a frame that appears this much later counts as on screen
 
+_log = logging.getLogger(__name__)
+
 MediaSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Source | Clip"
 
 
@@ -49,6 +53,7 @@ class MediaInfo:
         rotation: degrees clockwise (0, 90, 180, 270) by which the stored picture is turned.
         video_codec, audio_codec: as FFmpeg (or Pillow) calls them; None where missing.
         fps: frames per second on average; None for an image or without a picture.
+        clock_jumps: how often the container's clock jumps by seconds or more; such gaps are closed.
     """
 
     duration: float
@@ -61,6 +66,7 @@ class MediaInfo:
     video_codec: str | None = None
     audio_codec: str | None = None
     fps: float | None = None
+    clock_jumps: int = 0
 
 
 @dataclass
@@ -75,6 +81,7 @@ class Clip:
         source: what messages call it.
         is_image: a single still picture.
         picture_end: s, when the last frame leaves the screen; None: after as long as frames last on average.
+        clock_jumps: see `MediaInfo`.
 
     Raises:
         MediaError: if the arrays have other shapes or types.
@@ -87,6 +94,7 @@ class Clip:
     source: str
     is_image: bool = False
     picture_end: float | None = field(default=None, repr=False)
+    clock_jumps: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         self.frame_times = np.asarray(self.frame_times, np.float64)
@@ -142,7 +150,14 @@ def probe(source: MediaSource, limits: MediaLimits = MediaLimits(), *, isolated:
         fps = None if frames is None or source.is_image else _rate(source.frame_times, source.picture_until())
         has_audio = source.waveform is not None
         return MediaInfo(
-            source.duration, frames is not None, has_audio, source.is_image, width, height, fps=fps
+            source.duration,
+            frames is not None,
+            has_audio,
+            source.is_image,
+            width,
+            height,
+            fps=fps,
+            clock_jumps=source.clock_jumps,
         )
     if isolated:
         return _pool().probe(locate(source, limits), limits)
@@ -188,7 +203,9 @@ def load_clip(
             "want_video": want_video,
             "want_audio": want_audio,
         }
-        return _pool().load_clip(locate(source, limits), sound_of, limits, choose, options)
+        clip = _pool().load_clip(locate(source, limits), sound_of, limits, choose, options)
+        _warn_of_jumps(clip.source, clip.clock_jumps)
+        return clip
     if isinstance(source, Clip):
         return _cut_clip(source, start, end, limits, audio, want_video, want_audio)
     media = _open(source, limits, want_video)
@@ -217,7 +234,17 @@ def load_clip(
             times = np.maximum(media.times[real] - first, 0.0)
             picture_end = max(0.0, until - first)
     waveform = sound.read_sound(first, last) if want_audio else None
-    return Clip(frames, times, waveform, last - first, media.name, is_image, picture_end)
+    _warn_of_jumps(media.name, media.clock_jumps)
+    return Clip(frames, times, waveform, last - first, media.name, is_image, picture_end, media.clock_jumps)
+
+
+@lru_cache(maxsize=1000)  # a recording may be read in many pieces
+def _warn_of_jumps(name: str, jumps: int) -> None:
+    if jumps:
+        times = "once" if jumps == 1 else f"{jumps} times"
+        _log.warning(
+            "%s: its clock jumps %s: such gaps are closed, a player may show other times", name, times
+        )
 
 
 def _pool() -> DecodePool:
@@ -241,6 +268,8 @@ class _Recording:
         picture = self.found.picture
         self.times = picture.times if picture else np.zeros(0)
         self.picture_end = picture.end if picture else 0.0
+        tracks = [track for track in (picture, self.found.sound) if track is not None]
+        self.clock_jumps = max((len(track.shifts) for track in tracks), default=0)
 
     def read_frames(self, wanted: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
         return decode.read_frames(self.source, self.found, wanted, size, self.max_pixels)
@@ -260,11 +289,14 @@ class _Recording:
             video_codec=picture.codec if picture else None,
             audio_codec=sound.codec if sound else None,
             fps=_rate(picture.times, picture.end) if picture else None,
+            clock_jumps=self.clock_jumps,
         )
 
 
 class _Pictures:
     """An image, an animation, or a folder of frames with its sound."""
+
+    clock_jumps = 0
 
     def __init__(self, name: str, stills: Stills, sound: _Recording | None = None):
         self.name, self.stills, self.sound = name, stills, sound

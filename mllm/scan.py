@@ -5,16 +5,19 @@ Times are seconds from the recording's beginning: the first thing to be seen or 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
 
+from mllm.clocks import JUMPING, Shifts, Stamp, moved, moved_by, shifts
+from mllm.encryption import is_encrypted
 from mllm.errors import MediaError
 from mllm.sources import Source, check_pixels, clear_errors
 
@@ -26,8 +29,6 @@ CONTAINERS = (
 )
 PADDING = 0.1  # s: more than any encoder needs to fill its last block
 LARGE_PICTURE = 1_000_000  # pixels: from here threads gain more than they cost
-
-Stamp: TypeAlias = tuple[Any, bool, int]  # of a packet: presentation time, keyframe, duration
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Picture:
         width, height: pixels, upright.
         codec: FFmpeg's name of the format.
         depth: bits per colour.
+        shifts: see `clocks`; empty where the clock never jumps.
     """
 
     index: int
@@ -62,16 +64,18 @@ class Picture:
     height: int
     codec: str
     depth: int
+    shifts: Shifts = ()
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound track: stream index, begin and end (s), codec."""
+    """A sound track: stream index, begin and end (s), codec, and how its clock jumps (see `clocks`)."""
 
     index: int
     start: float
     end: float
     codec: str
+    shifts: Shifts = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
         return "it is a web page, not a recording: download the file that the page shows"
     if head[4:8] == b"ftyp":
         return "its index (moov) is missing or damaged, so the file is incomplete: copy or download it again"
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF of a kind that is not read (16 bits a colour, perhaps): convert it to png"
     if b"\0" not in head:
         try:
             head.decode()
@@ -136,7 +142,19 @@ def scan(source: Source, max_pixels: int | None = None, want_video: bool = True)
         if video is not None:
             check_pixels(source.name, video.codec_context.width, video.codec_context.height, max_pixels)
             configure(video, max_pixels)
+        form = container.format.name.split(",")[0]
+        if is_encrypted(source, form):
+            raise MediaError(f"{source.name}: it is encrypted (DRM): give a copy without copy protection")
         shown, heard, first, faults = _read(container, video, audio)
+        shown_moves: Shifts = ()
+        heard_moves: Shifts = ()
+        if form in JUMPING:
+            both = [
+                (stamps, stream.time_base) for stamps, stream in ((shown, video), (heard, audio)) if stamps
+            ]
+            found = shifts(both)
+            shown_moves, heard_moves = found.pop(0) if shown else (), found.pop() if heard else ()
+            shown, heard = moved(shown, shown_moves), moved(heard, heard_moves)
         if shown and first is None:
             if want_video:
                 codec = video.codec_context.codec.canonical_name
@@ -147,17 +165,17 @@ def scan(source: Source, max_pixels: int | None = None, want_video: bool = True)
             shown = []
         # start_time leaves out what the encoder put in front (priming); packets do not.
         primed = heard and audio.start_time is not None
-        begins = [float((audio.start_time if primed else heard[0][0]) * audio.time_base)] if heard else []
+        begins = [float((audio.start_time if primed else heard[0].time) * audio.time_base)] if heard else []
         if shown:
             check_pixels(source.name, first.width, first.height, max_pixels)
-            begins.append(float(min(stamp for stamp, _, _ in shown) * video.time_base))
+            begins.append(float(min(stamp.time for stamp in shown) * video.time_base))
         if not begins:
             kinds = " and ".join(sorted({stream.type for stream in container.streams}))
             cause = f"its streams ({kinds}) hold nothing to see or hear" if kinds else "it has no streams"
             raise MediaError(f"{source.name}: {cause}: copy or download it again")
-        form, origin = container.format.name.split(",")[0], min(begins)
-        picture = _picture(video, form, shown, origin, first, faults) if shown else None
-        sound = _sound(audio, heard, begins[0], origin) if heard else None
+        origin = min(begins)
+        picture = _picture(video, form, shown, origin, first, faults, shown_moves) if shown else None
+        sound = _sound(audio, heard, begins[0], origin, heard_moves) if heard else None
         duration = max(picture.end if picture else 0.0, sound.end if sound else 0.0)
         return Scan(form, origin, duration, picture, sound)
 
@@ -167,24 +185,32 @@ def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Sta
     shown: list[Stamp] = []
     heard: list[Stamp] = []
     first, faults, numbered = None, set(), container.format.name == "avi"
+    counts: Counter[int] = Counter()
     for packet in packets(container, [stream for stream in (video, audio) if stream is not None]):
-        stamp = packet.pts if packet.pts is not None else packet.dts
+        time = packet.pts if packet.pts is not None else packet.dts
+        decoded = packet.dts if packet.dts is not None else time
+        number = counts[packet.stream_index]
+        counts[packet.stream_index] += 1
         if video is None or packet.stream_index != video.index:
-            if stamp is not None and not packet.is_discard:
-                heard.append((stamp, True, packet.duration or 0))
+            if time is not None and not packet.is_discard:
+                heard.append(Stamp(time, True, packet.duration or 0, number, decoded))
             continue
         first = first or _first_frame(packet, video)
         faults |= {name for name in ("is_corrupt", "is_discard") if getattr(packet, name)}
         faults |= {"unstamped"} if packet.pts is None else set()
         if not packet.is_discard:
             # AVI numbers its frames; the pts that FFmpeg derives go to the wrong ones where order changes.
-            stamp = packet.dts if numbered else stamp
-            shown.append((stamp, packet.is_keyframe, packet.duration or 0))
+            time = packet.dts if numbered else time
+            shown.append(Stamp(time, packet.is_keyframe, packet.duration or 0, number, decoded))
     if shown:
         first = first or _first_frame(None, video)
-    if any(stamp is None for stamp, _, _ in shown):
+    if any(stamp.time is None for stamp in shown):
         # A bare stream without timestamps: its frames follow each other at the nominal rate.
-        shown = [(number * _step(video), key, _step(video)) for number, (_, key, _) in enumerate(shown)]
+        step = _step(video)
+        shown = [
+            stamp._replace(time=place * step, duration=step, decoded=place * step)
+            for place, stamp in enumerate(shown)
+        ]
     return shown, heard, first, faults
 
 
@@ -210,11 +236,20 @@ def configure(video: Any, max_pixels: int | None) -> None:
         video.codec_context.options = {"max_pixels": str(max_pixels)}
 
 
-def packets(container: Any, streams: list[Any]) -> Iterator[Any]:
-    """Packets up to the end or to damage that cannot be passed: what came before is still good."""
+def packets(container: Any, streams: list[Any], moves: Shifts = ()) -> Iterator[Any]:
+    """Packets up to the end or to damage that cannot be passed: what came before is still good.
+
+    Args:
+        moves: of the one stream that is read, from its beginning.
+    """
     try:
         if streams:
-            yield from (packet for packet in container.demux(streams) if packet.size)
+            whole = (packet for packet in container.demux(streams) if packet.size)
+            for number, packet in enumerate(whole):
+                if moves and (ticks := moved_by(moves, number)):
+                    packet.pts = None if packet.pts is None else packet.pts + ticks
+                    packet.dts = None if packet.dts is None else packet.dts + ticks
+                yield packet
     except av.error.FFmpegError:
         return
 
@@ -239,10 +274,10 @@ def _step(video: Any) -> int:
 
 
 def _picture(
-    video: Any, form: str, shown: list[Stamp], origin: float, first: Any, faults: set[str]
+    video: Any, form: str, shown: list[Stamp], origin: float, first: Any, faults: set[str], moves: Shifts
 ) -> Picture:
-    coded = np.array([stamp for stamp, _, _ in shown], np.int64)  # in the order of the file
-    is_key = np.array([key for _, key, _ in shown])
+    coded = np.array([stamp.time for stamp in shown], np.int64)  # in the order of the file
+    is_key = np.array([stamp.key for stamp in shown])
     order = np.argsort(coded, kind="stable")
     pts = coded[order]
     times = pts * float(video.time_base) - origin
@@ -257,7 +292,7 @@ def _picture(
     missing = video.frames not in (0, len(pts))  # the header of a truncated file promises more
     alone = len(video.container.streams.video) == 1
     gap = float(np.median(np.diff(times))) if len(times) > 1 else float(_step(video) * video.time_base)
-    lasts = float(shown[order[-1]][2] * video.time_base)
+    lasts = float(shown[order[-1]].duration * video.time_base)
     turns, mirrored = _orientation(first)
     return Picture(
         index=video.index,
@@ -273,6 +308,7 @@ def _picture(
         height=first.width if turns % 2 else first.height,
         codec=video.codec_context.codec.canonical_name,
         depth=max((part.bits for part in first.format.components), default=8),
+        shifts=moves,
     )
 
 
@@ -287,10 +323,10 @@ def _orientation(frame: Any) -> tuple[int, bool]:
     return round(np.degrees(np.arctan2(b, -a if mirrored else a)) / 90.0) % 4, mirrored
 
 
-def _sound(audio: Any, heard: list[Stamp], begin: float, origin: float) -> Sound:
-    end = float(max(stamp + duration for stamp, _, duration in heard) * audio.time_base)
+def _sound(audio: Any, heard: list[Stamp], begin: float, origin: float, moves: Shifts) -> Sound:
+    end = float(max(stamp.time + stamp.duration for stamp in heard) * audio.time_base)
     if audio.duration is not None:
         # Leaves out what the encoder put behind. Otherwise an estimate, or the promise of a truncated file.
         promised = begin + float(audio.duration * audio.time_base)
         end = promised if 0 < end - promised < PADDING else end
-    return Sound(audio.index, begin - origin, end - origin, audio.codec_context.codec.canonical_name)
+    return Sound(audio.index, begin - origin, end - origin, audio.codec_context.codec.canonical_name, moves)

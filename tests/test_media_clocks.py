@@ -1,0 +1,119 @@
+"""Streams whose clock jumps, as after a splice, and recordings that are encrypted."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import numpy as np
+import pytest
+
+from mllm.errors import MediaError
+from mllm.media import SAMPLE_RATE, load_clip, probe
+from tests.media_files import clicks, encoded, make, numbers
+
+PIECE = {"fps": 25, "rate": 48_000, "seconds": 2, "sounds": [clicks(2, 48_000)]}
+
+
+def spliced(begins, container="mpegts", **options) -> bytes:
+    """Pieces of 2 s with a click after 1 s, whose clocks begin at these times (s), one behind the other."""
+    options = PIECE | {"container": container} | options
+    return b"".join(
+        encoded(**options, container_options={"output_ts_offset": str(begin), "mpegts_copyts": "1"})
+        for begin in begins
+    )
+
+
+def click_times(waveform) -> list[float]:
+    loud = np.flatnonzero(np.abs(waveform) > np.abs(waveform).max() / 2) / SAMPLE_RATE
+    return [float(loud[0]), *(float(b) for a, b in itertools.pairwise(loud) if b - a > 0.5)]
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize(
+    "begins",
+    [
+        [0, 7200],  # a splice far ahead
+        [0, 12],  # and a near one
+        [7200, 0],  # back
+        [5, 5],  # again from the same time
+        [0, 9000, 40, 80_000],
+    ],
+)
+def test_a_jump_of_the_clock_is_closed(begins, isolated):
+    data = spliced(begins)
+    clip = load_clip(data, isolated=isolated)
+    assert clip.duration == pytest.approx(2 * len(begins), abs=0.3)
+    assert clip.clock_jumps == probe(data).clock_jumps == len(begins) - 1
+    assert (np.diff(clip.frame_times) > 0).all()
+    assert np.diff(clip.frame_times).max() < 0.3
+    assert numbers(clip) == list(range(50)) * len(begins)
+    expected = [1.0 + 2 * place for place in range(len(begins))]
+    assert click_times(clip.waveform) == pytest.approx(expected, abs=0.3)
+
+
+def test_sound_and_picture_stay_together():
+    """The frame that is on screen when the click sounds is the 26th, before and after the jump."""
+    clip = load_clip(spliced([0, 7200]))
+    seen = [numbers(clip)[frame] for frame in clip.on_screen(np.array(click_times(clip.waveform)) + 0.01)]
+    assert seen == pytest.approx([25, 25], abs=1)
+
+
+@pytest.mark.parametrize("options", [{"sounds": []}, {"codec": None}])
+def test_sound_or_picture_alone(options):
+    assert load_clip(spliced([0, 500], **options)).duration == pytest.approx(4.0, abs=0.3)
+
+
+def test_a_cut_counts_on_the_mended_clock():
+    clip = load_clip(spliced([0, 7200]), start=2.5, end=3.5)
+    assert clip.duration == 1.0
+    assert numbers(clip)[0] == pytest.approx(12, abs=2)
+    assert click_times(clip.waveform) == pytest.approx([0.5], abs=0.1)
+
+
+def test_a_still_picture_with_sound_is_no_jump():
+    """The picture pauses for 8 s, the sound goes on: nothing is closed."""
+    times = [0.0, 0.5, 1.0, 9.0, 9.5]
+    data = encoded(times=times, container="mpegts", sounds=[clicks(10, 48_000, (9.2,))], rate=48_000)
+    clip = load_clip(data)
+    assert clip.clock_jumps == 0
+    assert clip.duration == pytest.approx(10, abs=0.3)
+    assert clip.frame_times.tolist() == pytest.approx(times, abs=0.1)
+
+
+def test_a_pause_in_an_mp4_is_meant(tmp_path):
+    clip = load_clip(make(tmp_path / "a.mp4", times=[0.0, 0.5, 60.0, 60.5]))
+    assert clip.clock_jumps == 0
+    assert clip.duration > 60
+
+
+def test_it_is_said(tmp_path, caplog):
+    path = tmp_path / "spliced.ts"
+    path.write_bytes(spliced([0, 7200]))
+    with caplog.at_level(logging.WARNING):
+        load_clip(path)
+    assert "spliced.ts: its clock jumps once" in caplog.text
+
+
+KEY = {"encryption_key": "00112233445566778899aabbccddeeff", "encryption_kid": "0" * 32}
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize("streams", [{}, {"sounds": []}, {"codec": None}])
+@pytest.mark.parametrize("movflags", ["faststart", "frag_keyframe+empty_moov"])
+def test_an_encrypted_mp4_is_called_that(tmp_path, streams, movflags, isolated):
+    if not streams.get("sounds", True) and movflags.startswith("frag"):
+        movflags = "faststart"
+    options = {"encryption_scheme": "cenc-aes-ctr", "movflags": movflags} | KEY
+    path = make(tmp_path / "a.mp4", **(PIECE | {"rate": 44_100} | streams), container_options=options)
+    with pytest.raises(MediaError, match="a.mp4: it is encrypted"):
+        load_clip(path, isolated=isolated)
+
+
+def test_a_scrambled_broadcast_is_called_that():
+    data = bytearray(spliced([0]))
+    for place in range(0, len(data), 188):
+        if data[place + 1] & 0x1F or data[place + 2] > 0x20:  # not the tables
+            data[place + 3] |= 0x80
+    with pytest.raises(MediaError, match="it is encrypted"):
+        load_clip(bytes(data))
