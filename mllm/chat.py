@@ -7,10 +7,11 @@ A message is `{"role", "content"}`; content is a string or a list of parts:
     {"type": "audio", "audio": SOURCE, "start"?: s, "end"?: s}
     {"type": "image", "image": SOURCE}
 
-SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false` is read, but not
-trained. `render` turns messages into segments, each either text or one placeholder, each trained or not;
-training masks and prompts come from the same segments. `chat_template` writes the same rules as Jinja, for
-vLLM and `apply_chat_template`. Both give, without any white space added:
+SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false`, or what says so
+for other trainers (`mllm.flags`), is read, but not trained. `render` turns messages into segments, each
+either text or one placeholder, each trained or not; training masks and prompts come from the same segments.
+`chat_template` writes the same rules as Jinja, for vLLM and `apply_chat_template`. Both give, without any
+white space added:
 
     <|bos|><|system|>…<|end|><|user|><|video|>What is heard?<|end|><|assistant|>A bell.<|end|>
 
@@ -30,6 +31,7 @@ from functools import lru_cache
 from typing import Any
 
 from mllm.errors import ChatError
+from mllm.flags import unlearned
 
 VIDEO_TOKEN = "<|video|>"
 AUDIO_TOKEN = "<|audio|>"
@@ -119,7 +121,7 @@ def validate_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
             raise ChatError(f"{where} holds media but its role is {role!r}: media go into user messages")
         if role == "user" and not any(part["type"] != "text" or part["text"].strip() for part in parts):
             raise ChatError(f"{where} is empty: give it text or media")
-        kept = {"loss": False} if message.get("loss") is False else {}
+        kept = {"loss": False} if unlearned(message) else {}
         normalised.append({"role": role, "content": parts} | kept)
     return normalised
 

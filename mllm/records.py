@@ -7,6 +7,13 @@ A record is one line of a JSONL file; media paths in it are relative to that fil
      "task": "qa", "source": "mine", "answer"?: "A bell.", "options"?: ["A bell.", "A dog."]}
 
 `"answer": null` says that the answer is kept back: such a record is there to be answered, not to be trained.
+A message with `"loss": false` is read and not learned; what other trainers write for it (`mllm.flags`) means
+the same, and is an error beside the messages: such a row is to be dropped.
+
+`labels` are facts about the recording under names of one's own (emotion, actor), `options` what a question
+offers. The two need not agree. In a set whose answers are labels, as importers write emotions, the label
+under the name of the `task` is the answer; `data check` compares the two there, and nowhere else.
+
 A record for the contrastive stage has the clip alone as its message, and `captions` (a list, or an object
 with any of the keys video, audio, both) and `labels`. Neighbouring rows on the same clip form one group, read
 and trained together.
@@ -28,6 +35,7 @@ from typing import Any, Protocol, runtime_checkable
 from mllm.chat import Message, media_parts, validate_messages
 from mllm.errors import ChatError, RecordError
 from mllm.files import replacing
+from mllm.flags import unlearned
 from mllm.places import existing, portable
 from mllm.sources import open_ordinary
 
@@ -173,6 +181,10 @@ def validate_record(
             raise RecordError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
     _check_strings(record.get("options"), "options", where)
     try:
+        if flag := unlearned(record):
+            raise ChatError(
+                f"{flag} says that it is not to be learned: drop the row, or rename what means something else"
+            )
         record["messages"] = validate_messages(record["messages"])
     except ChatError as error:
         raise RecordError(f"{where}: {error}") from None
@@ -183,6 +195,9 @@ def validate_record(
     if last["role"] == "assistant":
         if not "".join(part["text"] for part in last["content"]).strip():
             raise RecordError(f"{where}: the assistant's answer is empty: write one or drop the row")
+        answers = [turn for turn in record["messages"] if turn["role"] == "assistant"]
+        if all(turn.get("loss") is False for turn in answers) and "answer" not in record:
+            raise RecordError(f"{where}: nothing to learn: the answers are not to be learned: drop the row")
     elif not {"answer", "captions", "labels"} & record.keys():
         raise RecordError(
             f"{where}: nothing to learn or score: end with an assistant message, or give 'answer', 'captions'"
