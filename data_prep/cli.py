@@ -72,13 +72,17 @@ def import_command(
     held_out: Annotated[
         list[str] | None, typer.Option(help="LABEL=VALUES, such as actor=17-20: these go to held_out.jsonl.")
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of annotations that are not in UTF-8, such as gb18030.")
+    ] = None,
 ) -> None:
     """Turn annotations as people have them into conversation records."""
     from data_prep.importers.write import import_records, parse_held_out
 
-    report = import_records(name, annotations or [], media, out, localised, parse_held_out(held_out or []))
-    held = f", {report.held_out} held out" if report.held_out else ""
-    typer.echo(f"{report.records} records in {out}{held}; next: mllm data check {out}")
+    held = parse_held_out(held_out or [])
+    report = import_records(name, annotations or [], media, out, localised, held, encoding)
+    apart = f", {report.held_out} held out" if report.held_out else ""
+    typer.echo(f"{report.records} records in {out}{apart}; next: mllm data check {out}")
     for reason, count in report.left_out.items():
         typer.echo(f"left out: {count} × {reason}")
     for what, count in report.noted.items():

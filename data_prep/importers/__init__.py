@@ -30,7 +30,7 @@ class Importer:
 
 
 TVQA = "qid, q, a0 … a4, answer_idx, ts, vid_name; <video>.srt | vid_name, sub | <video>: sub_text, sub_time"
-CHATS = "messages | conversations | instruction, output | query, response"
+CHATS = "messages | conversations | instruction, output | query, response | prompt, completion"
 
 IMPORTERS: dict[str, Importer] = {
     "msrvtt-qa": Importer(video_qa.msrvtt_qa, "question, answer, video_id, id | video_name, question_id"),

@@ -1,19 +1,23 @@
-"""Chat data as peers write it: LLaVA, ShareGPT and LLaMA-Factory, ms-swift, Alpaca. Each row tells its form.
+"""Chat data of peers: LLaVA, ShareGPT and LLaMA-Factory, ms-swift, Alpaca, TRL; each row tells its form.
 
 Media are named in lists beside the conversation, and stand where `<video>`, `<audio>` or `<image>` stands in
-a text; as many tags as media. A row with one medium and no tag has it before the first question.
+a question; as many tags as media. A row with one medium and no tag has it before the first question. Answers
+are taken as they are. What a row or a turn says is not to be learned (`mllm.flags`) is not.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_prep.importers.job import Job, Part, Record
-from data_prep.importers.tables import Row
-from mllm.errors import RecordError
+from data_prep.importers.tables import Row, is_nan
+from data_prep.tags import FOREIGN, NUMBERED, TAG
+from mllm.errors import ChatError, RecordError
+from mllm.flags import unlearned
 from mllm.stills import FRAME_SUFFIXES, in_order
 
 KINDS = ("video", "audio", "image")
@@ -21,87 +25,184 @@ ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
 TOOLS = {"tool", "tool_call", "tool_response", "function", "function_call", "observation"}
-GROUNDED = re.compile(r"<(ref-object|bbox)>")  # ms-swift's: filled from `objects`, in a form for each model
-TAG = re.compile(r"\n?<(video|audio|image|speech)>\n?")
+GROUNDED = ("<ref-object>", "<bbox>")  # ms-swift's: filled from `objects`, in a form for each model
+ASKED = ("human", "user", "query", "question", "prompt", "instruction")  # of an exchange in one object
+ANSWERED = ("assistant", "gpt", "response", "answer", "completion", "output")
+Turn = dict[str, Any]
 
 
 def chats(job: Job) -> Iterator[Record]:
-    """JSON arrays or JSON lines; the form of each row is told from its fields."""
+    """JSON arrays, JSON lines or Parquet; the form of each row is told from its fields."""
     for number, row in enumerate(job.rows(), start=1):
-        turns = _turns(row)
-        if any(turn.get("role") in TOOLS or turn.get("tool_calls") for turn in turns):
-            job.left_out["tool calls"] += 1
-            continue
-        if row.get("objects") and any(GROUNDED.search(str(turn["content"])) for turn in turns):
-            job.left_out["grounding (objects)"] += 1
-            continue
-        media = {kind: _media(job, row, kind) for kind in KINDS}
-        if not _tags(turns):
-            _tag_first_question(turns, media)
+        with job.or_left_out():
+            turns = _turns(row)
+            if reason := _left_out(row, turns):
+                job.left_out[reason] += 1
+                continue
+            messages = _messages(job, row, turns)
+            task = "chat" if len(messages) > 2 else "qa"
+            id = number if row.get("id") is None else row["id"]
+            yield {"id": f"{job.name}/{id}", "messages": messages, "task": task, "source": job.name}
+
+
+def _left_out(row: Row, turns: list[Turn]) -> str | None:
+    """Why a whole row is left out: what it is, or what it says of itself."""
+    if any(turn["role"] in TOOLS or turn.get("tool_calls") for turn in turns):
+        return "tool calls"
+    if row.get("objects") and any(tag in str(turn["content"]) for turn in turns for tag in GROUNDED):
+        return "grounding (objects)"
+    try:
+        flag = unlearned(row)
+    except ChatError as error:
+        raise RecordError(f"{row.where}: {error}") from None
+    if row.get("label") in (0, "0"):
+        flag = flag or "'label': 0"  # KTO's false, through a table
+    if isinstance(row.get("mask"), str) and ROLES.get(row["mask"].lower()) == "assistant":
+        flag = f"'mask': {row['mask']}"  # NeMo names the role that is not learned
+    if flag:
+        return f"not to be learned ({flag})"
+    if not turns or turns[-1]["role"] != "assistant":
+        return "no answer at the end"
+    if all(turn.get("loss") is False for turn in turns if turn["role"] == "assistant"):
+        return "not to be learned (no turn is)"
+    return None
+
+
+def _messages(job: Job, row: Row, turns: list[Turn]) -> list[dict[str, Any]]:
+    """The turns with their media in place of the tags."""
+    media = {kind: _media(job, row, kind) for kind in KINDS}
+    named = any(media.values())
+    asked = [turn for turn in turns if turn["role"] == "user"]
+    if named:
+        _number_as_tags(asked, row)
+        if not any(isinstance(turn["content"], list) or TAG.search(turn["content"]) for turn in asked):
+            _tag_first_question(asked, media)
         if media["video"] and not media["image"]:  # LLaVA's video rows say <image>
-            turns = [_told_as_video(turn) for turn in turns]
-        named = any(media.values())
-        messages = [_message(job, turn, media if named else None, row) for turn in turns]
-        for kind, left in media.items():
-            if left:
-                raise RecordError(
-                    f"{row.where}: {len(left)} {kind} file(s) more than <{kind}> tags: write a tag for each"
-                )
-        if not messages or messages[-1]["role"] != "assistant":
-            job.left_out["no answer at the end"] += 1
-            continue
-        task = "chat" if len(messages) > 2 else "qa"
-        id = number if row.get("id") is None else row["id"]
-        yield {"id": f"{job.name}/{id}", "messages": messages, "task": task, "source": job.name}
+            for turn in asked:
+                if isinstance(turn["content"], str):
+                    turn["content"] = turn["content"].replace("<image>", "<video>")
+    messages = [_message(job, turn, media if named else None, row) for turn in turns]
+    for kind, left in media.items():
+        if left:
+            raise RecordError(
+                f"{row.where}: {len(left)} {kind} file(s) more than <{kind}> tags: write a tag for each"
+            )
+    return messages
 
 
-def _turns(row: Row) -> list[dict[str, Any]]:
+def _turns(row: Row) -> list[Turn]:
     """`{"role", "content", "loss"?}` of every turn."""
     if "messages" in row:
-        turns = [dict(turn) for turn in _dicts(row, "messages")]
+        turns = [_turn(turn) for turn in _dicts(row, "messages")]
     elif "conversations" in row:
-        turns = [
-            turn
-            | {"role": turn.get("from", turn.get("role")), "content": turn.get("value", turn.get("content"))}
-            for turn in _dicts(row, "conversations")
-        ]
-    elif "instruction" in row and "output" in row:
+        turns = [_turn(turn) for turn in _dicts(row, "conversations")]
+    elif "instruction" in row and ("output" in row or "chosen" in row):
         asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-        turns = _exchanges(row, asked, row["output"])
+        turns = [*_history(row), *_said("user", asked), *_said("assistant", row.get("output"))]
     elif "query" in row and "response" in row:  # of ms-swift's older form
-        turns = _exchanges(row, row["query"], row["response"])
+        turns = [*_history(row), *_said("user", row["query"]), *_said("assistant", row["response"])]
+    elif "completion" in row or "chosen" in row:  # TRL's; `prompt` may be part of what was chosen
+        turns = [*_said("user", row.get("prompt")), *_said("assistant", row.get("completion"))]
     else:
         raise RecordError(
             f"{row.where}: none of the known forms (it has {', '.join(row)}): give 'messages', "
-            "'conversations', 'instruction' with 'output', or 'query' with 'response'"
+            "'conversations', 'instruction' with 'output', 'query' with 'response', or 'prompt' with "
+            "'completion'"
         )
+    chosen = row.get("chosen")
+    answered = bool(turns) and ROLES.get(turns[-1].get("role")) == "assistant"
+    if isinstance(chosen, (str, list, dict)) and not answered:
+        better = _said("assistant", chosen)  # never what was rejected
+        turns = better if ROLES.get(better[0]["role"]) != "assistant" else turns + better
     if row.get("system"):
         turns.insert(0, {"role": "system", "content": row["system"]})
     for turn in turns:
-        if turn.get("content") is None:
-            turn["content"] = ""  # OpenAI's tool calls; what else is empty is counted as such
-        if turn.get("role") in TOOLS:
-            continue
-        if turn.get("role") not in ROLES:
-            raise RecordError(f"{row.where}: a turn of {turn.get('role')!r}: known are {', '.join(ROLES)}")
-        turn["role"] = ROLES[turn["role"]]
-        if not isinstance(turn["content"], (str, list)):
-            kind = type(turn["content"]).__name__
-            raise RecordError(f"{row.where}: a turn's text must be a string, not {kind}")
+        _check_turn(turn, row)
     return turns
 
 
-def _exchanges(row: Row, asked: Any, answer: Any) -> list[dict[str, Any]]:
-    """The turns of `history`, a list of question and answer, and the last question and answer."""
-    return [
-        {"role": role, "content": text}
-        for pair in [*(row.get("history") or []), (asked, answer)]
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+def _check_turn(turn: Turn, row: Row) -> None:
+    """Puts one turn into our words: role, text, and whether it is learned."""
+    if turn.get("content") is None:
+        turn["content"] = ""  # OpenAI's tool calls; what else is empty is counted as such
+    if turn.get("role") in TOOLS:
+        return
+    if turn.get("role") not in ROLES:
+        raise RecordError(f"{row.where}: a turn of {turn.get('role')!r}: known are {', '.join(ROLES)}")
+    turn["role"] = ROLES[turn["role"]]
+    if not isinstance(turn["content"], (str, list)):
+        kind = type(turn["content"]).__name__
+        raise RecordError(f"{row.where}: a turn's text must be a string, not {kind}")
+    try:
+        flags = [unlearned(turn)]
+        flags += [unlearned(part) for part in turn["content"] if isinstance(part, dict)]
+    except ChatError as error:
+        raise RecordError(f"{row.where}: {error}") from None
+    if any(flags[1:]) and not all(flags[1:]):
+        raise RecordError(f"{row.where}: {next(filter(None, flags))} of a part: an answer is learned whole")
+    if turn["role"] == "assistant" and any(flags):
+        turn["loss"] = False
+
+
+def _history(row: Row) -> Iterator[Turn]:
+    """The turns of `history`: pairs of question and answer, or objects, each a turn or an exchange."""
+    history = _unpacked(row.get("history"))
+    if history is None or history == "" or is_nan(history):
+        return
+    for item in history if isinstance(history, list) else [history]:
+        if isinstance(item, dict):
+            yield from _exchange(item, row)
+        elif isinstance(item, list) and item and all(isinstance(turn, dict) for turn in item):
+            yield from map(_turn, item)
+        elif isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
+            yield {"role": "user", "content": item[0]}
+            yield {"role": "assistant", "content": item[1]}
+        else:
+            raise RecordError(
+                f"{row.where}: history must be a list of [question, answer], or of objects with role and "
+                f"content, not {str(item)[:40]}"
+            )
+
+
+def _exchange(item: dict[str, Any], row: Row) -> Iterator[Turn]:
+    """A turn, or a question and its answer, which what else the object says is about."""
+    if item.keys() & {"role", "from"}:
+        yield _turn(item)
+        return
+    asked, answered = ([key for key in keys if key in item] for keys in (ASKED, ANSWERED))
+    if len(asked) != 1 or len(answered) != 1:
+        raise RecordError(
+            f"{row.where}: an object of history with {', '.join(item)}: give role and content, or a question "
+            "and an answer"
+        )
+    yield {"role": "user", "content": item[asked[0]]}
+    yield item | {"role": "assistant", "content": item[answered[0]]}
+
+
+def _turn(turn: Mapping[str, Any]) -> Turn:
+    role = turn.get("role", turn.get("from"))
+    return {**turn, "role": role, "content": turn.get("content", turn.get("value"))}
+
+
+def _said(role: str, value: Any) -> list[Turn]:
+    """A prompt or an answer as TRL writes it: text, a turn, or turns; none where it is not given."""
+    if value is None:
+        return []
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        return [_turn(turn) for turn in value]
+    return [_turn(value) if isinstance(value, dict) else {"role": role, "content": value}]
+
+
+def _unpacked(value: Any) -> Any:
+    """Lists and objects that stand as JSON in the cell of a table."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def _dicts(row: Row, field: str) -> list[dict[str, Any]]:
-    turns = row[field]
+    turns = _unpacked(row[field])
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RecordError(f"{row.where}: {field} must be a list of objects")
     return turns
@@ -114,12 +215,15 @@ def _media(job: Job, row: Row, kind: str) -> list[Part]:
 
 
 def _part(job: Job, kind: str, name: Any, where: str) -> Part:
-    if isinstance(name, dict) and isinstance(name.get("path"), str):
-        name = name["path"]
+    if isinstance(name, dict):
+        if not isinstance(name.get("path"), str) and name.get("bytes"):
+            raise RecordError(f"{where}: {kind} whose bytes stand in the row: save it as a file, and name it")
+        name = name.get("path", name)
     if kind == "video" and name and isinstance(name, list) and all(isinstance(frame, str) for frame in name):
         return _frame_folder(job, name, where)
     if not isinstance(name, str) or not name:
-        raise RecordError(f"{where}: a {kind} must be a path, not {str(name)[:40] or 'empty'}")
+        article = "a" if kind == "video" else "an"
+        raise RecordError(f"{where}: {article} {kind} must be a path, not {str(name)[:40] or 'empty'}")
     if name.startswith(("data:", "http://", "https://")):
         return {"type": kind, kind: name}
     return {"video": job.video, "audio": job.audio, "image": job.image}[kind](name)
@@ -149,47 +253,73 @@ def _frame_folder(job: Job, frames: list[str], where: str) -> Part:
     return part
 
 
-def _tags(turns: list[dict[str, Any]]) -> bool:
-    return any(isinstance(turn["content"], list) or TAG.search(turn["content"]) for turn in turns)
+def _number_as_tags(asked: list[Turn], row: Row) -> None:
+    """Numbered placeholders (<image_1>, <|image_2|>) as tags, where they count as the row's files do."""
+    numbers: dict[str, list[int]] = {}
+    texts = [turn["content"] for turn in asked if isinstance(turn["content"], str)]
+    for kind, number in NUMBERED.findall("\n".join(texts)):
+        numbers.setdefault(kind.lower(), []).append(int(number))
+    for kind, found in numbers.items():
+        if found[0] not in (0, 1) or found != list(range(found[0], found[0] + len(found))):
+            raise RecordError(
+                f"{row.where}: placeholders <{kind}_N> out of order, or twice: write <{kind}> for each file"
+            )
+    for turn in asked:
+        if isinstance(turn["content"], str):
+            turn["content"] = NUMBERED.sub(lambda tag: f"<{tag[1].lower()}>", turn["content"])
 
 
-def _tag_first_question(turns: list[dict[str, Any]], media: dict[str, list[Part]]) -> None:
-    first = next((turn for turn in turns if turn["role"] == "user"), None)
-    if first is not None:
+def _tag_first_question(asked: list[Turn], media: dict[str, list[Part]]) -> None:
+    if asked:
         tags = "".join(f"<{kind}>" * len(parts) for kind, parts in media.items())
-        first["content"] = tags + first["content"]
+        asked[0]["content"] = tags + asked[0]["content"]
 
 
-def _told_as_video(turn: dict[str, Any]) -> dict[str, Any]:
-    content = turn["content"]
-    return turn | {"content": content.replace("<image>", "<video>")} if isinstance(content, str) else turn
-
-
-def _message(job: Job, turn: dict[str, Any], media: dict[str, list[Part]] | None, row: Row) -> dict[str, Any]:
+def _message(job: Job, turn: Turn, media: dict[str, list[Part]] | None, row: Row) -> dict[str, Any]:
     """A turn with its tags turned into media parts, which are taken from `media` in order.
 
     Where the row names no media (`media` is None), what looks like a tag is text about HTML.
     """
-    content = turn["content"]
-    kept = {"loss": False} if turn.get("loss") in (False, 0) else {}
+    role, content = turn["role"], turn["content"]
+    kept = {"loss": False} if turn.get("loss") is False else {}
     if isinstance(content, list):
         parts = [_given_part(job, part, media or {}, row) for part in content]
-        return {"role": turn["role"], "content": parts} | kept
-    if turn["role"] != "user" or media is None:
-        return {"role": turn["role"], "content": content} | kept
-    parts = []
-    pieces = TAG.split(content)
-    for place, piece in enumerate(pieces):
+        if media is None and any(part["type"] != "text" for part in parts):
+            media = {kind: [] for kind in KINDS}
+    else:
+        parts = [{"type": "text", "text": content}]
+    if role != "user":
+        return {"role": role, "content": parts if isinstance(content, list) else content} | kept
+    pieces = [
+        piece
+        for part in parts
+        for piece in (_pieces(job, part["text"], media, row) if part["type"] == "text" else [part])
+    ]
+    alone = media is None and isinstance(content, str)
+    return {"role": role, "content": content if alone else pieces} | kept
+
+
+def _pieces(job: Job, text: str, media: dict[str, list[Part]] | None, row: Row) -> list[Part]:
+    """The text of a question between its tags, and the media that they stand for."""
+    if media is None:
+        found = next(filter(None, (form.search(text) for form in (TAG, NUMBERED, FOREIGN))), None)
+        if found:
+            job.noted[f"{found[0].strip()} in a row that names no recording: kept as text"] += 1
+        return [{"type": "text", "text": text}]
+    if found := FOREIGN.search(TAG.sub("", text)):
+        raise RecordError(f"{row.where}: {found[0]} in a question is another model's: write <image>, <video>")
+    parts: list[Part] = []
+    for place, piece in enumerate(TAG.split(text)):
         if place % 2 == 0:
             parts += [{"type": "text", "text": piece}] if piece.strip() else []
             continue
-        kind = "audio" if piece == "speech" else piece
+        kind = "audio" if piece.lower() == "speech" else piece.lower()
         if not media[kind]:
             raise RecordError(
                 f"{row.where}: more <{piece}> tags than {kind} files: take the tag out of the text"
             )
         parts.append(media[kind].pop(0))
-    return {"role": "user", "content": parts}
+    return parts
 
 
 def _given_part(job: Job, part: Any, media: dict[str, list[Part]], row: Row) -> Part:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from unicodedata import normalize
 
-from mllm.errors import RecordError
+from mllm.errors import ConfigError, RecordError
 from mllm.sources import MEDIA_SUFFIXES, READ_ALREADY, SUFFIXES, walk_folders
 
 EXPECTED = {"video": ".mp4", "audio": ".wav", "image": ".jpg"}  # where nothing of that name is found
@@ -46,7 +46,8 @@ class MediaFolder:
             within: part of the names of folders: where there are such, only what lies in them is meant.
 
         Raises:
-            RecordError: several recordings have that name, or it is none.
+            ConfigError: several recordings have that name.
+            RecordError: it is no name.
         """
         if len(name) > 4000 or "\0" in name or any(len(part) > 250 for part in Path(name).parts):
             raise RecordError(f"{name[:40]!r}… is no path: give a file, or data as a data: URI")
@@ -70,7 +71,7 @@ class MediaFolder:
         if within is not None and any(within in folder for folder in self._folders):
             found = [path for path in found if within in str(path.parent.relative_to(self.folder))]
         if len(found) > 1:
-            raise RecordError(
+            raise ConfigError(
                 f"--media {self.folder}: {found[0].relative_to(self.folder)} and "
                 f"{found[1].relative_to(self.folder)} are both called '{name}': give the folder of one split"
             )

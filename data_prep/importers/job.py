@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.importers.folder import MediaFolder
-from data_prep.importers.tables import Row, is_nan, object_of, read_text, rows_of
+from data_prep.importers.subtitles import SUBTITLES, Line, subtitle_lines
+from data_prep.importers.tables import Row, is_nan, object_of, parquet_rows, read_text, rows_of
 from mllm import templates
-from mllm.errors import RecordError
+from mllm.errors import ConfigError, MllmError, RecordError
+from mllm.scores import normalise
 
-TEXTS = {".txt", ".srt"}  # annotations that are not rows
+TEXTS = {".txt", *SUBTITLES}  # annotations that are not rows
+KINDS = 20  # of odd rows that are counted apart
 Part = dict[str, Any]
 Record = dict[str, Any]
 
@@ -27,23 +31,31 @@ class Job:
         files: annotation files, in the order in which they were given.
         media: where recordings are found.
         localised: ask about the annotated span of a video and not about all of it.
+        encoding: that of annotation files that are not in UTF-8.
         left_out: reasons, and how many rows each has kept out.
         noted: peculiarities of rows that were kept, and how many rows have each.
         where: the row that the next record comes from.
         opened: those of `files` that were read.
+        odd: for each kind of odd row, under what it is counted.
+        first_odd: for each file with odd rows, what is wrong with the first.
+        fine: files with a row that is as it should be.
     """
 
     name: str
     files: Sequence[Path]
     media: MediaFolder
     localised: bool = False
+    encoding: str | None = None
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     where: str = ""
     opened: set[Path] = field(default_factory=set)
+    odd: dict[str, str] = field(default_factory=dict)
+    first_odd: dict[str, MllmError] = field(default_factory=dict)
+    fine: set[str] = field(default_factory=set)
 
     def rows(self, only: str | None = None, columns: list[str] | None = None) -> Iterator[Row]:
-        """The rows of all annotation files but .txt and .srt, or of those with the suffix `only`.
+        """The rows of all annotation files but .txt and subtitles, or of those with the suffix `only`.
 
         Args:
             columns: names of those of a CSV file without a header.
@@ -51,20 +63,33 @@ class Job:
         for path in self.files:
             suffix = path.suffix.lower()
             if suffix == only or (only is None and suffix not in TEXTS):
-                for row in rows_of(path, self._read(path), columns):
+                for row in self._rows(path, columns):
                     self.where = row.where
                     yield row
 
-    def texts(self, suffix: str, encoding: str | None = None) -> Iterator[tuple[Path, str]]:
+    def _rows(self, path: Path, columns: list[str] | None) -> Iterator[Row]:
+        if path.suffix.lower() == ".parquet":
+            self.opened.add(path)
+            return parquet_rows(path)
+        return rows_of(path, self._read(path), self.leave_out, columns)
+
+    def texts(self, suffix: str, usual: str | None = None) -> Iterator[tuple[Path, str]]:
         """(path, text) of the annotation files with a suffix.
 
         Args:
-            encoding: that of files that are not in UTF-8.
+            usual: encoding in which the data set's authors read theirs (see `decoded`).
         """
         for path in self.files:
             if path.suffix.lower() == suffix:
                 self.where = path.name
-                yield path, self._read(path, encoding)
+                yield path, self._read(path, usual)
+
+    def subtitles(self, usual: str | None = None) -> Iterator[tuple[Path, list[Line]]]:
+        """(path, what is said when) of all subtitle files; those that are none are left out."""
+        for suffix in SUBTITLES:
+            for path, text in self.texts(suffix, usual):
+                with self.or_left_out():
+                    yield path, subtitle_lines(path, text)
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """(line, where it stands) of all .txt annotation files, without blank lines."""
@@ -79,12 +104,51 @@ class Job:
         for path, text in self.texts(".json"):
             yield path, object_of(path, text)
 
-    def _read(self, path: Path, encoding: str | None = None) -> str:
+    def _read(self, path: Path, usual: str | None = None) -> str:
         self.opened.add(path)
-        text, told = read_text(path, encoding)
-        if told not in ("utf-8", encoding):
+        text, told = read_text(path, self.encoding, usual)
+        if told == self.encoding:
+            self.noted[f"file read as {told}"] += 1
+        elif told not in ("utf-8", usual):
             self.noted[f"file read as {told}, not UTF-8: check its texts"] += 1
         return text
+
+    # Rows that are not as they should be.
+
+    @contextmanager
+    def or_left_out(self) -> Iterator[None]:
+        """Around what is made of one row: if it is not as its data set writes it, it is left out, counted."""
+        try:
+            yield
+        except RecordError as error:
+            self.leave_out(error)
+        except MllmError:
+            raise  # of the import, such as a wrong folder
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            why = f"not as {self.name} writes it ({type(error).__name__}: {error}): see `mllm data formats`"
+            self.leave_out(RecordError(f"{self.where}: {why}"))
+        else:
+            self.fine.add(self._file())
+
+    def leave_out(self, error: RecordError) -> None:
+        """Counts a row under what is wrong with it, and the place of the first such row."""
+        file, text = self._file(str(error)), str(error)
+        self.first_odd.setdefault(file, error)
+        where, _, why = text.partition(": ") if file else (self.where, "", text)
+        if why not in self.odd and len(self.odd) < KINDS:
+            self.odd[why] = f"{why} (first: {where})"
+        self.left_out[self.odd.get(why, "odd in other ways, too")] += 1
+
+    def require_some_fine(self) -> None:
+        """Raises the first error of a file of which every row is odd: it is another file than was meant."""
+        for file, error in self.first_odd.items():
+            if file not in self.fine:
+                raise error
+
+    def _file(self, where: str | None = None) -> str:
+        where = self.where if where is None else where
+        names = (path.name for path in self.files)
+        return next((name for name in names if f"{where} ".startswith((f"{name} ", f"{name}:"))), "")
 
     def recordings(self, kind: str) -> list[Path]:
         """All recordings of a kind: for data sets whose labels are file names.
@@ -125,8 +189,8 @@ class Job:
     def _find(self, kind: str, name: str, within: str | None = None) -> str:
         try:
             return self.media.find(kind, name, within)
-        except RecordError as error:
-            raise RecordError(f"{self.where}: {error}") from None
+        except (ConfigError, RecordError) as error:
+            raise type(error)(f"{self.where}: {error}") from None
 
     # Records.
 
@@ -148,6 +212,8 @@ class Job:
 
         The record's `options` are as shown; `option_order` has the official number of each.
         """
+        if len({normalise(option) for option in options}) < len(options):
+            self.noted["two options that say the same"] += 1
         order = templates.shuffled(len(options), self._id(id))
         shown = [f"{chr(65 + place)}. {options[number].strip()}" for place, number in enumerate(order)]
         prompt = templates.fill("choice", self._id(id), question=question.strip(), options="\n".join(shown))

@@ -47,13 +47,14 @@ def _votes(job: Job) -> dict[str, str]:
     words = {code[0]: word for code, word in CREMA_D.items()}
     votes = {}
     for row in job.rows():
-        if "VoiceVote" in row:
-            name, vote = row["FileName"], row["VoiceVote"]
-        elif row[""].startswith("1"):  # 100000 × what was shown (1 the voice, 2 the face, 3 both) + the clip
-            name, vote = row["fileName"], row["emoVote"]
-        else:
-            continue
-        votes[name] = ":".join(words[letter] for letter in vote.split(":"))
+        with job.or_left_out():
+            if "VoiceVote" in row:
+                name, vote = row["FileName"], row["VoiceVote"]
+            elif row[""].startswith("1"):  # then come the clip's numbers; 2 is the face, 3 both
+                name, vote = row["fileName"], row["emoVote"]
+            else:
+                continue
+            votes[name] = ":".join(words[letter] for letter in vote.split(":"))
     return votes
 
 
@@ -78,40 +79,43 @@ def emodb(job: Job) -> Iterator[Record]:
 def iemocap(job: Job) -> Iterator[Record]:
     """EmoEvaluation/*.txt: the usual four classes, excitement counted as happiness."""
     for line, _ in job.lines():
-        turn = re.match(r"\[([\d.]+) - ([\d.]+)\]\s+(Ses(\d\d)\S+_([FM])\d+)\s+(\w+)", line)
-        if not turn:
-            continue  # votes of single raters, headings
-        name, session, speaker, emotion = turn[3], turn[4], turn[5], turn[6]
-        if emotion not in IEMOCAP:
-            job.left_out[f"emotion '{emotion}' is not of the four"] += 1
-            continue
-        media = [job.audio(name)]
-        labels = {"emotion": IEMOCAP[emotion], "session": str(int(session)), "actor": f"{session}{speaker}"}
-        yield job.label(
-            name, "emotion", media, IEMOCAP[emotion], sorted(set(IEMOCAP.values())), labels=labels
-        )
+        with job.or_left_out():
+            turn = re.match(r"\[([\d.]+) - ([\d.]+)\]\s+(Ses(\d\d)\S+_([FM])\d+)\s+(\w+)", line)
+            if not turn:
+                continue  # votes of single raters, headings
+            name, session, speaker, emotion = turn[3], turn[4], turn[5], turn[6]
+            if emotion not in IEMOCAP:
+                job.left_out[f"emotion '{emotion}' is not of the four"] += 1
+                continue
+            media = [job.audio(name)]
+            actor = f"{session}{speaker}"
+            labels = {"emotion": IEMOCAP[emotion], "session": str(int(session)), "actor": actor}
+            yield job.label(
+                name, "emotion", media, IEMOCAP[emotion], sorted(set(IEMOCAP.values())), labels=labels
+            )
 
 
 def meld(job: Job) -> Iterator[Record]:
     """<split>_sent_emo.csv or _dya; clips are called dia<d>_utt<u>.mp4. What is said is a subtitle."""
     for row in job.rows():
-        emotion = row["Emotion"].strip().lower()
-        if emotion not in MELD:
-            job.left_out[f"emotion '{emotion}' is not of the seven"] += 1
-            continue
-        name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
-        # MELD_Dyadic numbers its dialogues anew; the clips keep their names.
-        old = {key: row.get(f"Old_{key}", row[key]) for key in ("Dialogue_ID", "Utterance_ID")}
-        told = re.match("train|dev|test", row.where)  # each split counts from 0
-        split = told[0] if told else None
-        clip = job.video(f"dia{old['Dialogue_ID']}_utt{old['Utterance_ID']}", within=split)
-        words = templates.subtitle_block([{"text": row["Utterance"].strip(), "start": 0.0}])
-        yield job.label(
-            f"{split}/{name}" if split else name, "emotion",
-            [clip, *([{"type": "text", "text": words}] if words else [])],
-            emotion, MELD,
-            labels={"emotion": emotion, "sentiment": row["Sentiment"], "actor": row["Speaker"]},
-        )  # fmt: skip
+        with job.or_left_out():
+            emotion = row["Emotion"].strip().lower()
+            if emotion not in MELD:
+                job.left_out[f"emotion '{emotion}' is not of the seven"] += 1
+                continue
+            name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+            # MELD_Dyadic numbers its dialogues anew; the clips keep their names.
+            old = {key: row.get(f"Old_{key}", row[key]) for key in ("Dialogue_ID", "Utterance_ID")}
+            told = re.match("train|dev|test", row.where)  # each split counts from 0
+            split = told[0] if told else None
+            clip = job.video(f"dia{old['Dialogue_ID']}_utt{old['Utterance_ID']}", within=split)
+            words = templates.subtitle_block([{"text": row["Utterance"].strip(), "start": 0.0}])
+            yield job.label(
+                f"{split}/{name}" if split else name, "emotion",
+                [clip, *([{"type": "text", "text": words}] if words else [])],
+                emotion, MELD,
+                labels={"emotion": emotion, "sentiment": row["Sentiment"], "actor": row["Speaker"]},
+            )  # fmt: skip
 
 
 def fsdd(job: Job) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-"""Annotation files as rows, whatever they are written in: JSON arrays, JSON lines, CSV."""
+"""Annotation files as rows, whatever they are written in: JSON arrays, JSON lines, CSV, Parquet."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.importers.encodings import decoded
 from mllm.errors import RecordError
 from mllm.records import parse_row
 from mllm.sources import open_ordinary
 
 DELIMITERS = (",", "\t", ";", "|")
 SAMPLE = 50  # rows that are looked at to tell the delimiter
+
+Odd = Callable[[RecordError], None]  # is given what is wrong with a row that is passed over
 
 
 class Row(dict[str, Any]):
@@ -53,22 +55,46 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
-def rows_of(path: Path, text: str, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows of one file.
+def rows_of(path: Path, text: str, odd: Odd, columns: list[str] | None = None) -> Iterator[Row]:
+    """The rows of one file of text.
 
     Args:
         text: what `read_text` gives of it.
+        odd: rows that cannot be read.
         columns: of a CSV file without a header.
 
     Raises:
-        RecordError: naming file, row and remedy.
+        RecordError: naming file and remedy.
     """
     if path.suffix.lower() in {".csv", ".tsv"}:
-        yield from _csv_rows(path, text, columns)
+        yield from _csv_rows(path, text, odd, columns)
     elif path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
-        yield from _json_rows(path, text)
+        yield from _json_rows(path, text, odd)
     else:
-        raise RecordError(f"{path}: annotations are read from .json, .jsonl, .csv, .tsv, .txt and .srt files")
+        raise RecordError(
+            f"{path}: annotations are read from .json, .jsonl, .csv, .tsv, .parquet, .txt and subtitle files"
+        )
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file.
+
+    Raises:
+        RecordError: it cannot be read.
+    """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        number = 0
+        with open_ordinary(path, error=RecordError) as content, ParquetFile(content) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(fields, f"{path.name} row {number}")
+    except pa.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(f"{path}: cannot be read as Parquet ({reason}): write or fetch it again") from None
 
 
 def object_of(path: Path, text: str) -> dict[str, Any]:
@@ -83,32 +109,18 @@ def object_of(path: Path, text: str) -> dict[str, Any]:
     return whole
 
 
-def read_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
-    """(text, encoding) of a file in UTF-8, or else in `encoding`.
-
-    Without one it is guessed: cp1252, as Excel saves, or cp949, in which some mirrors keep theirs.
+def read_text(path: Path, named: str | None = None, usual: str | None = None) -> tuple[str, str]:
+    """(text, encoding) of a file; see `decoded`.
 
     Raises:
-        RecordError: if it cannot be read, or is in none of these.
+        RecordError: it cannot be read, or its encoding cannot be told.
     """
     with open_ordinary(path, error=RecordError) as file:
         data = file.read()
-    with suppress(UnicodeDecodeError):
-        if b"\0" not in data:
-            return data.decode("utf-8-sig"), "utf-8"
-    if b"\0" in data:  # UTF-16, or no text at all
-        raise RecordError(f"{path}: is not text in UTF-8: save it as UTF-8")
-    # Korean characters take two bytes, so that runs of them are even; accents and quotes stand alone.
-    runs = re.findall(rb"[\x80-\xff]+", data)
-    western = 2 * sum(len(run) % 2 for run in runs) > len(runs)
-    guessed = ("cp1252", "cp949") if western else ("cp949", "cp1252")
-    for name in (encoding,) if encoding else guessed:
-        with suppress(UnicodeDecodeError):
-            return data.decode(name), name
-    raise RecordError(f"{path}: is not text in UTF-8: save it as UTF-8")
+    return decoded(data, str(path), named, usual)
 
 
-def _csv_rows(path: Path, text: str, columns: list[str] | None) -> Iterator[Row]:
+def _csv_rows(path: Path, text: str, odd: Odd, columns: list[str] | None) -> Iterator[Row]:
     lines = list(io.StringIO(text, newline=""))  # splitlines also ends lines inside values
     before = 0
     if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[0])):  # as Excel writes it
@@ -116,26 +128,38 @@ def _csv_rows(path: Path, text: str, columns: list[str] | None) -> Iterator[Row]
     else:
         form = _form_of(path, lines, len(columns or ()))
     reader = csv.DictReader(lines[before:], fieldnames=columns, strict=True, **form)
-    try:
-        for row in reader:
+    for row in _checked(reader, path, before, odd):
+        where = f"{path.name} line {before + reader.line_num}"
+        extra = row.pop(None, None) or []
+        given = [value for value in row.values() if value is not None]
+        if not extra and not "".join(given).strip():
+            continue  # a line of blanks
+        if extra or len(given) < len(row):
+            mark = {",": "commas", "\t": "tabs"}.get(form["delimiter"], f"'{form['delimiter']}'")
+            remedy = f"put quotation marks around text with {mark}" if extra else "write empty ones, too"
+            wide = len(given) + len(extra)
+            odd(RecordError(f"{where}: {wide} columns where {len(row)} were announced: {remedy}"))
+            continue
+        yield Row({key.strip(): value for key, value in row.items()}, where)
+
+
+def _checked(reader: csv.DictReader, path: Path, before: int, odd: Odd) -> Iterator[dict[Any, Any]]:
+    """The rows that the reader makes sense of; a quotation mark that is never closed swallows the others."""
+    header = True
+    while True:
+        try:
+            header = header and reader.fieldnames is None
+            row = next(reader, None)
+        except csv.Error as error:
             where = f"{path.name} line {before + reader.line_num}"
-            extra = row.pop(None, None) or []
-            given = [value for value in row.values() if value is not None]
-            if not extra and not "".join(given).strip():
-                continue  # a line of blanks
-            if extra or len(given) < len(row):
-                mark = {",": "commas", "\t": "tabs"}.get(form["delimiter"], f"'{form['delimiter']}'")
-                remedy = f"put quotation marks around text with {mark}" if extra else "write empty ones, too"
-                raise RecordError(
-                    f"{where}: {len(given) + len(extra)} columns where {len(row)} were announced: {remedy}"
-                )
-            yield Row({key.strip(): value for key, value in row.items()}, where)
-    except csv.Error as error:
-        where, remedy = (
-            f"{path.name} line {before + reader.line_num}",
-            "write a quotation mark in a value twice",
-        )
-        raise RecordError(f'{where}: not CSV ({error}): {remedy} ("")') from None
+            what = RecordError(f'{where}: not CSV ({error}): write a quotation mark in a value twice ("")')
+            if header or "end of data" in str(error):
+                raise what from None
+            odd(what)
+            continue
+        if row is None:
+            return
+        yield row
 
 
 def _form_of(path: Path, lines: list[str], fields: int) -> dict[str, Any]:
@@ -171,31 +195,48 @@ def _quoted_well(lines: list[str]) -> bool:
     return len(widths) <= 1 or '"' not in "".join(lines)
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
+def _json_rows(path: Path, text: str, odd: Odd) -> Iterator[Row]:
     """An array, or an object in each line, whichever the file is called; or one object over many lines."""
     begin = text.lstrip()
     if not begin:
         return
     if begin[0] == "[":
         for number, fields in enumerate(_parse(text, path.name), start=1):
-            yield _row(fields, f"{path.name} row {number}")
+            yield from _row(fields, f"{path.name} row {number}", odd)
         return
-    try:
-        json.loads(begin.partition("\n")[0])
-    except (ValueError, RecursionError):
-        yield _row(_parse(text, path.name), f"{path.name} (one object, not rows)")
-        return
+    if not _is_object(begin.partition("\n")[0]):
+        try:
+            whole = _parse(text, path.name)
+        except RecordError:
+            if not any(map(_is_object, text.split("\n"))):
+                raise
+        else:
+            yield from _row(whole, f"{path.name} (one object, not rows)", odd)
+            return
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines also ends lines inside strings
         if line.strip():
             where = f"{path.name} row {number}"
-            yield _row(_parse(line, where), where)
+            try:
+                fields = _parse(line, where)
+            except RecordError as error:
+                odd(error)
+                continue
+            yield from _row(fields, where, odd)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parse(text: str, where: str) -> Any:
     return parse_row(text, where, "write one array, or an object in each line")
 
 
-def _row(fields: Any, where: str) -> Row:
-    if not isinstance(fields, dict):
-        raise RecordError(f"{where}: a row must be an object, not {type(fields).__name__}")
-    return Row(fields, where)
+def _row(fields: Any, where: str, odd: Odd) -> Iterator[Row]:
+    if isinstance(fields, dict):
+        yield Row(fields, where)
+    else:
+        odd(RecordError(f"{where}: a row must be an object, not {type(fields).__name__}"))

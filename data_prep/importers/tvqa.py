@@ -7,20 +7,18 @@ Lei et al. 2018, https://arxiv.org/abs/1809.01696; Lei et al. 2020, https://arxi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from data_prep.importers.job import Job, Record
+from data_prep.importers.subtitles import Line
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
 from mllm.stills import FRAME_SUFFIXES
 from mllm.templates import subtitle_block
 
 FRAME_RATE = 3  # frames a second that the authors give
-Line = dict[str, Any]  # text, start in s
 UNKNOWN_SPAN = (10.0, 30.0)  # s: what the authors' preprocessing.py puts in place of NaN
 
 
@@ -29,53 +27,43 @@ def tvqa(job: Job) -> Iterator[Record]:
     questions: list[Row] = []
     subtitles: dict[str, list[Line]] = {}
     for row in job.rows():
-        if "sub" in row:
-            subtitles[row["vid_name"]] = [
-                {"text": line["text"], "start": float(line["start"])} for line in row["sub"]
-            ]
-        elif all(isinstance(said, dict) and "sub_text" in said for said in row.values()):
-            for video, said in row.items():
-                job.where = f"{row.where} {video}"
-                subtitles[video] = _plus_lines(said["sub_text"], said["sub_time"])
-        else:
-            questions.append(row)
-    for path, text in job.texts(".srt", "iso-8859-1"):  # as its authors read them
-        subtitles[path.stem] = _srt_lines(text)
-    for row in questions:
-        job.where = row.where
-        span = _span(job, row)
-        lines = subtitles.get(row["vid_name"], [])
-        if subtitles and not lines:
-            job.noted["no subtitles given"] += 1
-        video = job.video(row["vid_name"])
-        media = [video]
-        if job.localised:
-            start, end = _located(span, _frames(video["video"]))
-            if start < end:
-                video |= {"start": start, "end": end}
+        with job.or_left_out():
+            if "sub" in row:
+                subtitles[row["vid_name"]] = [
+                    {"text": line["text"], "start": float(line["start"])} for line in row["sub"]
+                ]
+            elif all(isinstance(said, dict) and "sub_text" in said for said in row.values()):
+                for video, said in row.items():
+                    job.where = f"{row.where} {video}"
+                    subtitles[video] = _plus_lines(said["sub_text"], said["sub_time"])
             else:
-                job.noted["no frames in the span: asked without the video"] += 1
-                media = []
-            lines = _located_lines(lines, span, start)
-        if told := subtitle_block(lines):
-            media.append({"type": "text", "text": told})
-        options = [row.text(f"a{number}") for number in range(5)]
-        yield job.choice(
-            row["qid"], media, row.text("q"), options, job.number(row, "answer_idx", len(options)),
-            span=list(span), show=row.get("show_name"),
-        )  # fmt: skip
-
-
-def _srt_lines(text: str) -> list[Line]:
-    """Subtitles of an .srt file: a number, times, words, and a blank line behind each."""
-    lines = []
-    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
-        begins, _, rest = block.partition("-->")
-        if times := re.search(r"(\d+):(\d+):(\d+)[,.](\d+)\s*$", begins):
-            hours, minutes, seconds, thousandths = map(int, times.groups())
-            start = 3600 * hours + 60 * minutes + seconds + thousandths / 1000
-            lines.append({"text": " ".join(rest.split("\n")[1:]), "start": start})
-    return lines
+                questions.append(row)
+    for path, lines in job.subtitles("iso-8859-1"):  # as its authors read them
+        subtitles[path.stem] = lines
+    for row in questions:
+        with job.or_left_out():
+            job.where = row.where
+            span = _span(job, row)
+            lines = subtitles.get(row["vid_name"], [])
+            if subtitles and not lines:
+                job.noted["no subtitles given"] += 1
+            video = job.video(row["vid_name"])
+            media = [video]
+            if job.localised:
+                start, end = _located(span, _frames(video["video"]))
+                if start < end:
+                    video |= {"start": start, "end": end}
+                else:
+                    job.noted["no frames in the span: asked without the video"] += 1
+                    media = []
+                lines = _located_lines(lines, span, start)
+            if told := subtitle_block(lines):
+                media.append({"type": "text", "text": told})
+            options = [row.text(f"a{number}") for number in range(5)]
+            yield job.choice(
+                row["qid"], media, row.text("q"), options, job.number(row, "answer_idx", len(options)),
+                span=list(span), show=row.get("show_name"),
+            )  # fmt: skip
 
 
 def _plus_lines(texts: str, times: list[float]) -> list[Line]:

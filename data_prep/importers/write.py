@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.importers import IMPORTERS, Job, Record
+from data_prep.importers.encodings import require_encoding
 from data_prep.importers.folder import MediaFolder
+from data_prep.importers.job import TEXTS
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.files import write_atomically
 from mllm.records import validate_record, write_records
 from mllm.sources import walk_folders
 
-SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".srt"}
+SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", *TEXTS}
 Groups = dict[bytes, list[str]]  # recording -> its records as JSON, a fraction of what objects take
 TRAIN, HELD_OUT, REPORT = "records.jsonl", "held_out.jsonl", "import.json"
 
@@ -47,6 +49,7 @@ def import_records(
     out: Path,
     localised: bool = False,
     held_out: Mapping[str, set[str]] | None = None,
+    encoding: str | None = None,
 ) -> Report:
     """Translates one data set into `out`.
 
@@ -55,24 +58,30 @@ def import_records(
         media: folder of the recordings; without, paths in `out` are written unseen.
         localised: ask about the annotated span of a video.
         held_out: records whose labels have one of these values, for every key, go into held_out.jsonl.
+        encoding: that of annotation files that are not in UTF-8; without, only what is certain is read.
 
     Raises:
-        ConfigError: there is no such importer, or no record to hold out.
-        RecordError: a bad row, a file that is not read, or no records at all.
+        ConfigError: there is no such importer or encoding, or no record to hold out.
+        RecordError: a file without one row as it should be, one that is not read, or no records at all.
     """
     if name not in IMPORTERS:
         near = get_close_matches(name.lower().replace("_", "-"), IMPORTERS, n=1)
         meant = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(f"no format {name!r}: {meant}known are {', '.join(IMPORTERS)}")
+    if encoding:
+        require_encoding(encoding)
     out = out.absolute()
     recordings = MediaFolder(media.absolute() if media else None)
-    job = Job(name, _files(annotations, recordings.pass_over), recordings, localised)
+    job = Job(name, _files(annotations, recordings.pass_over), recordings, localised, encoding)
     report = Report(name, [str(path) for path in annotations])
     kept: Groups = {}
     apart: Groups = {}
     for record in _distinct(job, _checked(job, out)):
         group = apart if held_out and _matches(record, held_out) else kept
         group.setdefault(_recording(record), []).append(json.dumps(record))
+    if not kept and not apart and job.first_odd:
+        raise next(iter(job.first_odd.values()))
+    job.require_some_fine()
     _note_unread(job, annotations)
     if not kept and not apart:
         read = f" in {', '.join(file.name for file in job.files[:3])}" if job.files else ""
@@ -176,14 +185,15 @@ def _checked(job: Job, out: Path) -> Iterator[Record]:
     """The valid records of an importer.
 
     Raises:
-        RecordError: naming the row that is not as its data set writes it.
+        RecordError: what the importer reads beside its rows is not as its data set writes it.
     """
     try:
         for record in IMPORTERS[job.name].records(job):
             if reason := _untrainable(record):
                 job.left_out[reason] += 1
                 continue
-            yield validate_record(record, job.where or job.name, out, media_must_exist=False)
+            with job.or_left_out():
+                yield validate_record(record, job.where or job.name, out, media_must_exist=False)
     except MllmError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError) as error:

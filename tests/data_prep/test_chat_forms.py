@@ -10,6 +10,9 @@ from mllm import chat
 from mllm.errors import RecordError
 from tests.data_prep.test_importers import do_import, folder
 
+ANSWER = {"role": "assistant", "content": "x"}
+FLAGGED = {"type": "text", "text": "x", "loss": False}
+
 
 def parts(record: dict, turn: int = 0) -> list[tuple[str, str]]:
     """(type, text or file name) of a turn."""
@@ -230,11 +233,11 @@ def test_media_without_a_tag_come_first(tmp_path: Path) -> None:
             "frames out of order, or twice",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]},
             "a part of type 'image' more than image files: name its file in it, or in the row's 'images'",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "point", "point": 1}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "point", "point": 1}]}, ANSWER]},
             "a part of type 'point': give text, video, audio or image",
         ),
         (
@@ -252,3 +255,148 @@ def test_a_conversation_that_ends_with_a_question_is_counted(tmp_path: Path) -> 
     rows = [{"messages": [{"role": "user", "content": "?"}]}, {"query": "?", "response": "x"}]
     _, report = do_import(tmp_path, "chats", {"rows.json": rows})
     assert report.left_out == {"no answer at the end": 1}
+
+
+EXCHANGE = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "?", "response": "x", "label": False},
+        {"conversations": EXCHANGE, "kto_tag": False},
+        {"instruction": "?", "output": "x", "rejected": True},
+        {"prompt": "?", "completion": "x", "label": False},
+        {"prompt": "?", "completion": "x", "label": 0},
+        {"prompt": [{"role": "user", "content": "?"}], "completion": [ANSWER], "label": "False"},
+        {"messages": [{"role": "user", "content": "?"}, ANSWER], "weight": 0},
+        {"messages": [{"role": "user", "content": "?"}, ANSWER | {"weight": 0}]},
+        {"conversations": EXCHANGE, "mask": "gpt"},
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": [FLAGGED]}]},
+    ],
+)
+def test_rows_that_are_not_to_be_learned_are_left_out_and_counted(tmp_path: Path, row: dict) -> None:
+    good = {"query": "Who?", "response": "She.", "label": True}
+    masked = {"conversations": EXCHANGE, "mask": "human"}
+    records, report = do_import(tmp_path, "chats", {"r.json": [good, masked, row]})
+    assert len(records) == 2
+    ((reason, count),) = report.left_out.items()
+    assert (count, reason[:19]) == (1, "not to be learned (")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [{"weight": 0}, {"train": False}, {"mask": True}, {"loss_scale": 0}, {"rejected": True}, {"learn": "no"}],
+)
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_turns_that_are_not_to_be_learned_are_context(tmp_path: Path, flag: dict, field: str) -> None:
+    role, text = ("role", "content") if field == "messages" else ("from", "value")
+    said = [("user", "One?"), ("assistant", "No."), ("user", "Two?"), ("assistant", "Yes.")]
+    turns = [{role: who, text: what} for who, what in said]
+    turns[1] |= flag
+    (record,) = chats(tmp_path, {field: turns})
+    assert [turn.get("loss") for turn in record["messages"]] == [None, False, None, None]
+
+
+def test_of_two_answers_the_chosen_one_is_learned(tmp_path: Path) -> None:
+    question, worse = {"role": "user", "content": "?"}, {"role": "assistant", "content": "worse"}
+    rows = [
+        {"prompt": "?", "chosen": "x", "rejected": "worse"},
+        {"prompt": [question], "chosen": [ANSWER], "rejected": [worse]},
+        {"chosen": [question, ANSWER], "rejected": [question, worse]},
+        {"prompt": "?", "chosen": [question, ANSWER], "rejected": [question, worse]},
+        {"conversations": EXCHANGE[:1], "chosen": EXCHANGE[1], "rejected": {"from": "gpt", "value": "worse"}},
+        {"instruction": "?", "chosen": "x", "rejected": "worse"},
+        {"query": "?", "response": "x", "rejected_response": "worse"},
+    ]
+    records, _ = do_import(tmp_path, "chats", {"r.json": [row | {"id": i} for i, row in enumerate(rows)]})
+    assert [parts(record) + parts(record, 1) for record in records] == [[("text", "?"), ("text", "x")]] * 7
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Hi", "Hello"]],
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+        [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]],
+        [{"query": "Hi", "response": "Hello"}],
+        [{"human": "Hi", "assistant": "Hello"}],
+        '[["Hi", "Hello"]]',
+    ],
+)
+def test_history_in_every_form(tmp_path: Path, history: object) -> None:
+    (record,) = chats(tmp_path, {"query": "And now?", "response": "Night.", "history": history})
+    said = [turn["content"][0]["text"] for turn in record["messages"]]
+    assert said == ["Hi", "Hello", "And now?", "Night."]
+
+
+@pytest.mark.parametrize(
+    "history", [["ab"], ["Hi", "Yes"], [["Hi"]], [[1, 2]], "Hi", [{"a": "Hi", "b": "x"}]]
+)
+def test_history_that_is_none_is_refused(tmp_path: Path, history: object) -> None:
+    with pytest.raises(
+        RecordError, match="rows.json row 1: (history must be|an object of history with a, b)"
+    ):
+        chats(tmp_path, {"query": "?", "response": "x", "history": history})
+
+
+def test_history_keeps_what_is_not_to_be_learned(tmp_path: Path) -> None:
+    history = [{"query": "Hi", "response": "Hello", "loss": False}, {"role": "user", "content": "So?"}]
+    history += [{"role": "assistant", "content": "So.", "weight": 0}]
+    (record,) = chats(tmp_path, {"query": "And now?", "response": "Night.", "history": history})
+    assert [turn.get("loss") for turn in record["messages"]] == [None, False, None, False, None, None]
+
+
+@pytest.mark.parametrize("said", ["Write <image>.", "<video> and <image_1>", "</video>", "<|image_pad|>"])
+def test_answers_are_untouched(tmp_path: Path, said: str) -> None:
+    row = {"query": "<image>What?", "response": said, "videos": ["a.mp4"], "history": [["Hi", said]]}
+    (record,) = chats(tmp_path, row)
+    assert [parts(record, turn) for turn in (1, 3)] == [[("text", said)]] * 2
+    assert parts(record, 2) == [("video", "a.mp4"), ("text", "What?")]
+    (record,) = chats(tmp_path, {"query": "What?", "response": said, "videos": ["a.mp4"]})
+    assert parts(record) == [("video", "a.mp4"), ("text", "What?")]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "<image_1>What?<image_2>",
+        "<image0>What?<image1>",
+        "<|image_1|>What?<|image 2|>",
+        "<IMAGE>What?<Image>",
+    ],
+)
+def test_numbered_placeholders_stand_for_the_rows_files(tmp_path: Path, asked: str) -> None:
+    (record,) = chats(tmp_path, {"query": asked, "response": "x", "images": ["b.jpg", "frames/1.png"]})
+    assert parts(record) == [("image", "b.jpg"), ("text", "What?"), ("image", "1.png")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("<image_2>What?<image_1>", "placeholders <image_N> out of order, or twice"),
+        ("<video>a.mp4</video>?", "</video> in a question is another model's"),
+        ("<|vision_start|><|image_pad|><|vision_end|>?", "<|vision_start|> in a question is another model's"),
+        ("<image><ImageHere>?", "<ImageHere> in a question is another model's"),
+        ("[IMG]?", "[IMG] in a question is another model's"),
+        (
+            [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "<image>"}],
+            "more <image> tags than",
+        ),
+    ],
+)
+def test_placeholders_of_one_model_are_no_text(tmp_path: Path, asked: object, told: str) -> None:
+    row = {"messages": [{"role": "user", "content": asked}, ANSWER], "images": ["b.jpg", "frames/1.png"]}
+    good = {"query": "?", "response": "x"}
+    records, report = do_import(tmp_path, "chats", {"rows.json": [good, row]})
+    assert len(records) == 1
+    assert next(iter(report.left_out)).startswith(told)
+
+
+def test_what_looks_like_a_placeholder_without_a_recording_is_told(tmp_path: Path) -> None:
+    tags = ("<video>", "<image_1>", "</video>")
+    rows = [{"query": f"What does {tag} mean?", "response": "x"} for tag in tags]
+    records, report = do_import(tmp_path, "chats", {"rows.json": rows})
+    assert parts(records[1]) == [("text", "What does <image_1> mean?")]
+    assert report.noted == {f"{tag} in a row that names no recording: kept as text": 1 for tag in tags}

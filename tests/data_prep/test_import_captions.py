@@ -49,7 +49,7 @@ def test_clotho_in_a_mirrors_encoding(tmp_path: Path) -> None:
     path = tmp_path / "clotho_captions_evaluation.csv"
     text = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\n빗소리.wav,one,two,three,four,five\n"
     path.write_bytes(text.encode("cp949"))
-    import_records("clotho", [path], None, tmp_path / "out")
+    import_records("clotho", [path], None, tmp_path / "out", encoding="cp949")
     (record,) = read(tmp_path / "out" / "records.jsonl")
     assert medium(record)["audio"] == "빗소리.wav"
     assert record["captions"]["audio"] == ["one", "two", "three", "four", "five"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.errors import RecordError
+from mllm.errors import ConfigError
 from tests.data_prep.importing import IEMOCAP, asked, do_import, folder, medium
 
 
@@ -84,7 +84,7 @@ def test_meld_and_two_clips_of_one_name(tmp_path: Path) -> None:
     assert record["id"] == "meld/dev/dia0_utt3"
     assert asked(record).startswith("Subtitles:\n[00:00] Oh my God, he’s lost it.\n")
     media = folder(tmp_path, "test/dia0_utt3.mp4")
-    with pytest.raises(RecordError, match="^all.csv line 2: --media .* are both called 'dia0_utt3': give "):
+    with pytest.raises(ConfigError, match="^all.csv line 2: --media .* are both called 'dia0_utt3': give "):
         do_import(tmp_path, "meld", {"all.csv": MELD}, media)
 
 

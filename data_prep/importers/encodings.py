@@ -1,0 +1,123 @@
+"""Text in whatever encoding it was saved: told with certainty, or asked for, never guessed."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from contextlib import suppress
+
+import charset_normalizer
+
+from mllm.errors import ConfigError, RecordError
+
+BOMS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+NOT_TEXT = {  # how files begin that are no text
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"\x1f\x8b": "compressed: unpack it first",
+    b"PK\x03\x04": "an archive, or a spreadsheet: unpack it, or save it as CSV",
+    b"ARROW1": "an Arrow file: save it as JSON lines or Parquet",
+    b"SQLite format 3": "a database: export its table as CSV",
+}
+# What people's files are in, beside UTF-8. Code pages of DOS and of mainframes would look as likely.
+WIDE = ["gb18030", "big5", "cp932", "euc_jp", "cp949"]  # of Chinese, Japanese, Korean
+CANDIDATES = [*WIDE, "tis_620", "koi8_r", "iso8859_2", *(f"cp125{number}" for number in range(9))]
+LEAST = 40  # bytes beyond ASCII from which an encoding is told
+MESS = 5  # percent of characters that look out of place: most in the best reading, and least more in others
+WORDS = 10  # percent by which the letters of a language must fit better than in others, at least
+SAMPLE = 1_000_000  # bytes that are looked at
+
+
+def require_encoding(name: str) -> None:
+    """Raises ConfigError if no encoding of text has that name."""
+    try:
+        with suppress(UnicodeError):
+            b"a".decode(name)
+    except LookupError:
+        raise ConfigError(
+            f"--encoding {name}: there is none of that name: write one such as gb18030, big5, cp949, cp1252"
+        ) from None
+
+
+def decoded(data: bytes, where: str, named: str | None = None, usual: str | None = None) -> tuple[str, str]:
+    """(text, encoding) of a file's content.
+
+    Args:
+        where: how errors begin: the file.
+        named: encoding of what is not in UTF-8, as the user says.
+        usual: encoding that a data set's authors read theirs in: of Western text alone, where few characters
+            stand beyond ASCII, each by itself.
+
+    Raises:
+        RecordError: it is no text, not in the encoding that was named, or in one that cannot be told.
+    """
+    for begin, what in NOT_TEXT.items():
+        if data.startswith(begin):
+            raise RecordError(f"{where}: is {what}")
+    for mark, encoding in BOMS.items():
+        if data.startswith(mark):
+            return _strictly(data, encoding, where), encoding.removesuffix("-sig")
+    if b"\0" not in data:
+        with suppress(UnicodeDecodeError):
+            return data.decode(), "utf-8"
+    if named:
+        return _strictly(data, named, where), named
+    if b"\0" in data:
+        raise RecordError(f"{where}: is not text in UTF-8: save it as UTF-8, or give --encoding utf-16-le")
+    if usual and _western(data):
+        return _strictly(data, usual, where), usual
+    return _detected(data, where)
+
+
+def _strictly(data: bytes, encoding: str, where: str) -> str:
+    try:
+        return data.decode(encoding)
+    except (UnicodeError, ValueError) as error:
+        at = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise RecordError(f"{where}: is not text in {encoding}{at}: give another --encoding") from None
+
+
+def _western(data: bytes) -> bool:
+    runs = re.findall(rb"[\x80-\xff]+", data)
+    return sum(map(len, runs)) < len(data) / 10 and sum(len(run) == 1 for run in runs) > 0.9 * len(runs)
+
+
+def _detected(data: bytes, where: str) -> tuple[str, str]:
+    """Where one encoding alone makes sense of enough characters, and decodes them all."""
+    sample = data if len(data) <= SAMPLE else data[: data.rfind(b"\n", 0, SAMPLE) + 1] or data
+    found = list(charset_normalizer.from_bytes(sample, cp_isolation=CANDIDATES))
+    beyond = sum(byte >= 0x80 for byte in sample)
+    if found and beyond >= LEAST:
+        best, *others = found
+        rivals = [
+            match
+            for match in others
+            if match.percent_chaos < best.percent_chaos + MESS
+            and match.percent_coherence > min(best.percent_coherence - WORDS, best.percent_coherence / 2)
+        ]
+        if best.percent_coherence < WORDS:  # letters of no language in particular, as kanji and kana are
+            known = best.encoding in WIDE and beyond >= 3 * LEAST
+        else:
+            known = best.encoding != "tis_620"  # which makes Thai of much Korean
+        if best.percent_chaos <= MESS and known and not rivals:
+            alike = best.could_be_from_charset
+            encoding = next((name for name in ("cp1252", "cp1251") if name in alike), best.encoding)
+            return _strictly(data, encoding, where), encoding
+    readings = ", ".join(f"{_excerpt(str(match))!r} as {match.encoding}" for match in found[:3])
+    raise RecordError(
+        f"{where}: is not text in UTF-8, and what it is in cannot be told"
+        + (f" (it reads {readings})" if readings else "")
+        + ": give --encoding, or save it as UTF-8"
+    )
+
+
+def _excerpt(text: str) -> str:
+    """The first words beyond ASCII, with a little around them."""
+    at = re.search(r"[^\x00-\x7f]", text)
+    begin = at.start() if at else 0
+    return " ".join(text[max(0, begin - 5) : begin + 12].split())

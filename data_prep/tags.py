@@ -1,0 +1,16 @@
+"""Tags and placeholders in texts: what other trainers write where a recording belongs."""
+
+from __future__ import annotations
+
+import re
+
+TAG = re.compile(r"\n?<(video|audio|image|speech)>\n?", re.IGNORECASE)  # LLaVA's, LLaMA-Factory's, ms-swift's
+NUMBERED = re.compile(
+    r"<\|?(video|audio|image|speech)[ _:-]?(\d+)\|?>", re.IGNORECASE
+)  # <image_1>, <|image_1|>
+# <|image_pad|>, <start_of_image>, </video>, <ImageHere>, [IMG]: of one model each.
+FOREIGN = re.compile(
+    r"</?\|?[\w:/-]*(?:image|img|picture|video|vision|audio|speech|sound|media)[\w:/-]*\|?>"
+    r"|\[(?-i:IMG|IMAGE|VIDEO|AUDIO|BEGIN_AUDIO)(?:_\w+)?\]",
+    re.IGNORECASE,
+)
