@@ -71,7 +71,7 @@ class Job:
         if path.suffix.lower() == ".parquet":
             self.opened.add(path)
             return parquet_rows(path)
-        return rows_of(path, self._read(path), self.leave_out, columns)
+        return rows_of(path, self._read(path), columns, self.leave_out)
 
     def texts(self, suffix: str, usual: str | None = None) -> Iterator[tuple[Path, str]]:
         """(path, text) of the annotation files with a suffix.

@@ -55,13 +55,18 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
-def rows_of(path: Path, text: str, odd: Odd, columns: list[str] | None = None) -> Iterator[Row]:
+def refused(error: RecordError) -> None:
+    """Raises what is wrong with a row."""
+    raise error
+
+
+def rows_of(path: Path, text: str, columns: list[str] | None = None, odd: Odd = refused) -> Iterator[Row]:
     """The rows of one file of text.
 
     Args:
         text: what `read_text` gives of it.
-        odd: rows that cannot be read.
         columns: of a CSV file without a header.
+        odd: is given rows that cannot be read.
 
     Raises:
         RecordError: naming file and remedy.
