@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,21 @@ class MllmProcessor(ProcessorMixin):
             MediaError: if the source cannot be read or lacks what the modality needs.
         """
         if modality == "image":
-            clip = source if isinstance(source, Clip) else load_clip(source, size=self.image_size, **options)
+            clip = source
+            if not isinstance(source, Clip):
+                # One frame is enough to know that it is a film.
+                clip = load_clip(source, size=self.image_size, choose=lambda _: np.zeros(1), **options)
             if clip.frames is None:
                 raise MediaError(f"{clip.source}: it has no picture to take as an image: send it as audio")
+            if clip is not source and not clip.is_image:
+                raise MediaError(f"{clip.source}: it is no still picture: send it as video")
             return self.media_from_windows(cut(clip, self.spec)[:1], "image")
         windows, seen = load_windows(source, self.spec, want_video=modality == "video", **options)
+        if modality == "audio" and not seen.has_audio:
+            name = source if isinstance(source, str | Path) and len(str(source)) < 500 else "this recording"
+            raise MediaError(
+                f"{getattr(source, 'source', name)}: it has no sound: send it as video, or as an image"
+            )
         return self.media_from_windows(windows, modality, seen)
 
     def media_from_windows(

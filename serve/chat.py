@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mllm import chat
 from mllm.errors import MediaError, MllmError
+from mllm.media import probe
 from mllm.openai_parts import to_openai
 from mllm.sources import open_ordinary
 
@@ -76,6 +77,7 @@ class LocalEngine:
             *sorted(options.items()),
         )
         if key not in self._media:
+            require_kind(modality, source)
             self._media[key] = self.processor.media(source, modality, **options)
         return self._media[key]
 
@@ -149,11 +151,14 @@ class RemoteEngine:
             if not Path(source).exists():
                 raise MediaError(f"no such file: {source}")
             open_ordinary(source).close()
+            require_kind(modality, source)
         return modality
 
     def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:
         import openai
 
+        for modality, source, _ in chat.media_parts(chat.validate_messages(messages)):
+            require_kind(modality, source)
         try:
             chunks = self.client.chat.completions.create(
                 model=self.model,
@@ -172,6 +177,27 @@ class RemoteEngine:
                     yield chunk.choices[0].delta.content
         except openai.OpenAIError as error:
             raise MllmError(f"the server at {self.client.base_url} says: {_reason(error)}") from None
+
+
+def require_kind(modality: str, source: Any) -> None:
+    """Raises MediaError if a file is not what it is called: a film called an image, a song called a video.
+
+    What cannot be read passes: whoever answers says what is wrong with it.
+    """
+    if not isinstance(source, str | Path) or "://" in str(source)[:20] or not Path(source).exists():
+        return
+    try:
+        found = probe(source)
+    except MediaError:
+        return
+    kind = "image" if found.is_image else "video" if found.has_video else "audio"
+    lacks = {
+        "image": "" if found.is_image else "it is no still picture",
+        "video": "" if found.has_video else "it has no picture",
+        "audio": "" if found.has_audio else "it has no sound",
+    }[modality]
+    if lacks:
+        raise MediaError(f"{source}: {lacks}: give it as --{kind} (in a conversation: /{kind})")
 
 
 def _api_key() -> str:

@@ -10,6 +10,7 @@ from transformers import AutoProcessor, WhisperFeatureExtractor
 from mllm.chat import ChatError
 from mllm.errors import MediaError
 from mllm.processor import IGNORE, MllmProcessor, block_mask
+from tests.media_files import make
 from tests.tiny import ask, clip, still, tiny
 
 CONVERSATIONS = {
@@ -184,3 +185,11 @@ def test_an_image_part_that_holds_sound_alone_is_refused(processor):
     sound = [{"role": "user", "content": [{"type": "image", "image": clip(2, picture=False)}]}]
     with pytest.raises(MediaError, match="noise 0: it has no picture to take as an image"):
         processor.encode(sound)
+
+
+def test_a_file_that_lacks_what_it_is_asked_for(processor, tmp_path):
+    film = make(tmp_path / "film.mp4", seconds=1, fps=4)
+    with pytest.raises(MediaError, match=r"film.mp4: it has no sound: send it as video"):
+        processor.media(film, "audio")
+    with pytest.raises(MediaError, match=r"film.mp4: it is no still picture: send it as video"):
+        processor.media(film, "image")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 
 import pytest
 
@@ -18,6 +19,7 @@ from serve.chat import (
     parse_words,
     user_message,
 )
+from tests.media_files import make
 
 
 def test_recordings_keep_their_order(tmp_path):
@@ -98,6 +100,46 @@ def test_failure_in_generate_reaches_the_caller(engine, monkeypatch):
     monkeypatch.setattr(engine.model, "generate", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(engine.stream([user_message([], "Hello")]))
+
+
+@pytest.fixture
+def named(media, tmp_path):
+    """Recordings that lack something: a film without sound, a sound, a still."""
+    shutil.copy(media / "low.wav", tmp_path / "sound.wav")
+    shutil.copy(media / "red.png", tmp_path / "still.png")
+    make(tmp_path / "film.mp4", seconds=1, fps=4)
+    return tmp_path
+
+
+MISNAMED = [
+    ("audio", "film.mp4", "it has no sound: give it as --video"),
+    ("audio", "still.png", "it has no sound: give it as --image"),
+    ("video", "sound.wav", "it has no picture: give it as --audio"),
+    ("image", "sound.wav", "it is no still picture: give it as --audio"),
+    ("image", "film.mp4", "it is no still picture: give it as --video"),
+]
+
+
+@pytest.mark.parametrize(("modality", "name", "says"), MISNAMED)
+def test_a_recording_that_is_not_what_it_is_called(engine, named, monkeypatch, capsys, modality, name, says):
+    path = str(named / name)
+    remote = object.__new__(RemoteEngine)  # no server is asked
+    for of in (engine, remote):
+        with pytest.raises(MediaError, match=f"{name}: {says}"):
+            ask_once(of, [(modality, path)], "What?")
+        with pytest.raises(MediaError, match=says):
+            of.check(modality, path)
+    assert capsys.readouterr().out == ""
+    typed = iter([f"/{modality} {path}", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    converse(engine)
+    assert says in capsys.readouterr().err
+
+
+def test_a_recording_that_is_what_it_is_called(engine, named):
+    for modality, name in (("audio", "sound.wav"), ("video", "film.mp4"), ("image", "still.png")):
+        engine.check(modality, str(named / name))
+    assert engine.check("video", str(named / "still.png"))  # a still stands in a window of its own
 
 
 class Echo:
