@@ -1,7 +1,8 @@
 """Who answers: a checkpoint in this process, or any OpenAI-compatible server. The same prompts, both greedy.
 
 A backend has `name` and `answer(conversations, tell) -> list of texts`; a conversation is a list of messages
-(see `mllm.chat`) that ends with a user's. To add one, write the class and give it a flag in `eval.cli`.
+(see `mllm.chat`) that ends with a user's. A recording that cannot be read costs the answers about it, and no
+more. To add one, write the class and give it a flag in `eval.cli`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from mllm import chat
-from mllm.errors import MllmError
+from mllm.errors import MediaError, MllmError
 from mllm.openai_parts import to_openai
 
 Tell = Callable[[int], None]  # called with the number of answers that have just come
+REFUSED = (400, 413, 415, 422)  # what servers answer to a recording that they cannot take
 MAX_TOKENS = 48  # mllm.experiment.Eval.max_new_tokens: the longest caption of the world has 36
+
+
+@dataclass(frozen=True)
+class Unread:
+    """In place of an answer: why a recording that was asked about cannot be read."""
+
+    cause: str
 
 
 class Backend(Protocol):
@@ -26,8 +36,10 @@ class Backend(Protocol):
 
     name: str
 
-    def answer(self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None) -> list[str]:
-        """One text per conversation."""
+    def answer(
+        self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None
+    ) -> Sequence[str | Unread]:
+        """One text per conversation, or why there is none."""
         ...
 
 
@@ -59,14 +71,19 @@ class HfBackend:
         model, processor = load(folder, dtype=dtype, device=device)
         return cls(model, processor, name=str(folder), **options)
 
-    def answer(self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None) -> list[str]:
+    def answer(
+        self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None
+    ) -> list[str | Unread]:
         import torch
 
-        answers: list[str] = []
+        answers: list[str | Unread] = []
         with torch.inference_mode():
             for first in range(0, len(conversations), self.batch):
                 some = conversations[first : first + self.batch]
-                answers += self._generate([self._encode(messages) for messages in some])
+                encoded = [self._encode(messages) for messages in some]
+                readable = [item for item in encoded if not isinstance(item, Unread)]
+                said = iter(self._generate(readable) if readable else [])
+                answers += [item if isinstance(item, Unread) else next(said) for item in encoded]
                 tell(len(some))
         return answers
 
@@ -81,11 +98,17 @@ class HfBackend:
     def _encode(self, messages: list[dict]) -> Any:
         messages = chat.validate_messages(messages)
         media = [self._read(_Part(part)) for part in chat.media_parts(messages)]
+        for item in media:
+            if isinstance(item, Unread):
+                return item
         return self.processor.encode(messages, add_generation_prompt=True, media=media)
 
     def _read_part(self, part: _Part) -> Any:
         modality, source, options = part.value
-        return self.processor.media(source, modality, **options)
+        try:
+            return self.processor.media(source, modality, **options)
+        except MediaError as error:
+            return Unread(str(error))
 
 
 class _Part:
@@ -130,23 +153,33 @@ class OpenAIBackend:
         self.model = model or self._only_model()
         self.name = f"{self.model} at {self.url}"
 
-    def answer(self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None) -> list[str]:
+    def answer(
+        self, conversations: Sequence[list[dict]], tell: Tell = lambda count: None
+    ) -> list[str | Unread]:
         return asyncio.run(self._answer(conversations, tell))
 
-    async def _answer(self, conversations: Sequence[list[dict]], tell: Tell) -> list[str]:
+    async def _answer(self, conversations: Sequence[list[dict]], tell: Tell) -> list[str | Unread]:
         import openai
 
         places = asyncio.Semaphore(self.concurrent)
 
-        async def ask(client: openai.AsyncOpenAI, messages: list[dict]) -> str:
+        async def ask(client: openai.AsyncOpenAI, messages: list[dict]) -> str | Unread:
             async with places:
-                reply = await client.chat.completions.create(
-                    model=self.model,
-                    messages=to_openai(messages, self.file_urls),
-                    temperature=0.0,
-                    max_tokens=self.max_tokens,
-                )
-            tell(1)
+                try:
+                    reply = await client.chat.completions.create(
+                        model=self.model,
+                        messages=to_openai(messages, self.file_urls),
+                        temperature=0.0,
+                        max_tokens=self.max_tokens,
+                    )
+                except MediaError as error:
+                    return Unread(str(error))
+                except openai.APIStatusError as error:
+                    if error.status_code not in REFUSED or not any(chat.media_parts(messages)):
+                        raise
+                    return Unread(_cause(error))
+                finally:
+                    tell(1)
             return reply.choices[0].message.content or ""
 
         async with openai.AsyncOpenAI(base_url=self.url, api_key=_api_key(), timeout=self.timeout) as client:

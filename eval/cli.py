@@ -141,6 +141,8 @@ def records(
 ) -> None:
     """Questions of your own records by task, beside the majority answer and blind guesses.
 
+    Questions whose recordings are missing or cannot be read are counted and left out.
+
     Writes metrics.json, predictions.jsonl and report.png, and prints the table.
     """
     from rich.console import Console
@@ -153,7 +155,7 @@ def records(
         raise ConfigError(f"{file} is a folder: give the JSONL file that it was built from")
     settings = _settings(model, url)
     max_tokens = max_tokens or settings.max_new_tokens
-    asked = benchmark.collect(open_source(str(file)))
+    asked = benchmark.collect(open_source(str(file), media_must_exist=False))
     backend, _ = _backends(
         model, url, served_model, batch or settings.batch, concurrent, file_urls, max_tokens, dtype, features
     )

@@ -43,6 +43,10 @@ def print_tables(metrics: dict[str, Any], console: Console) -> None:
             blind = "" if of_caption["blind"] is None else f" (blind {of_caption['blind']:.2f})"
             words = f"token F1 {of_caption['f1']:.2f}{blind}, {of_caption['exact']:.2f} word for word"
             console.print(f"{name}: {words}, {of_caption['count']} captions", highlight=False)
+        if result["missing"]:
+            first = result["missing_recordings"][0]["cause"]
+            left_out = f"{result['missing']} questions left out, their recordings cannot be read; the first: "
+            console.print(left_out + first, style="red", markup=False, highlight=False, soft_wrap=True)
         if result["retrieval"]:
             console.print(_retrieval_table(result["retrieval"]))
         console.print()

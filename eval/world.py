@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.backends import Backend
+from eval.backends import Backend, Unread
 from eval.metrics import CAPTION, Answered, AnswerPrior, caption_table, retrieval_scores, score_table
 from mllm import chat
 from mllm.errors import ConfigError, MllmError
@@ -72,13 +72,14 @@ class Question:
 
 @dataclass
 class SplitResult:
-    """All that one split gave."""
+    """All that one split gave; `missing` has (id, cause) of questions whose recordings cannot be read."""
 
     rows: list[Answered]
     scores: dict[str, Any]
     captions: dict[str, Any]
     retrieval: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    missing: list[tuple[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the rows, for metrics.json."""
@@ -87,6 +88,8 @@ class SplitResult:
             "captions": self.captions,
             "retrieval": self.retrieval,
             "seconds": round(self.seconds, 1),
+            "missing": len(self.missing),
+            "missing_recordings": [{"id": id, "cause": cause} for id, cause in self.missing],
         }
 
 
@@ -115,16 +118,30 @@ def ask(
     prior: AnswerPrior | None = None,
     blind: bool = True,
     tell: Callable[[int], None] = lambda count: None,
-) -> list[Answered]:
-    """Put every question to the backend, with its recordings and (`blind`) once more without."""
-    said = backend.answer([question.messages for question in questions], tell)
-    unseen: Sequence[str | None] = [None] * len(questions)
+) -> tuple[list[Answered], list[tuple[str, str]]]:
+    """Put every question to the backend, with its recordings and (`blind`) once more without.
+
+    Returns:
+        What was answered; and (id, cause) of the questions whose recordings cannot be read. These are not
+        asked blindly either, so that all numbers are about the same questions.
+
+    Raises:
+        MllmError: if none can be.
+    """
+    said = list(zip(questions, backend.answer([q.messages for q in questions], tell), strict=True))
+    missing = [(question.id, answer.cause) for question, answer in said if isinstance(answer, Unread)]
+    seen = [(question, answer) for question, answer in said if not isinstance(answer, Unread)]
+    if not seen:
+        raise MllmError(f"none of the {len(said)} questions can be asked; the first: {missing[0][1]}")
+    unseen: Sequence[Any] = [None] * len(seen)
     if blind:
-        unseen = backend.answer([question.without_media for question in questions], tell)
-    return [
+        unseen = backend.answer([question.without_media for question, _ in seen], tell)
+        tell(len(missing))
+    rows = [
         Answered(q.id, q.type, q.group, q.text, q.truth, answer, without, prior(q.text) if prior else None)
-        for q, answer, without in zip(questions, said, unseen, strict=True)
+        for (q, answer), without in zip(seen, unseen, strict=True)
     ]
+    return rows, missing
 
 
 def train_prior(scenes: int = PRIOR_SCENES) -> AnswerPrior:
@@ -187,11 +204,11 @@ def evaluate(
         tell: called with the number of answers that have just come.
     """
     begin = time.monotonic()
-    rows = ask(questions, backend, prior, blind, tell)
+    rows, missing = ask(questions, backend, prior, blind, tell)
     found = retrieve(pairs, embedder, len(pairs)) if embedder is not None and pairs is not None else {}
     seconds = time.monotonic() - begin
     in_order = sorted(rows, key=lambda row: list(_GROUP_OF).index(row.type) if row.type in _GROUP_OF else 99)
-    return SplitResult(rows, score_table(in_order), caption_table(in_order), found, seconds)
+    return SplitResult(rows, score_table(in_order), caption_table(in_order), found, seconds, missing)
 
 
 def write_files(split: str, clips: int, questions: int, seed: int, folder: Path) -> Source:
@@ -213,7 +230,7 @@ def write_files(split: str, clips: int, questions: int, seed: int, folder: Path)
         if done.returncode:
             cause = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
             raise MllmError(f"the clips of {split} could not be written to {out}: {cause}")
-    return open_source(str(out / "records.jsonl"))
+    return open_source(str(out / "records.jsonl"), media_must_exist=False)
 
 
 def write_results(folder: Path, header: dict[str, Any], results: dict[str, SplitResult]) -> dict[str, Any]:

@@ -79,8 +79,11 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str, media_must_exist: bool = True) -> Source:
     """Opens a data source by name: `world:train`, `world:train,seed=3`, a JSONL file, or a folder of shards.
+
+    Args:
+        media_must_exist: whether a row of a JSONL file may name a recording that is not there.
 
     Raises:
         RecordError: nothing of that name, or a bad row in the file.
@@ -90,7 +93,7 @@ def open_source(name: str) -> Source:
     if kind in known:
         return known[kind].load()(rest)
     if os.path.exists(name) and not os.path.isdir(name):
-        return JsonlSource(name)
+        return JsonlSource(name, media_must_exist)
     if Path(name, "build.json").is_file():
         from mllm.shards import ShardSource
 
@@ -214,12 +217,13 @@ class JsonlSource:
         RecordError: on opening, for the first bad row.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, media_must_exist: bool = True) -> None:
         self.path = Path(path).absolute()
+        self.media_must_exist = media_must_exist
         self.name = self.path.stem
         self._scenes: list[list[tuple[int, int]]] = []  # (byte offset, row) of each record
         previous: object = None
-        for (offset, row), record in _read(self.path):
+        for (offset, row), record in _read(self.path, media_must_exist):
             media = _first_media(record)
             if media is None or media != previous:
                 self._scenes.append([])
@@ -278,7 +282,8 @@ class JsonlSource:
         with open_ordinary(self.path, error=RecordError) as file:
             for offset, row in self._scenes[index]:
                 file.seek(offset)
-                records.append(_parse(file.readline(), f"{self.path.name} row {row}", self.path.parent))
+                where = f"{self.path.name} row {row}"
+                records.append(_parse(file.readline(), where, self.path.parent, self.media_must_exist))
         return records
 
 
@@ -290,7 +295,7 @@ def answered(record: Record) -> list[Message]:
     return [*messages, {"role": "assistant", "content": record["answer"]}]
 
 
-def _read(path: Path) -> Iterator[tuple[tuple[int, int], Record]]:
+def _read(path: Path, media_must_exist: bool = True) -> Iterator[tuple[tuple[int, int], Record]]:
     """((byte offset, row), record) of every row that is not blank."""
     if not path.exists():
         raise RecordError(f"{path} is not a file: give the path of a JSONL file of records")
@@ -299,12 +304,12 @@ def _read(path: Path) -> Iterator[tuple[tuple[int, int], Record]]:
     with open_ordinary(path, error=RecordError) as file:
         for row, line in enumerate(file, start=1):
             if line.strip():
-                yield (offset, row), _parse(line, f"{path.name} row {row}", folder)
+                yield (offset, row), _parse(line, f"{path.name} row {row}", folder, media_must_exist)
             offset += len(line)
 
 
-def _parse(line: bytes, where: str, folder: Path) -> Record:
-    record = validate_record(parse_row(decode_row(line, where), where), where, folder)
+def _parse(line: bytes, where: str, folder: Path, media_must_exist: bool = True) -> Record:
+    record = validate_record(parse_row(decode_row(line, where), where), where, folder, media_must_exist)
     return record if record.get("id") else record | {"id": where.replace(" row ", "/")}
 
 

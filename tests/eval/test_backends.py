@@ -104,6 +104,18 @@ def test_media_travel_as_data_or_as_paths(server, tmp_path):
     assert sent[1]["video_url"]["url"] == clip.as_uri()
 
 
+def test_recordings_that_cannot_be_read_cost_their_own_answers(server, tmp_path):
+    """Refused by the server, or not there to be sent; a question without one that is refused is our fault."""
+    url, _ = server
+    clip = tmp_path / "a.mp4"
+    clip.write_bytes(b"not really a clip")
+    asked = [question("q"), question("fail", str(clip)), question("r", str(tmp_path / "gone.mp4"))]
+    first, refused, gone = OpenAIBackend(url).answer([*asked])
+    assert first == "Q"
+    assert "no such clip" in refused.cause
+    assert "no such file" in gone.cause
+
+
 def test_server_errors_are_one_line(server):
     url, _ = server
     with pytest.raises(MllmError, match="no such clip") as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from eval import world
 from eval.backends import HfBackend
 from eval.cli import app
 from mllm.checkpoint import save
-from mllm.errors import ConfigError
+from mllm.errors import ConfigError, MllmError
 from mllm.experiment import Experiment
 from mllm.records import open_source, write_records
+from tests.media_files import make
 from tests.tiny import tiny
 
 runner = CliRunner()
@@ -124,6 +126,45 @@ def test_wrong_words(checkpoint, words, message):
     model = [] if "--url" in words else ["--model", str(checkpoint)]
     with pytest.raises(ConfigError, match=message):
         runner.invoke(app, ["world", *model, *words], catch_exceptions=False)
+
+
+def test_damaged_and_missing_recordings_are_counted_and_the_rest_is_scored(checkpoint, tmp_path):
+    sound = np.sin(np.arange(16_000) / 20).astype(np.float32)
+    soundfile.write(tmp_path / "tone.wav", sound, 16_000)
+    (tmp_path / "bad.mp4").write_bytes(b"\0\1" * 999)
+    write_film(tmp_path / "silent.mp4")
+    os.mkfifo(tmp_path / "pipe.wav")
+    media = ["tone.wav", "bad.mp4", "tone.wav", "gone.wav", "pipe.wav", "silent.mp4"]
+    rows = []
+    for number, name in enumerate(media):
+        user = [{"type": "audio", "audio": name}, {"type": "text", "text": f"how high? ({number})"}]
+        message = {"role": "user", "content": user}
+        rows.append({"id": str(number), "task": "pitch", "messages": [message], "answer": "low"})
+    write_records(tmp_path / "mine.jsonl", rows, media_must_exist=False)
+    words = ["records", str(tmp_path / "mine.jsonl"), "--model", str(checkpoint), "--max-tokens", "3"]
+    result = runner.invoke(app, [*words, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "4 questions left out, their recordings cannot be read; the first: " in result.output
+    mine = json.loads((tmp_path / "out/metrics.json").read_text())["splits"]["mine"]
+    assert (mine["overall"]["count"], mine["missing"]) == (2, 4)
+    causes = {one["id"]: one["cause"] for one in mine["missing_recordings"]}
+    assert {id: word in causes[id] for id, word in zip("1345", CAUSES, strict=True)} == dict.fromkeys(
+        "1345", True
+    ), causes
+    lines = (tmp_path / "out/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["0", "2"]
+
+    write_records(tmp_path / "none.jsonl", [rows[1]])
+    with pytest.raises(MllmError, match="none of the 1 questions can be asked; the first: .*bad.mp4"):
+        runner.invoke(app, ["records", str(tmp_path / "none.jsonl"), *words[2:]], catch_exceptions=False)
+
+
+CAUSES = ("not a recording", "no such file", "a pipe", "no sound")
+
+
+def write_film(path):
+    """A second of picture without sound."""
+    make(path, seconds=1, fps=4)
 
 
 def test_eval_records_scores_a_file_of_ones_own(checkpoint, tmp_path):
