@@ -45,6 +45,15 @@ def serve(
     max_media_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Longest recording accepted, in seconds.")
     ] = None,
+    media_fetch_seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Deadline for fetching one recording, in seconds.")
+    ] = None,
+    allow_private_media: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-media", help="Fetch recordings from addresses inside the network, too."
+        ),
+    ] = False,
     restarts: Annotated[
         int, typer.Option(min=0, help="How often in a row vLLM is started again after it ended by itself.")
     ] = 5,
@@ -54,6 +63,9 @@ def serve(
 
     Videos carry picture and sound: send them as video_url; also audio_url, input_audio, image_url. What is
     not said here comes from the section `serve` of the checkpoint's experiment.
+
+    Recordings are fetched from the public internet alone, each within a deadline. --allowed-media-domains
+    HOST … names the only hosts to fetch from, wherever they are.
     """
     from mllm.checkpoint import experiment_of
     from serve.engine_settings import MEGABYTE, is_given
@@ -73,6 +85,8 @@ def serve(
         allowed_media=allowed_media_path or [],
         max_media_mb=max_media_mb or settings.max_bytes / MEGABYTE,
         max_media_seconds=max_media_seconds or settings.max_seconds,
+        media_fetch_seconds=media_fetch_seconds,
+        allow_private_media=allow_private_media,
         flags=words,
         log=log,
     )

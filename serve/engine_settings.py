@@ -39,6 +39,8 @@ class EngineSettings:
         checkpoint: what `mllm.checkpoint.load` takes: a folder, a run, a PEFT adapter folder, a hub id.
         allowed_media: folders that `file://` URLs may name.
         max_media_mb, max_media_seconds: what the server accepts; None keeps the defaults of `mllm.media`.
+        media_fetch_seconds: deadline for fetching one recording; None keeps the default of `mllm.fetch`.
+        allow_private_media: whether recordings are fetched from inside the network, too.
         flags: further vLLM flags; they win over the defaults chosen here.
         environment: further environment variables for vLLM.
         fast_start: do not compile the decoder: ready sooner, slower afterwards.
@@ -48,6 +50,8 @@ class EngineSettings:
     allowed_media: Sequence[str | Path] = ()
     max_media_mb: float | None = None
     max_media_seconds: float | None = None
+    media_fetch_seconds: float | None = None
+    allow_private_media: bool = False
     flags: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
     fast_start: bool = False
@@ -151,6 +155,10 @@ class EngineSettings:
             variables["MLLM_MAX_MEDIA_BYTES"] = str(int(self.max_media_mb * MEGABYTE))
         if self.max_media_seconds is not None:
             variables["MLLM_MAX_MEDIA_SECONDS"] = str(self.max_media_seconds)
+        if self.media_fetch_seconds is not None:
+            variables["MLLM_MEDIA_FETCH_SECONDS"] = str(self.media_fetch_seconds)
+        if self.allow_private_media:
+            variables["MLLM_ALLOW_PRIVATE_MEDIA"] = "1"
         return variables
 
     @property

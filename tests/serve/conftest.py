@@ -187,6 +187,8 @@ def server(checkpoint, adapter, media, tmp_path_factory) -> Iterator[Any]:
         checkpoint,
         port=0,
         allowed_media=[media],
+        allow_private_media=True,  # the test's web server is on this machine
+        media_fetch_seconds=5.0,
         max_media_mb=MAX_MB,
         max_media_seconds=MAX_SECONDS,
         flags=flags,

@@ -202,6 +202,24 @@ def test_command_on_a_cpu(folder, on_cpu):
     assert variables["MLLM_MAX_MEDIA_BYTES"] == "5000000"
 
 
+def test_what_is_fetched_is_said_in_the_environment(folder, on_cpu):
+    assert not {name for name in Server(folder).variables() if "FETCH" in name or "PRIVATE" in name}
+    variables = Server(folder, media_fetch_seconds=7.5, allow_private_media=True).variables()
+    assert variables["MLLM_MEDIA_FETCH_SECONDS"] == "7.5"
+    assert variables["MLLM_ALLOW_PRIVATE_MEDIA"] == "1"
+
+
+def test_flags_about_fetching(folder, monkeypatch):
+    served = []
+    monkeypatch.setattr("serve.supervise.serve_forever", lambda server, restarts: served.append(server) or 0)
+    domains = ["--allowed-media-domains", "a.org", "b.org"]  # vLLM's own flag
+    with pytest.raises(SystemExit):
+        cli.main(["serve", str(folder), *domains, "--allow-private-media", "--media-fetch-seconds", "9"])
+    (server,) = served
+    assert (server.allow_private_media, server.media_fetch_seconds) == (True, 9.0)
+    assert list(server.flags)[:3] == domains
+
+
 def test_command_on_a_gpu_leaves_vllm_its_defaults(folder, on_gpu):
     server = Server(folder)
     assert server.command()[3:] == ["--model", str(folder), "--served-model-name", "my-model"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -106,10 +107,10 @@ def test_bad_urls(client, media, web):
         ("video", "file:///etc/hostname", "allowed"),
         ("image", f"file://{media}/../../etc/passwd", "allowed"),
         ("video", f"{web}/missing.mp4", "404"),
-        ("image", f"http://127.0.0.1:{port}/x.png", "fetch"),
+        ("image", f"http://127.0.0.1:{port}/x.png", "connection refused"),
         ("video", "ftp://example.org/x.mp4", "URL"),
         ("video", "not a url", "not a url"),
-        ("audio", "data:audio/wav,plain", "base64"),
+        ("audio", "data:audio/wav,plain", "it is text, not a recording"),
         ("audio", "data:audio/wav;base64", ""),
         ("video", "http://", ""),
     ):
@@ -146,6 +147,32 @@ def test_too_large_and_too_long(client, media, web):
 def test_too_much_for_the_prompt(client, media):
     clip = url_part("video", media_url(media / "long.mp4", "video"))
     assert_rejected(client, *[clip] * 40)
+
+
+def test_110_requests_for_a_silent_host_hold_up_nobody(server, client, web):
+    from concurrent.futures import ThreadPoolExecutor
+
+    import openai
+
+    def why(url: str) -> tuple[int, str]:
+        with pytest.raises(openai.APIStatusError) as caught:
+            ask(client, url_part("video", url))
+        return caught.value.status_code, caught.value.body["message"].rpartition(": ")[2]
+
+    with socket.socket() as mute, ThreadPoolExecutor(110) as pool:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(128)
+        silent = f"http://127.0.0.1:{mute.getsockname()[1]}/x.mp4"
+        held = [pool.submit(why, silent) for _ in range(110)]
+        time.sleep(1)
+        began = time.monotonic()
+        assert ask(client, url_part("video", f"{web}/short.mp4")).choices
+        assert time.monotonic() - began < 4
+        said = [future.result() for future in held]
+    assert time.monotonic() - began < 20
+    late, busy = (400, "it took longer than 5 s to fetch"), (429, "try later")
+    assert set(said) == {late, busy}
+    assert said.count(late) >= 16  # from one host at a time; the others wait for a moment
 
 
 def assert_rejected(client, *parts: dict[str, Any] | str) -> None:

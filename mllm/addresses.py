@@ -1,0 +1,107 @@
+"""Which addresses of the internet a stranger may have fetched for him: those that anybody reaches.
+
+A host is looked up once: `is_public` judges what was found, `Pinned` has the connection go to just that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from mllm.errors import MediaError
+
+
+class FetchError(MediaError):
+    """A recording cannot be fetched; the message says why, as far as a stranger may know."""
+
+
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Inside some networks, though `is_global` of one Python or another says otherwise.
+_NOT_PUBLIC = [
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20")
+]
+# One sentence for every such host, whether it exists, listens or answers: strangers learn nothing of it.
+REFUSED = (
+    "its host has no address on the public internet: this server fetches from nowhere else "
+    "(unless started with --allow-private-media)"
+)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet; the IPv4 address inside an IPv6 one decides."""
+    ip: Any = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is None and ip not in _PUBLIC_IPV6:
+            return False
+        ip = inner or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
+
+
+def addresses_of(host: str, port: int) -> list[str]:
+    """What the system's resolver says; it also reads every way in which an IP address can be written."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def client_key(address: str) -> str:
+    """Who counts as one client: an IPv4 address, or the network of 2^64 that one IPv6 client has."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)
+
+
+class Pinned(AbstractResolver):
+    """Answers with the addresses that were checked, and with no others."""
+
+    def __init__(self, addresses: list[str]):
+        self.addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            {
+                "hostname": host,
+                "host": address,
+                "port": port,
+                "family": socket.AF_INET6 if ":" in address else socket.AF_INET,
+                "proto": 0,
+                "flags": socket.AI_NUMERICHOST,
+            }
+            for address in self.addresses
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+def plain_host(host: str) -> str:
+    """A host's name as it is compared."""
+    return host.lower().rstrip(".")
+
+
+def web_address(text: str, base: URL | None = None) -> URL:
+    """An http(s) URL, or one relative to `base`.
+
+    Raises:
+        FetchError: if it is none.
+    """
+    try:
+        url = URL(text) if base is None else base.join(URL(text))
+        if url.scheme in ("http", "https") and url.raw_host and url.port is not None:
+            return url
+    except ValueError:  # also for ports, hosts and characters that cannot be
+        pass
+    where = "a redirect leads to what" if base is not None else "it"
+    raise FetchError(f"{where} is no address on the web: http:// or https://, a host and a path")
