@@ -1,6 +1,6 @@
 # `make` alone lists what there is. Every target sets up what it needs; a second run skips what is done.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test fuzz lint bench
 
 BIN := .venv/bin
 TESTS ?= tests
@@ -18,6 +18,9 @@ demo: setup ## Serve the shipped checkpoint with vLLM and ask it about new clips
 
 test: setup ## Run the tests and measure the coverage of mllm/ (TESTS=path MARKERS="not slow" COVERAGE=0)
 	@$(BIN)/python -m pytest $(TESTS) -m "$(MARKERS)" --cov=mllm --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
+
+fuzz: setup ## Read damaged recordings by the thousand (MUTANTS=20000 SEED=0)
+	@$(BIN)/python -m tests.fuzz --mutants $(or $(MUTANTS),20000) --seed $(or $(SEED),0)
 
 lint: setup ## Check style, types of mllm/ and the floors between the packages
 	@$(BIN)/ruff check .

@@ -43,6 +43,10 @@ THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy would s
 Choose = Callable[[float], np.ndarray]
 
 
+class WorkerLost(MediaError):
+    """A recording that ended the process that decoded it, or held it for too long."""
+
+
 class DecodePool:
     """Warm worker processes; several threads may ask at once.
 
@@ -79,7 +83,8 @@ class DecodePool:
         """`media.load_clip` in a worker; `choose` is called here.
 
         Raises:
-            MediaError: as there; or the worker was lost over it, or took too long.
+            MediaError: as there.
+            WorkerLost: the worker crashed over it, or took too long.
         """
         request = {"call": "load_clip", "chooses": choose is not None, "options": options}
         reply, memory = self._ask(request, source, audio, limits, choose)
@@ -114,7 +119,7 @@ class DecodePool:
                 with self._lock:  # so that the next request need not wait for it
                     self._idle.insert(0, _Worker())
                 if isinstance(error, _Lost):
-                    raise MediaError(f"{source.name}: {error}: convert it again, or leave it out") from None
+                    raise WorkerLost(f"{source.name}: {error}: convert it again, or leave it out") from None
                 raise
             self._take_back(worker)
         if "error" in reply:

@@ -18,6 +18,7 @@ from typing import IO, Any
 from urllib.parse import unquote, unquote_to_bytes
 
 import av
+from PIL import Image
 
 from mllm.errors import MediaError, MllmError
 
@@ -33,6 +34,7 @@ READING_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,
 )
 
 # What is taken for a recording in a folder, by the end of its name; what it is, its content decides.
