@@ -22,6 +22,7 @@ from mllm.media import HOLD
 from mllm.places import media_name
 from mllm.shards import REFERENCE
 from mllm.sources import open_ordinary
+from mllm.times import FORMS
 
 CLOSE = 0.05  # s: a span may end so much later than its recording
 
@@ -55,6 +56,7 @@ def check(
     for row in checked.rows:
         for kind, path, options in row.media():
             _check_medium(row, kind, path, options, checked)
+        _check_times(row, checked)
     _check_overlap(checked)
     order = {str(path): place for place, path in enumerate(files)}
     checked.findings.sort(key=lambda finding: (order[finding.file], finding.row))
@@ -110,6 +112,27 @@ def _check_span(
     until = info.get("sound_ends", duration) if kind == "audio" else info.get("picture_ends", duration) + HOLD
     if start and until <= start < duration:
         add("warning", f"no {what} in the span", f"its {what} ends before {start} s, where the span begins")
+
+
+def _check_times(row: Row, checked: Checked) -> None:
+    """Do the words and spans of a record lie in its recording, or in the cut of it?"""
+    media = [part for part in row.media() if part[0] != "image"]
+    facts = checked.facts.get(key_of(*media[0])) if len(media) == 1 else None
+    if row.record is None or facts is None or facts.error:
+        return
+    _, path, options = media[0]
+    duration, start = facts.info.get("duration", 0.0), options.get("start") or 0
+    length = min(duration, options.get("end") or duration) - start
+    for key in FORMS:
+        for number, (begins, ends, *_) in enumerate(row.record.get(key) or (), start=1):
+            outside = begins >= length
+            if not outside and ends <= length + CLOSE:
+                continue
+            whole = "cut" if "start" in options or "end" in options else "recording"
+            what = f"{_shown(path)}: {key} {number} lasts from {begins:g} to {ends:g} s, the {whole} "
+            what += f"{length:.2f} s: times count from where it begins"
+            checked.add("error" if outside else "warning", f"{key} outside", row, what, media_name(path))
+            break
 
 
 def ends_late(options: dict[str, Any], info: dict[str, Any]) -> bool:

@@ -75,22 +75,33 @@ def import_command(
     encoding: Annotated[
         str | None, typer.Option(help="Of annotations that are not in UTF-8, such as gb18030.")
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a table: ROLE=COLUMN, such as file=clip_path,answer=label,options=a0+a1."),
+    ] = None,
+    stretch: Annotated[
+        float, typer.Option(min=1, help="Of a timed transcript: most seconds that one record has.")
+    ] = 30.0,
 ) -> None:
     """Turn annotations as people have them into conversation records."""
     from data_prep.importers.write import import_records, parse_held_out
 
     held = parse_held_out(held_out or [])
-    report = import_records(name, annotations or [], media, out, localised, held, encoding)
+    report = import_records(
+        name, annotations or [], media, out, localised, held, encoding, columns or [], stretch
+    )
     apart = f", {report.held_out} held out" if report.held_out else ""
     typer.echo(f"{report.records} records in {out}{apart}; next: mllm data check {out}")
     for reason, count in report.left_out.items():
         typer.echo(f"left out: {count} × {reason}")
     for what, count in report.noted.items():
         typer.echo(f"noted: {count} × {what}")
-    if media is None:
+    if report.media is None:
         typer.echo("recordings were not looked for: give --media their folder")
     elif report.missing:
-        typer.echo(f"not found in {media}: {len(report.missing)} recordings, the first {report.missing[0]}")
+        typer.echo(
+            f"not found in {report.media}: {len(report.missing)} recordings, the first {report.missing[0]}"
+        )
 
 
 @app.command()
@@ -279,12 +290,20 @@ def formats() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from data_prep.importers import IMPORTERS
+    from data_prep.importers import all_importers, loaded
 
     table = Table("name", "fields", "what to give")
-    for name, importer in IMPORTERS.items():
-        table.add_row(name, escape(importer.fields), escape(importer.about))
+    failed = []
+    for name, importer in all_importers().items():
+        try:
+            found = loaded(importer)
+        except MllmError as error:
+            failed.append(str(error))
+            continue
+        table.add_row(name, escape(found.fields), escape(found.about))
     Console().print(table)
+    for line in failed:
+        typer.echo(line, err=True)
 
 
 def _write(source, out: Path, workers: int | None) -> None:

@@ -6,6 +6,10 @@ A record is one line of a JSONL file; media paths in it are relative to that fil
       {"type": "text", "text": "What is heard?"}]}, {"role": "assistant", "content": "A bell."}],
      "task": "qa", "source": "mine", "answer"?: "A bell.", "options"?: ["A bell.", "A dog."]}
 
+Times are seconds from where the recording begins, or its cut where the part has a `start`. A timed
+transcript (task `transcript`) has `"words": [[start, end, text], …]`, of words or of lines; a moment query
+(task `moments`) has `"query"` and `"spans": [[start, end], …]`, all stretches in which it is true.
+
 `"answer": null` says that the answer is kept back: such a record is there to be answered, not to be trained.
 A message with `"loss": false` is read and not learned; what other trainers write for it (`mllm.flags`) means
 the same, and is an error beside the messages: such a row is to be dropped.
@@ -38,6 +42,7 @@ from mllm.files import replacing
 from mllm.flags import unlearned
 from mllm.places import existing, portable
 from mllm.sources import open_ordinary
+from mllm.times import check_times
 
 SOURCES = "mllm.sources"  # entry point group
 
@@ -45,7 +50,7 @@ Record = dict[str, Any]
 PairRecord = dict[str, Any]
 
 _CAPTION_KEYS = ("video", "audio", "both")
-_STRING_KEYS = ("id", "task", "source", "answer")
+_STRING_KEYS = ("id", "task", "source", "answer", "query")
 
 
 @runtime_checkable
@@ -183,6 +188,7 @@ def validate_record(
         if record.get(key) is not None and not isinstance(record[key], str):
             raise RecordError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
     _check_strings(record.get("options"), "options", where)
+    check_times(record, where)
     try:
         if flag := unlearned(record):
             raise ChatError(

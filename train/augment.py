@@ -43,11 +43,13 @@ PITCHES = re.compile(
     r"|tenor|baritone|bass\b)|\d ?k?hz\b",
     re.IGNORECASE,
 )
+SPEECH = re.compile(r"\b(transcri|what is (said|spoken)\b)", re.IGNORECASE)  # all of it
 MAKES_FALSE = (  # what a text tells, and what of Augment would make that false
     (SIDES, ("flip",)),
     (TIMES, ("temporal_crop", "speed", "time_mask")),
     (COUNTS, ("temporal_crop", "time_mask", "crop")),
     (PITCHES, ("pitch", "speed")),
+    (SPEECH, ("temporal_crop", "time_mask")),
 )
 VISIBLE = 1.0  # of 255: how much two videos differ on average before they count as different
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # how bright red, green and blue are to the eye

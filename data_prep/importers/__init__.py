@@ -1,15 +1,24 @@
-"""Official data sets, and the chat forms of peers, as conversation records.
+"""Official data sets, plain forms, and the chat forms of peers, as conversation records.
 
-An importer is one function, rows -> records, and nothing else; adding one is that function and a line here.
+An importer is one function, rows -> records, and nothing else; adding one is that function and a line here,
+or an entry point of the group `mllm.importers` in another package: `street-qa = "streets:street_qa"` names
+the function, or an `Importer` that says more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 
-from data_prep.importers import captions, chats, speech, tvqa, video_qa
+from data_prep.importers import captions, chats, moments, plain, speech, spoken, tvqa, video_qa
+from data_prep.importers.columns import ROLES
 from data_prep.importers.job import Job, Record
+from mllm.errors import ConfigError
+
+__all__ = ["IMPORTERS", "Importer", "Job", "Record", "all_importers", "find_importer"]
+GROUP = "mllm.importers"  # entry points of other packages
 
 
 @dataclass(frozen=True)
@@ -19,10 +28,16 @@ class Importer:
     Attributes:
         records: its function; the first line of the docstring says what to give it.
         fields: what its annotations must hold, for people.
+        roles: what --columns may name.
+        files: names of annotation files without a suffix of their own, such as Kaldi's `text`.
+        beside: recordings lie beside the annotations, unless --media says where.
     """
 
     records: Callable[[Job], Iterator[Record]]
     fields: str
+    roles: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    beside: bool = False
 
     @property
     def about(self) -> str:
@@ -32,7 +47,25 @@ class Importer:
 TVQA = "qid, q, a0 … a4, answer_idx, ts, vid_name; <video>.srt | vid_name, sub | <video>: sub_text, sub_time"
 CHATS = "messages | conversations | instruction, output | query, response | prompt, completion"
 
+TABLE = "file; answer | text | caption; question, options, start, end, id, labels"
+
 IMPORTERS: dict[str, Importer] = {
+    "table": Importer(plain.table, TABLE, roles=ROLES, beside=True),
+    "folders": Importer(plain.folders, "<class>/<recording> | train/<class>/<recording>"),
+    "coco-captions": Importer(
+        plain.coco_captions, "images, annotations: image_id, caption | images: sentences"
+    ),
+    "subtitles": Importer(spoken.subtitles, "<recording> with <recording>.srt, .vtt or .ass", beside=True),
+    "ljspeech": Importer(spoken.ljspeech, "metadata.csv: id|text|normalised text (no header)", beside=True),
+    "kaldi": Importer(
+        spoken.kaldi, "text, wav.scp; segments, utt2spk, spk2gender", files=spoken.KALDI, beside=True
+    ),
+    "moments": Importer(
+        moments.moments,
+        "query, vid, relevant_windows | spans | start, end; <video> <start> <end>##<query>",
+        roles=tuple(moments.NAMES),
+        beside=True,
+    ),
     "msrvtt-qa": Importer(video_qa.msrvtt_qa, "question, answer, video_id, id | video_name, question_id"),
     "msvd-qa": Importer(video_qa.msvd_qa, "question, answer, video_id, id | video_name, question_id"),
     "activitynet-qa": Importer(video_qa.activitynet_qa, "video_name, question, question_id; answer, type"),
@@ -65,3 +98,62 @@ IMPORTERS: dict[str, Importer] = {
     "ms-swift": Importer(chats.chats, CHATS),
     "alpaca": Importer(chats.chats, CHATS),
 }
+
+
+def all_importers() -> dict[str, Importer | EntryPoint]:
+    """Own importers, and those of other packages, which are not imported yet.
+
+    Raises:
+        ConfigError: another package has one of a name that is taken.
+    """
+    found: dict[str, Importer | EntryPoint] = dict(IMPORTERS)
+    for entry in entry_points(group=GROUP):
+        if entry.name in found:
+            raise ConfigError(
+                f"{_owner(entry)} has an importer {entry.name!r}, a name that is taken: rename it there, or "
+                "take that package away"
+            )
+        found[entry.name] = entry
+    return found
+
+
+def find_importer(name: str) -> Importer:
+    """An importer by name.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot be imported.
+    """
+    known = all_importers()
+    if name not in known:
+        near = get_close_matches(name.lower().replace("_", "-"), known, n=1)
+        meant = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"no format {name!r}: {meant}known are {', '.join(known)}")
+    return loaded(known[name])
+
+
+def loaded(importer: Importer | EntryPoint) -> Importer:
+    """An importer that may be another package's.
+
+    Raises:
+        ConfigError: it cannot be imported, or is none.
+    """
+    if isinstance(importer, Importer):
+        return importer
+    try:
+        found = importer.load()
+    except Exception as error:  # another package's import may fail in any way
+        raise ConfigError(
+            f"importer {importer.name!r} of {_owner(importer)} cannot be imported "
+            f"({type(error).__name__}: {error}): mend that package, or take it away"
+        ) from error
+    if isinstance(found, Importer):
+        return found
+    if not callable(found):
+        raise ConfigError(
+            f"importer {importer.name!r} of {_owner(importer)} must be a function of a Job, or an Importer"
+        )
+    return Importer(found, f"see {_owner(importer)}")
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "another package"

@@ -86,7 +86,10 @@ def webvid(job: Job) -> Iterator[Record]:
 
 
 def howto100m(job: Job) -> Iterator[Record]:
-    """caption.json: for each video `start`, `end` and `text` of what was recognised, each a list."""
+    """caption.json: for each video `start`, `end` and `text` of what was recognised, each a list.
+
+    What is said is asked for as such; for the shared space it also stands for what is seen and heard.
+    """
     for path, whole in job.objects():
         for video, said in whole.items():
             with job.or_left_out():
@@ -104,7 +107,10 @@ def howto100m(job: Job) -> Iterator[Record]:
                             job.left_out["empty span or text"] += 1
                             continue
                         part = job.video(video, float(start), float(end))
-                        yield job.caption(f"{video}_{number}", [part], {"both": [words]})
+                        yield job.transcript(
+                            f"{video}_{number}", [part], words,
+                            words=[[0.0, round(end - start, 3), words]], captions={"both": [words]},
+                        )  # fmt: skip
 
 
 def flickr8k_audio(job: Job) -> Iterator[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 from unicodedata import normalize
 
@@ -33,8 +34,11 @@ class MediaFolder:
 
     def files(self, kind: str) -> list[Path]:
         """All recordings of a kind, in the order of their paths."""
-        by_stem = self._scan()
-        return sorted(p for found in by_stem.values() for p in found if p.suffix.lower() in SUFFIXES[kind])
+        return self.ending(SUFFIXES[kind])
+
+    def ending(self, suffixes: Container[str]) -> list[Path]:
+        """All files with one of these suffixes, in the order of their paths."""
+        return sorted(p for found in self._scan().values() for p in found if p.suffix.lower() in suffixes)
 
     def find(self, kind: str, name: str, within: str | None = None) -> str:
         """The path of a recording; where there is none, the one at which it was looked for.

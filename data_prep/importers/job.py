@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.importers.columns import Columns
 from data_prep.importers.folder import MediaFolder
 from data_prep.importers.subtitles import SUBTITLES, Line, subtitle_lines
 from data_prep.importers.tables import Row, is_nan, object_of, parquet_rows, read_text, rows_of
 from mllm import templates
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.scores import normalise
+from mllm.sources import SUFFIXES
+from mllm.times import span_text
 
 TEXTS = {".txt", *SUBTITLES}  # annotations that are not rows
 KINDS = 20  # of odd rows that are counted apart
+STRETCH = 30.0  # s: a timed transcript is cut into records of at most that
 Part = dict[str, Any]
 Record = dict[str, Any]
 
@@ -32,6 +36,8 @@ class Job:
         media: where recordings are found.
         localised: ask about the annotated span of a video and not about all of it.
         encoding: that of annotation files that are not in UTF-8.
+        columns: those of a table that were given, by role.
+        stretch: seconds that one record of a timed transcript has at most.
         left_out: reasons, and how many rows each has kept out.
         noted: peculiarities of rows that were kept, and how many rows have each.
         where: the row that the next record comes from.
@@ -46,6 +52,8 @@ class Job:
     media: MediaFolder
     localised: bool = False
     encoding: str | None = None
+    columns: Columns = field(default_factory=dict)
+    stretch: float = STRETCH
     left_out: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
     where: str = ""
@@ -71,7 +79,7 @@ class Job:
         if path.suffix.lower() == ".parquet":
             self.opened.add(path)
             return parquet_rows(path)
-        return rows_of(path, self._read(path), columns, self.leave_out)
+        return rows_of(path, self.read(path), columns, self.leave_out)
 
     def texts(self, suffix: str, usual: str | None = None) -> Iterator[tuple[Path, str]]:
         """(path, text) of the annotation files with a suffix.
@@ -82,7 +90,7 @@ class Job:
         for path in self.files:
             if path.suffix.lower() == suffix:
                 self.where = path.name
-                yield path, self._read(path, usual)
+                yield path, self.read(path, usual)
 
     def subtitles(self, usual: str | None = None) -> Iterator[tuple[Path, list[Line]]]:
         """(path, what is said when) of all subtitle files; those that are none are left out."""
@@ -104,7 +112,8 @@ class Job:
         for path, text in self.texts(".json"):
             yield path, object_of(path, text)
 
-    def _read(self, path: Path, usual: str | None = None) -> str:
+    def read(self, path: Path, usual: str | None = None) -> str:
+        """The text of one annotation file."""
         self.opened.add(path)
         text, told = read_text(path, self.encoding, usual)
         if told == self.encoding:
@@ -186,6 +195,21 @@ class Job:
     def image(self, name: str) -> Part:
         return {"type": "image", "image": self._find("image", name)}
 
+    def medium(
+        self, name: str, kind: str | None = None, start: float | None = None, end: float | None = None
+    ) -> Part:
+        """A recording of any kind: as its suffix says; else one that is found; else `kind`; else a video."""
+        suffix = Path(name).suffix.lower()
+        if name.startswith(("data:", "http://", "https://")):
+            kind = kind or next((k for k in SUFFIXES if name.startswith(f"data:{k}/")), "video")
+            return {"type": kind, kind: name} | (_span(start, end) if kind != "image" else {})
+        told = [k for k, suffixes in SUFFIXES.items() if suffix in suffixes]
+        there = [k for k in (kind, *SUFFIXES) if k is not None and self.media.has(k, Path(name).name)]
+        kind = (told or there or [kind or "video"])[0]
+        if kind == "image":
+            return self.image(name)
+        return self.video(name, start, end) if kind == "video" else self.audio(name, start, end)
+
     def _find(self, kind: str, name: str, within: str | None = None) -> str:
         try:
             return self.media.find(kind, name, within)
@@ -232,7 +256,8 @@ class Job:
     ) -> Record:
         """A label; with `options`, of a closed set that the prompt names. `task` has its own templates."""
         fields = {"options": ", ".join(options)} if options else {}
-        prompt = templates.fill(task, self._id(id), **fields)
+        open_one = f"{task}_open" if not options and f"{task}_open" in templates.templates() else task
+        prompt = templates.fill(open_one, self._id(id), **fields)
         return self._record(id, task, media, prompt, answer, options=list(options or ()) or None, **more)
 
     def caption(
@@ -249,10 +274,27 @@ class Job:
         lists = {key: list(value) for key, value in captions.items()}
         return self._record(id, "caption", media, prompt, answer, captions=lists, **more)
 
-    def transcript(self, id: Any, media: Sequence[Part], words: str, **more: Any) -> Record:
-        return self._record(
-            id, "transcript", media, templates.fill("transcript", self._id(id)), words, **more
-        )
+    def transcript(self, id: Any, media: Sequence[Part], said: str, **more: Any) -> Record:
+        """What is said in a recording.
+
+        Args:
+            more: `words`, [start, end, text] in s from where the recording or its cut begins.
+        """
+        prompt = templates.fill("transcript", self._id(id))
+        return self._record(id, "transcript", media, prompt, said, **more)
+
+    def moments(
+        self, id: Any, media: Sequence[Part], query: str, spans: Sequence[Sequence[float]] | None, **more: Any
+    ) -> Record:
+        """When something happens.
+
+        Args:
+            spans: [start, end] in s; None where the data set keeps them back.
+        """
+        query = query.strip()
+        prompt = templates.fill("moments", self._id(id), query=query)
+        answer = None if spans is None else span_text(spans)
+        return self._record(id, "moments", media, prompt, answer, query=query, spans=spans, **more)
 
     def answer(self, row: Row, field: str = "answer") -> str | None:
         """A row's answer in words; None, and counted, where the data set keeps it back.

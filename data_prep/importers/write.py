@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from data_prep.importers import IMPORTERS, Job, Record
+from data_prep.importers import Importer, Job, Record, find_importer
+from data_prep.importers.columns import parse_columns
 from data_prep.importers.encodings import require_encoding
 from data_prep.importers.folder import MediaFolder
-from data_prep.importers.job import TEXTS
+from data_prep.importers.job import STRETCH, TEXTS
 from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.files import write_atomically
@@ -30,11 +30,13 @@ class Report:
     """What an import wrote, left out and noted.
 
     Attributes:
+        media: folder in which recordings were looked for.
         missing: recordings that are named but were not found under --media.
     """
 
     name: str
     annotations: list[str]
+    media: str | None = None
     records: int = 0
     held_out: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
@@ -50,33 +52,40 @@ def import_records(
     localised: bool = False,
     held_out: Mapping[str, set[str]] | None = None,
     encoding: str | None = None,
+    columns: Sequence[str] = (),
+    stretch: float = STRETCH,
 ) -> Report:
     """Translates one data set into `out`.
 
     Args:
         annotations: files, or folders of them.
-        media: folder of the recordings; without, paths in `out` are written unseen.
+        media: folder of the recordings; without, they lie beside the annotations where the importer says so,
+            and paths in `out` are written unseen for others.
         localised: ask about the annotated span of a video.
         held_out: records whose labels have one of these values, for every key, go into held_out.jsonl.
         encoding: that of annotation files that are not in UTF-8; without, only what is certain is read.
+        columns: which column is what, as in "file=clip_path,answer=label".
+        stretch: seconds that one record of a timed transcript has at most.
 
     Raises:
         ConfigError: there is no such importer or encoding, or no record to hold out.
         RecordError: a file without one row as it should be, one that is not read, or no records at all.
     """
-    if name not in IMPORTERS:
-        near = get_close_matches(name.lower().replace("_", "-"), IMPORTERS, n=1)
-        meant = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(f"no format {name!r}: {meant}known are {', '.join(IMPORTERS)}")
+    importer = find_importer(name)
     if encoding:
         require_encoding(encoding)
     out = out.absolute()
+    if media is None and importer.beside and annotations:
+        media = annotations[0] if annotations[0].is_dir() else annotations[0].parent
     recordings = MediaFolder(media.absolute() if media else None)
-    job = Job(name, _files(annotations, recordings.pass_over), recordings, localised, encoding)
-    report = Report(name, [str(path) for path in annotations])
+    files = _files(annotations, recordings.pass_over, importer.files)
+    job = Job(name, files, recordings, localised, encoding)
+    job.columns = parse_columns(columns, importer.roles, name)
+    job.stretch = stretch
+    report = Report(name, [str(path) for path in annotations], str(media) if media else None)
     kept: Groups = {}
     apart: Groups = {}
-    for record in _distinct(job, _checked(job, out)):
+    for record in _distinct(job, _checked(importer, job, out)):
         group = apart if held_out and _matches(record, held_out) else kept
         group.setdefault(_recording(record), []).append(json.dumps(record))
     if not kept and not apart and job.first_odd:
@@ -181,14 +190,14 @@ def _digest(value: Any) -> bytes:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).digest()
 
 
-def _checked(job: Job, out: Path) -> Iterator[Record]:
+def _checked(importer: Importer, job: Job, out: Path) -> Iterator[Record]:
     """The valid records of an importer.
 
     Raises:
         RecordError: what the importer reads beside its rows is not as its data set writes it.
     """
     try:
-        for record in IMPORTERS[job.name].records(job):
+        for record in importer.records(job):
             if reason := _untrainable(record):
                 job.left_out[reason] += 1
                 continue
@@ -240,8 +249,13 @@ def _note_unread(job: Job, annotations: Sequence[Path]) -> None:
         job.noted[f"file that {job.name} does not read, such as {unread[0].name}"] = len(unread)
 
 
-def _files(annotations: Sequence[Path], passed_over: Callable[[Path, str], None]) -> list[Path]:
+def _files(
+    annotations: Sequence[Path], passed_over: Callable[[Path, str], None], more: Sequence[str] = ()
+) -> list[Path]:
     """The files that are named, and all annotations of the folders that are.
+
+    Args:
+        more: names of annotation files whose suffix says nothing.
 
     Raises:
         RecordError: one is not there.
@@ -252,7 +266,7 @@ def _files(annotations: Sequence[Path], passed_over: Callable[[Path, str], None]
             raise RecordError(f"{path}: there is no such annotation file: check its path")
         if path.is_dir():
             found = (folder / name for folder, names in walk_folders(path, passed_over) for name in names)
-            files += sorted(file for file in found if file.suffix.lower() in SUFFIXES)
+            files += sorted(file for file in found if file.suffix.lower() in SUFFIXES or file.name in more)
         else:
             files.append(path)
     return files

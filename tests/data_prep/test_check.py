@@ -427,6 +427,26 @@ def test_spans_in_which_the_picture_or_the_sound_is_over(tmp_path: Path) -> None
     assert checked.count("error") == 0
 
 
+def test_words_and_spans_lie_in_the_recording_or_its_cut(tmp_path: Path) -> None:
+    make(tmp_path / "film.mp4", seconds=10, sounds=[tone(10, 44_100)])
+    moments = {"task": "moments", "query": "a star"}
+    rows = [
+        row(1, "film.mp4", spans=[[0, 4], [8, 10]], **moments),
+        row(2, "film.mp4", spans=[[8, 12]], **moments),
+        row(3, "film.mp4", spans=[[0, 4], [11, 12]], **moments),
+        row(4, "film.mp4", start=5, end=8, words=[[0, 1, "a"], [2, 3, "star"]]),
+        row(5, "film.mp4", start=5, end=8, words=[[5, 6, "a"], [7, 8, "star"]]),
+    ]
+    checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    found = [(finding.row, finding.kind, finding.severity) for finding in checked.findings]
+    assert found == [
+        (2, "spans outside", "warning"),
+        (3, "spans outside", "error"),
+        (5, "words outside", "error"),
+    ]
+    assert "film.mp4: words 1 lasts from 5 to 6 s, the cut 3.00 s: times count" in checked.findings[2].what
+
+
 def test_the_command_writes_a_page_and_exits_by_severity(media: Path, tmp_path: Path, capsys) -> None:
     def run(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stopped:

@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.importers.write import import_records, parse_held_out
 from mllm.errors import RecordError
-from tests.data_prep.importing import do_import, folder, medium, read
+from tests.data_prep.importing import asked, do_import, folder, medium, read
 
 
 def test_msrvtt_captions_of_the_listed_videos_only(tmp_path: Path) -> None:
@@ -100,6 +100,9 @@ def test_howto100m_gives_a_record_for_each_thing_said(tmp_path: Path) -> None:
         {"type": "video", "video": "xZecGPPhbHE.mp4", "start": 1.5, "end": 4.0},
         {"type": "video", "video": "xZecGPPhbHE.mp4", "start": 4.0, "end": 6.0},
     ]
+    assert (records[0]["task"], records[0]["answer"]) == ("transcript", "cut the onion")
+    assert records[0]["words"] == [[0.0, 2.5, "cut the onion"]]
+    assert "seen" not in asked(records[0])
     assert records[0]["captions"]["both"] == ["cut the onion"]
     assert report.left_out == {"empty span or text": 1}
 
