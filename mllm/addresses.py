@@ -1,18 +1,21 @@
 """Which addresses of the internet a stranger may have fetched for him: those that anybody reaches.
 
-A host is looked up once: `is_public` judges what was found, `Pinned` has the connection go to just that.
+A host is looked up once: `is_public` judges what was found, `pinned` has the connection go to just that.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from mllm.errors import MediaError
+
+Find = Callable[[str, int], Awaitable[list[str]]]  # host, port -> addresses; OSError if there are none
 
 
 class FetchError(MediaError):
@@ -61,11 +64,11 @@ def client_key(address: str) -> str:
     return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else str(ip)
 
 
-class Pinned(AbstractResolver):
-    """Answers with the addresses that were checked, and with no others."""
+class Resolver(AbstractResolver):
+    """What aiohttp asks for the addresses of a host; `find` answers."""
 
-    def __init__(self, addresses: list[str]):
-        self.addresses = addresses
+    def __init__(self, find: Find):
+        self.find = find
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -79,11 +82,20 @@ class Pinned(AbstractResolver):
                 "proto": 0,
                 "flags": socket.AI_NUMERICHOST,
             }
-            for address in self.addresses
+            for address in await self.find(host, port)
         ]
 
     async def close(self) -> None:
         pass
+
+
+def pinned(addresses: list[str]) -> Find:
+    """Answers with the addresses that were checked, whatever the name server would say by now."""
+
+    async def find(host: str, port: int) -> list[str]:
+        return addresses
+
+    return find
 
 
 def plain_host(host: str) -> str:

@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -33,10 +34,12 @@ from yarl import URL
 from mllm.addresses import (
     REFUSED,
     FetchError,
-    Pinned,
+    Find,
+    Resolver,
     addresses_of,
     client_key,
     is_public,
+    pinned,
     plain_host,
     web_address,
 )
@@ -231,8 +234,8 @@ class Fetcher:
         async with self._lookups.hold(client):
             return await loop.run_in_executor(self._threads, self.lookup, host, port)
 
-    def _connector(self, addresses: list[str]) -> aiohttp.TCPConnector:
-        return aiohttp.TCPConnector(resolver=Pinned(addresses), use_dns_cache=False, force_close=True)
+    def _connector(self, find: Find) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(resolver=Resolver(find), use_dns_cache=False, force_close=True)
 
 
 class _Broken(FetchError):
@@ -276,7 +279,7 @@ class _Fetch:
     async def _hop(self, url: URL) -> bytes | URL:
         """The body, or where a redirect leads."""
         limits = self.fetcher.limits
-        connector = self.fetcher._connector(await self._addresses(url))
+        connector = self.fetcher._connector(await self._way_to(url))
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=limits.connect_seconds, sock_read=limits.silent_seconds
         )
@@ -287,7 +290,7 @@ class _Fetch:
                     timeout=timeout,
                     auto_decompress=False,
                     cookie_jar=aiohttp.DummyCookieJar(),
-                    # A proxy would resolve the host again: only where its address does not matter.
+                    # A proxy looks the host up itself: only where its address does not matter.
                     trust_env=limits.allow_private,
                     headers={"User-Agent": "mllm", "Accept-Encoding": "identity"},
                 ) as session,
@@ -302,6 +305,8 @@ class _Fetch:
                 return await self._body(response)
         except aiohttp.ServerTimeoutError:
             raise FetchError("its host does not answer in time") from None
+        except aiohttp.ClientConnectorDNSError:
+            raise FetchError("its host is not known") from None
         except (aiohttp.ClientConnectorError, aiohttp.ClientSSLError) as error:
             raise _Broken(f"cannot connect to its host ({_cause(error)})") from None
         except aiohttp.ClientPayloadError:
@@ -311,7 +316,7 @@ class _Fetch:
                 raise
             raise _Broken(f"its host does not answer as a web server does ({type(error).__name__})") from None
 
-    async def _addresses(self, url: URL) -> list[str]:
+    async def _way_to(self, url: URL) -> Find:
         """Where to connect to.
 
         Raises:
@@ -322,14 +327,15 @@ class _Fetch:
         named = plain_host(url.raw_host) in self.domains
         if self.domains and not named:
             raise FetchError("its host is none of those that this server fetches from")
-        open_to_all = named or self.fetcher.limits.allow_private
+        if named or self.fetcher.limits.allow_private:
+            return partial(self.fetcher._resolve, client=self.client)
         try:
             addresses = await self.fetcher._resolve(url.raw_host, url.port, self.client)
         except (OSError, UnicodeError):
-            raise FetchError("its host is not known" if open_to_all else REFUSED) from None
-        if not addresses or not (open_to_all or all(map(is_public, addresses))):
+            raise FetchError(REFUSED) from None
+        if not addresses or not all(map(is_public, addresses)):
             raise FetchError(REFUSED)
-        return addresses
+        return pinned(addresses)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         """The recording, unpacked where the host insists on sending it packed."""

@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mllm.addresses import REFUSED, FetchError, Pinned, client_key, is_public
+from mllm.addresses import REFUSED, FetchError, Find, Resolver, client_key, is_public, pinned
 from mllm.fetch import FetchBusy, Fetcher, FetchLimits
 
 PUBLIC = "93.184.215.14"
@@ -131,8 +131,8 @@ def site() -> Iterator[Site]:
 class AtHome(Fetcher):
     """Checks addresses as ever, then connects to this machine."""
 
-    def _connector(self, addresses: list[str]) -> aiohttp.TCPConnector:
-        return super()._connector(["127.0.0.1"])
+    def _connector(self, find: Find) -> aiohttp.TCPConnector:
+        return super()._connector(pinned(["127.0.0.1"]))
 
 
 @pytest.fixture
@@ -259,9 +259,9 @@ def test_a_name_that_changes_its_address_gains_nothing(site):
     connected_to = []
 
     class Watched(AtHome):
-        def _connector(self, addresses: list[str]) -> aiohttp.TCPConnector:
-            connected_to.append(addresses)
-            return super()._connector(addresses)
+        def _connector(self, find: Find) -> aiohttp.TCPConnector:
+            connected_to.append(asyncio.run_coroutine_threadsafe(find("rebind.test", 80), site.loop).result())
+            return super()._connector(find)
 
     fetcher = Watched(QUICK, lambda host, port: next(answers))
     assert fetcher.fetch_blocking(f"http://rebind.test:{site.port}/good") == CONTENT
@@ -281,6 +281,15 @@ def test_the_operator_can_allow_them(site):
     assert "none of those" in why(fetcher, leads_out, domains=["here.test"])
 
 
+def test_the_environments_proxy_is_used_only_where_addresses_do_not_matter(site, fetcher, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://here.test:{site.port}")
+    assert "cannot connect" in why(fetcher, "http://clips.test:1/good")
+    assert site.seen == []
+    open_to_all = Fetcher(FetchLimits(allow_private=True), look_up)
+    assert open_to_all.fetch_blocking("http://known.to.the.proxy/good") == CONTENT
+    assert site.seen == [("known.to.the.proxy", "/good")]
+
+
 def test_certificates_are_checked_against_the_name(fetcher, site, tmp_path):
     context = certificate(tmp_path, "clips.test")
     names = []
@@ -288,7 +297,8 @@ def test_certificates_are_checked_against_the_name(fetcher, site, tmp_path):
     port = asyncio.run_coroutine_threadsafe(site._start(context), site.loop).result()
     trusting = AtHome(QUICK, look_up)
     trust = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
-    trusting._connector = lambda addresses: aiohttp.TCPConnector(resolver=Pinned(["127.0.0.1"]), ssl=trust)
+    here = Resolver(pinned(["127.0.0.1"]))
+    trusting._connector = lambda find: aiohttp.TCPConnector(resolver=here, ssl=trust)
     assert trusting.fetch_blocking(f"https://clips.test:{port}/good") == CONTENT
     assert names == ["clips.test"]
     assert "certificate" in why(trusting, f"https://other.test:{port}/good")
