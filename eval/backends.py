@@ -106,7 +106,7 @@ class HfBackend:
     def _read_part(self, part: _Part) -> Any:
         modality, source, options = part.value
         try:
-            return self.processor.media(source, modality, **options)
+            return self.processor.media(source, modality, isolated=True, **options)
         except MediaError as error:
             return Unread(str(error))
 

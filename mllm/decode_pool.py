@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from mllm.clip import Clip, MediaInfo
 from mllm.errors import MediaError
-from mllm.media import Clip, MediaInfo
 from mllm.sources import MediaLimits, Source, memory_file
 
 SLOW = 2.0  # s: a request that takes longer no longer counts among those that run side by side
@@ -45,6 +45,10 @@ Choose = Callable[[float], np.ndarray]
 
 class WorkerLost(MediaError):
     """A recording that ended the process that decoded it, or held it for too long."""
+
+
+class DecodersBusy(MediaError):
+    """More recordings wait to be decoded than can be in the time that they may take."""
 
 
 class DecodePool:
@@ -143,10 +147,10 @@ class DecodePool:
         """Waits for a place; gives what lets the next request in."""
         until = None if seconds is None else time.monotonic() + seconds
         if not self._places.acquire(timeout=_left(until)):
-            raise MediaError(f"{name}: {BUSY}")
+            raise DecodersBusy(f"{name}: {BUSY}")
         if not self._turns.acquire(timeout=_left(until)):
             self._places.release()
-            raise MediaError(f"{name}: {BUSY}")
+            raise DecodersBusy(f"{name}: {BUSY}")
         holds = [True]
 
         def give_way() -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -25,9 +26,9 @@ from urllib.request import url2pathname
 import vllm.envs as envs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
-from vllm.multimodal.media.connector import global_thread_pool
 
 from mllm import vllm_api, vllm_plugin
+from mllm.decode_pool import MOST_WORKERS, DecodersBusy
 from mllm.errors import MediaError
 from mllm.fetch import FetchBusy, Fetcher, FetchLimits
 from mllm.sources import data_uri, is_data_uri
@@ -82,6 +83,8 @@ class RecordingIO(MediaIO[Recording]):
 
 
 fetcher_for = functools.cache(Fetcher)
+# Each waits for a process that decodes. vLLM's own pool has eight: so many slow recordings would hold it up.
+readers = ThreadPoolExecutor(MOST_WORKERS, thread_name_prefix="mllm-media")
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
@@ -103,7 +106,7 @@ class MllmMediaConnector(MediaConnector):
         self, url: str, media_io: MediaIO, *, fetch_timeout: int | None = None
     ) -> Any:
         def in_thread(function: Any, *arguments: Any) -> Any:
-            return asyncio.get_running_loop().run_in_executor(global_thread_pool, function, *arguments)
+            return asyncio.get_running_loop().run_in_executor(readers, function, *arguments)
 
         with our_words(url, media_io):
             url = checked_url(url)
@@ -226,7 +229,7 @@ def our_words(url: Any, media_io: MediaIO) -> Iterator[None]:
         line = " ".join(f"cannot use {modality}{_name(url)}: {_reason(error)}".split())
         raise (
             MediaBusy(line)
-            if isinstance(error, FetchBusy)
+            if isinstance(error, (FetchBusy, DecodersBusy))
             else MediaRejected(line, parameter=f"{modality}_url")
         ) from error
 

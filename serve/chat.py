@@ -45,26 +45,44 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """A checkpoint in this process."""
+    """A checkpoint in this process.
 
-    def __init__(self, model: Any, processor: Any, max_tokens: int = 128, temperature: float = 0.0):
+    Args:
+        isolated: decode recordings in processes that may be lost (see `mllm.media.load_clip`).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        isolated: bool = False,
+    ):
         self.model = model
         self.processor = processor
         self.max_tokens = max_tokens
         self.temperature = temperature
+        self.isolated = isolated
         self.report = ""
         self._media: dict[tuple, Any] = {}  # a recording is decoded once per conversation
         self._queries: tuple[list[Any], Any] = ([], None)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, max_tokens: int = 128, temperature: float = 0.0) -> LocalEngine:
+    def load(
+        cls,
+        checkpoint: str | Path,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        isolated: bool = False,
+    ) -> LocalEngine:
         """An engine for a checkpoint folder, on a GPU where there is one."""
         import torch
 
         from mllm.checkpoint import load
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(*load(checkpoint, device=device), max_tokens, temperature)
+        return cls(*load(checkpoint, device=device), max_tokens, temperature, isolated)
 
     def check(self, modality: str, source: str) -> str:
         seen = self._features(modality, source, {}).seen
@@ -78,7 +96,7 @@ class LocalEngine:
         )
         if key not in self._media:
             require_kind(modality, source)
-            self._media[key] = self.processor.media(source, modality, **options)
+            self._media[key] = self.processor.media(source, modality, isolated=self.isolated, **options)
         return self._media[key]
 
     def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:

@@ -110,6 +110,10 @@ def chat(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.0,
+    isolated: Annotated[
+        bool,
+        typer.Option("--isolated", help="Decode in a process of its own, for recordings of strangers."),
+    ] = False,
 ) -> None:
     """Ask about recordings: once, or in a conversation.
 
@@ -119,7 +123,7 @@ def chat(
 
     checkpoint, media, question = parse_words(words or [])
     if url is None:
-        engine: Any = LocalEngine.load(checkpoint or default_checkpoint(), max_tokens, temperature)
+        engine: Any = LocalEngine.load(checkpoint or default_checkpoint(), max_tokens, temperature, isolated)
     elif checkpoint is not None:
         raise MllmError(f"--url asks a server, which has its own model: leave out {checkpoint}")
     else:

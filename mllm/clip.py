@@ -1,0 +1,112 @@
+"""What a recording is once it is read: the `Clip`, and what `probe` tells of one without reading it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mllm.errors import MediaError
+
+ON_TIME = 1e-6  # s: a frame that appears this much later counts as on screen
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a source holds.
+
+    Attributes:
+        duration: s; 0 for an image.
+        has_video: there is a picture, moving or still. Album art is none.
+        has_audio: there is sound.
+        is_image: a single still picture.
+        width, height: pixels, upright; 0 without a picture.
+        rotation: degrees clockwise (0, 90, 180, 270) by which the stored picture is turned.
+        video_codec, audio_codec: as FFmpeg (or Pillow) calls them; None where missing.
+        fps: frames per second on average; None for an image or without a picture.
+        clock_jumps: how often the container's clock jumps by seconds or more; such gaps are closed.
+    """
+
+    duration: float
+    has_video: bool
+    has_audio: bool
+    is_image: bool = False
+    width: int = 0
+    height: int = 0
+    rotation: int = 0
+    video_codec: str | None = None
+    audio_codec: str | None = None
+    fps: float | None = None
+    clock_jumps: int = 0
+
+
+@dataclass
+class Clip:
+    """A recording in memory.
+
+    Attributes:
+        frames: uint8 [frames, height, width, 3], upright RGB; None without a picture.
+        frame_times: float64 [frames] s, ascending, when each frame appears.
+        waveform: float32 [samples], 16 kHz mono, from time 0; None without sound.
+        duration: s.
+        source: what messages call it.
+        is_image: a single still picture.
+        picture_end: s, when the last frame leaves the screen; None: after as long as frames last on average.
+        clock_jumps: see `MediaInfo`.
+
+    Raises:
+        MediaError: if the arrays have other shapes or types.
+    """
+
+    frames: np.ndarray | None
+    frame_times: np.ndarray
+    waveform: np.ndarray | None
+    duration: float
+    source: str
+    is_image: bool = False
+    picture_end: float | None = field(default=None, repr=False)
+    clock_jumps: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        self.frame_times = np.asarray(self.frame_times, np.float64)
+        if self.frames is not None:
+            shape = np.shape(self.frames)
+            if len(shape) != 4 or shape[3] != 3 or self.frames.dtype != np.uint8:
+                raise MediaError(
+                    f"{self.source}: frames must be uint8 [frames, height, width, 3], not {shape}"
+                )
+            if not shape[0] or self.frame_times.shape != shape[:1]:
+                times = self.frame_times.shape
+                raise MediaError(f"{self.source}: {shape[0]} frames need as many frame_times, not {times}")
+        if self.waveform is not None:
+            form = f"{self.waveform.dtype} {self.waveform.shape}"
+            if self.waveform.ndim != 1 or self.waveform.dtype.kind != "f":
+                raise MediaError(f"{self.source}: the waveform must be mono float32 [samples], not {form}")
+            self.waveform = self.waveform.astype(np.float32, copy=False)
+
+    def on_screen(self, times: np.ndarray) -> np.ndarray:
+        """int64, for each time (s) which frame is seen: the last that has appeared, or else the first."""
+        return on_screen(self.frame_times, times)
+
+    def picture_until(self) -> float:
+        """When the last frame leaves the screen, s."""
+        if self.picture_end is not None or self.frames is None:
+            return self.picture_end or 0.0
+        count = len(self.frame_times)
+        if count == 1:  # a still that accompanies the sound
+            return max(self.duration, float(self.frame_times[0]))
+        return float(self.frame_times[-1] + (self.frame_times[-1] - self.frame_times[0]) / (count - 1))
+
+    def fingerprint(self) -> str:
+        """sha256, hex, of all that a model may see or hear."""
+        shape = None if self.frames is None else self.frames.shape
+        digest = hashlib.sha256(f"{shape} {self.duration!r} {self.is_image} {self.picture_end!r}".encode())
+        for part in (self.frames, self.frame_times, self.waveform):
+            digest.update(b"-" if part is None else np.ascontiguousarray(part).data)
+        return digest.hexdigest()
+
+
+def on_screen(appear: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """int64, for each time (s) which of the frames that appear then (s, ascending) is seen."""
+    return np.maximum(np.searchsorted(appear, times + ON_TIME, "right") - 1, 0)
