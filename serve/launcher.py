@@ -28,6 +28,7 @@ from mllm import in_flight
 from mllm.errors import ConfigError, MllmError
 from serve.engine_settings import EngineSettings
 from serve.vllm_log import how_it_ended, last_line
+from serve.warm_up import warm_up
 
 HEALTH_TIMEOUT = 900.0  # seconds: compiling a large model on a CPU takes minutes
 STOP_TIMEOUT = 15.0  # seconds between asking vLLM to stop and killing it
@@ -76,7 +77,10 @@ class Server(EngineSettings):
         self.stop()
 
     def start(self, tick: Callable[[float, str], None] = lambda seconds, line: None) -> None:
-        """Start and wait until healthy. `tick(seconds so far, last log line)` is called twice a second.
+        """Start, wait until healthy, ask a first question.
+
+        Args:
+            tick: called twice a second with the seconds so far and the last line of the log.
 
         Raises:
             MllmError: no such checkpoint, vLLM not installed, or the port is taken.
@@ -97,6 +101,8 @@ class Server(EngineSettings):
             )
         try:
             self._wait(began, tick)
+            tick(time.monotonic() - began, "asking the first question")
+            self.warm_up()
         except BaseException:
             self.stop(keep_log=True)
             raise
@@ -134,6 +140,10 @@ class Server(EngineSettings):
                 raise ServerError(f"vLLM is not ready after {HEALTH_TIMEOUT:.0f} s (log: {self.log})")
             tick(seconds, last_line(self.log))
             time.sleep(0.5)
+
+    def warm_up(self) -> None:
+        """Ask a first question, so that nobody's first question is slow."""
+        warm_up(self)
 
     def healthy(self) -> bool:
         """Whether vLLM answers on /health."""

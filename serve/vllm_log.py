@@ -17,8 +17,9 @@ _ECHO = re.compile(
 _HARMLESS = re.compile(r"^(\(\w+ pid=\d+\) )?(INFO|WARNING|DEBUG) ")  # vLLM marks its own lines
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?(\w+ \d\d-\d\d \d\d:\d\d:\d\d )?(\[[^\]]*\] )?")
 # Python's faulthandler, which the launcher switches on: the kind of crash, then the stack of each thread.
-_CRASH = re.compile(r"Fatal Python error: (.+)")
-_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+) in (\S+)')
+# In the engine's process torch has a handler of its own: one stack, of C and of Python.
+_CRASH = re.compile(r"Fatal Python error: (.+)|!+ (\w+) encountered !+")
+_FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+),? in (\S+)')
 
 _SIGNALS = {
     signal.SIGSEGV: "a crash in native code",
@@ -95,8 +96,10 @@ def _crash(lines: list[str]) -> str | None:
             frames = []
         if match := _FRAME.match(line):
             frames.append(match)
+    said = (kind[1] or kind[2]).strip()
+    frames = [frame for frame in frames if "sigaction" not in frame[1]]
     ours = [frame for frame in frames if re.search(r"/mllm/\w+\.py$", frame[1])]
     for frame in ours[:1] or frames[:1]:
         place = "/".join(Path(frame[1]).parts[-2:])
-        return f"{kind[1].strip()} in {place}, line {frame[2]} ({frame[3]})"
-    return kind[1].strip()
+        return f"{said} in {place}, line {frame[2]} ({frame[3]})"
+    return said

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from mllm.media import load_clip, probe
 from serve import demo
-from serve.bench import bench_serve, synthetic_clip
+from serve.bench import bench_serve
 from serve.demo import Asked, ask, conclude, main, own_question, questions, table_of
 from serve.launcher import Server
+from serve.warm_up import synthetic_clip
 
 
 def record(clip: str, task: str, answer: str = "red", kind: str = "video") -> dict:

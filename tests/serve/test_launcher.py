@@ -50,6 +50,9 @@ class FakeServer(Server):
     def command(self) -> list[str]:
         return [sys.executable, "-c", FAKE, *self.flags]
 
+    def warm_up(self) -> None:
+        """It has no model to warm."""
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -363,6 +366,11 @@ def crash(*frames: tuple[str, int, str]) -> list[str]:
 
 FRAME, SOUND = ("/x/av/frame.py", 5, "to_ndarray"), ("/x/mllm/decode.py", 210, "sound")
 GONE = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
+TORCHS = [
+    "!!!!!!! Segfault encountered !!!!!!!",
+    '  File "./sysdeps/x86_64/libc_sigaction.c", line 0, in 0x7f67',
+    '  File "./cpu/attention.cpp", line 57, in attend',
+]
 NATIVE = "signal 11 (SIGSEGV, a crash in native code)"
 
 
@@ -378,6 +386,7 @@ NATIVE = "signal 11 (SIGSEGV, a crash in native code)"
             [*crash(FRAME), GONE],
             "its engine crashed: Segmentation fault in av/frame.py, line 5 (to_ndarray)",
         ),
+        (0, [*TORCHS, GONE], "its engine crashed: Segfault in cpu/attention.cpp, line 57 (attend)"),
         (0, [GONE], "its engine's process is gone without a word: killed from outside, or out of memory"),
         (2, ["OSError: disk full"], "exit status 2: OSError: disk full"),
     ],

@@ -1,0 +1,299 @@
+"""The two engines that `mllm bench serve` compares, alive at the same time, asked the same.
+
+vLLM is asked over HTTP, as its users do. Hugging Face `generate()` runs in a process of its own, without
+HTTP: its best case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mllm.errors import MllmError
+from mllm.openai_parts import media_url
+from serve.bench_load import Request, serve_fifo
+
+PROMPT = "Tell me all that you know about the red star, the blue circle and the bell that rings."
+QUESTION = "What is seen and heard?"
+SETUPS = [
+    ("float32", 1),
+    ("bfloat16", 1),
+    ("float32", 2),
+    ("bfloat16", 2),
+]  # dtype and threads that are tried
+ANSWER_TIMEOUT = 1800.0  # seconds without a word from the process of Hugging Face
+
+
+def cpu_seconds(pid: int) -> dict[str, float]:
+    """CPU seconds so far of a process and all below it, by name; what has ended below is in its parent's."""
+    seconds: dict[str, float] = {}
+    root = psutil.Process(pid)
+    for process in (root, *root.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+            name = "server" if process.pid == pid else process.name()
+            ended = times.children_user + times.children_system
+            seconds[name] = seconds.get(name, 0.0) + times.user + times.system + ended
+        except psutil.NoSuchProcess:
+            continue
+    return seconds
+
+
+class Vllm:
+    """A running server.
+
+    Args:
+        url: where it listens.
+        pid: its process, whose CPU seconds count; None for a server that somebody else has started.
+    """
+
+    name = "vLLM"
+
+    def __init__(self, url: str, pid: int | None):
+        import aiohttp
+
+        self.url, self.pid = url.rstrip("/"), pid
+        self._loop = asyncio.new_event_loop()
+        self._numbers = iter(range(10**9))
+
+        async def open_session() -> Any:
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(900)
+            )
+
+        self._session = self._loop.run_until_complete(open_session())
+        self._model = self._loop.run_until_complete(self._first_model())
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._session.close())
+        self._loop.close()
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds so far of each process; the client that asks is this process."""
+        own = time.process_time()
+        return {"client": own} | (cpu_seconds(self.pid) if self.pid else {})
+
+    def together(self, level: int, tokens: int, times: int) -> int:
+        """`level` questions at a time, `times` times; returns the tokens that came."""
+
+        async def ask() -> int:
+            return sum(await asyncio.gather(*(self._answer(tokens) for _ in range(level))))
+
+        return sum(self._loop.run_until_complete(ask()) for _ in range(times))
+
+    def mixed(self, requests: Sequence[Request]) -> list[float]:
+        """Latencies (s) of requests that arrive as they say."""
+
+        async def ask(request: Request, began: float) -> float:
+            await asyncio.sleep(max(0.0, began + request.arrival - time.perf_counter()))
+            await self._answer(request.tokens)
+            return time.perf_counter() - began - request.arrival
+
+        async def ask_all() -> list[float]:
+            began = time.perf_counter()
+            return await asyncio.gather(*(ask(request, began) for request in requests))
+
+        return self._loop.run_until_complete(ask_all())
+
+    def first_token(self, clip: bytes) -> float:
+        """Seconds to the first token of a question about a recording."""
+        parts = [
+            {"type": "video_url", "video_url": {"url": media_url(clip, "video")}},
+            {"type": "text", "text": QUESTION},
+        ]
+        body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
+        began = time.perf_counter()
+        self._loop.run_until_complete(self._post(body))
+        return time.perf_counter() - began
+
+    async def _answer(self, tokens: int) -> int:
+        # A number in front: without it the prefix cache would spare the later requests their prefill.
+        message = {"role": "user", "content": f"{next(self._numbers)} {PROMPT}"}
+        reply = await self._post({"messages": [message], "max_tokens": tokens, "ignore_eos": True})
+        return reply["usage"]["completion_tokens"]
+
+    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        body = {"model": self._model, "temperature": 0} | body
+        async with self._session.post(f"{self.url}/v1/chat/completions", json=body) as response:
+            reply = await response.json()
+            if response.status != 200:
+                raise MllmError(f"{self.url} answered with status {response.status}: {str(reply)[:300]}")
+            return reply
+
+    async def _first_model(self) -> str:
+        import aiohttp
+
+        try:
+            async with self._session.get(f"{self.url}/v1/models") as response:
+                return (await response.json())["data"][0]["id"]
+        except (aiohttp.ClientError, KeyError, ValueError) as error:
+            raise MllmError(f"no OpenAI-compatible server at {self.url}: {error}") from None
+
+
+class HuggingFace:
+    """`generate()` in a process of its own; the same questions as `Vllm` takes.
+
+    `best` holds the dtype and the number of threads that `choose` found fastest, by requests at a time.
+    """
+
+    name = "Hugging Face"
+
+    def __init__(self, checkpoint: str | Path):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        with _environment(OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS=str(max(count for _, count in SETUPS))):
+            self._process = context.Process(target=_work, args=(other, str(checkpoint)), daemon=True)
+            self._process.start()
+        other.close()
+        self.best: dict[int, tuple[str, int]] = {}
+        self._wait()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(5)
+        self._process.kill()
+        self._process.join()
+
+    def cpu(self) -> dict[str, float]:
+        assert self._process.pid is not None
+        return cpu_seconds(self._process.pid)
+
+    def choose(self, level: int, tokens: int) -> tuple[str, int]:
+        """Try every set-up at this number of requests; from now on the fastest one answers them."""
+        cores = os.cpu_count() or 1
+        setups = [setup for setup in SETUPS if setup[1] <= cores]
+        seconds = {}
+        for setup in setups:
+            self.best[level] = setup
+            self.together(level, 4, 1)  # warm
+            began = time.perf_counter()
+            self.together(level, tokens, 1)
+            seconds[setup] = time.perf_counter() - began
+        self.best[level] = min(seconds, key=lambda setup: seconds[setup])
+        return self.best[level]
+
+    def together(self, level: int, tokens: int, times: int) -> int:
+        return self._ask("together", self._setup(level), level, tokens, times)
+
+    def mixed(self, requests: Sequence[Request]) -> list[float]:
+        return self._ask("mixed", self._setup(16), list(requests))
+
+    def first_token(self, clip: bytes) -> float:
+        return self._ask("first_token", self._setup(1), clip)
+
+    def _setup(self, level: int) -> tuple[str, int]:
+        """The best set-up of the nearest number of requests that was tried."""
+        if not self.best:
+            return SETUPS[0]
+        return self.best[min(self.best, key=lambda tried: (abs(tried - level), tried))]
+
+    def _ask(self, *call: Any) -> Any:
+        self._pipe.send(call)
+        return self._wait()
+
+    def _wait(self) -> Any:
+        try:
+            if not self._pipe.poll(ANSWER_TIMEOUT):
+                raise MllmError(f"Hugging Face did not answer for {ANSWER_TIMEOUT:.0f} s")
+            failed, value = self._pipe.recv()
+        except EOFError:
+            self._process.join(5)
+            raise MllmError(f"the process of Hugging Face ended, status {self._process.exitcode}") from None
+        if failed:
+            raise MllmError(f"Hugging Face generate: {value}")
+        return value
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables that a process started meanwhile inherits; OpenMP reads its own when torch is imported."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# --- in the process of Hugging Face ---------------------------------------------------------------
+
+
+def _work(pipe: Any, checkpoint: str) -> None:
+    """Answer calls (method, set-up, …) until the other end is closed."""
+    try:
+        generator = Generator(checkpoint)
+        pipe.send((False, None))
+        while True:
+            method, setup, *arguments = pipe.recv()
+            generator.use(*setup)
+            pipe.send((False, getattr(generator, method)(*arguments)))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception as error:
+        pipe.send((True, f"{type(error).__name__}: {error}"))
+
+
+class Generator:
+    """The checkpoint as transformers runs it, in each dtype that was asked for."""
+
+    def __init__(self, checkpoint: str):
+        self.checkpoint = checkpoint
+        self._engines: dict[str, Any] = {}
+
+    def use(self, dtype: str, threads: int) -> None:
+        import torch
+
+        from mllm.checkpoint import load
+        from serve.chat import LocalEngine
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(threads)
+        if dtype not in self._engines:
+            model, processor = load(self.checkpoint, dtype=dtype, device=device)
+            self._engines[dtype] = LocalEngine(model, processor, max_tokens=1)
+        self.engine = self._engines[dtype]
+
+    def together(self, level: int, tokens: int, times: int) -> int:
+        for _ in range(times):
+            self._generate(range(level), tokens)
+        return level * tokens * times
+
+    def mixed(self, requests: Sequence[Request]) -> list[float]:
+        def answer(batch: Sequence[Request]) -> None:
+            self._generate([one.number for one in batch], max(one.tokens for one in batch))
+
+        return serve_fifo(requests, answer, most=64)
+
+    def first_token(self, clip: bytes) -> float:
+        began = time.perf_counter()
+        parts = [{"type": "video", "video": clip}, {"type": "text", "text": QUESTION}]
+        for _ in self.engine.stream([{"role": "user", "content": parts}]):
+            pass
+        return time.perf_counter() - began
+
+    def _generate(self, numbers: Sequence[int], tokens: int) -> None:
+        import torch
+
+        from serve.chat import user_message
+
+        model, processor = self.engine.model, self.engine.processor
+        conversations = [[user_message([], f"{number} {PROMPT}")] for number in numbers]
+        batch = {name: tensor.to(model.device) for name, tensor in processor.batch(conversations).items()}
+        with torch.inference_mode():
+            model.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+
+
+Engine = Vllm | HuggingFace
+Measure = Callable[[Engine], Any]

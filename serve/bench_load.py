@@ -1,0 +1,75 @@
+"""What a benchmark asks for: requests that come as they do in life, and what is said of their latencies."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question of a mixed load: when it arrives (s from the start), and how long its answer is."""
+
+    number: int
+    arrival: float
+    tokens: int
+
+
+def poisson(rate: float, count: int, lengths: tuple[int, int], seed: int) -> list[Request]:
+    """`count` requests at `rate` a second, arriving independently; answers of even chance in `lengths`."""
+    dice = random.Random(seed)
+    requests, now = [], 0.0
+    for number in range(count):
+        now += dice.expovariate(rate)
+        requests.append(Request(number, now, dice.randint(*lengths)))
+    return requests
+
+
+def serve_fifo(
+    requests: Sequence[Request], answer: Callable[[Sequence[Request]], None], most: int
+) -> list[float]:
+    """What a plain server around `generate()` does: it answers all that wait as one batch, then looks again.
+
+    Args:
+        answer: answers one batch, and returns when the longest answer is done.
+        most: requests in a batch.
+
+    Returns:
+        The latency of each request in seconds, from its arrival.
+    """
+    waiting = list(requests)
+    latencies = []
+    began = time.perf_counter()
+    while waiting:
+        now = time.perf_counter() - began
+        if waiting[0].arrival > now:
+            time.sleep(waiting[0].arrival - now)
+            continue
+        batch = [request for request in waiting if request.arrival <= now][:most]
+        answer(batch)
+        done = time.perf_counter() - began
+        latencies += [done - request.arrival for request in batch]
+        waiting = waiting[len(batch) :]
+    return latencies
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
+
+
+def goodput(p95_at: dict[float, float], limit: float) -> float:
+    """The highest rate below the first that broke the limit; 0 if the lowest did.
+
+    Args:
+        p95_at: for each rate that was tried (requests a second) the 95th percentile of latency (s).
+    """
+    best = 0.0
+    for rate in sorted(p95_at):
+        if p95_at[rate] > limit:
+            break
+        best = rate
+    return best

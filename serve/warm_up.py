@@ -1,0 +1,71 @@
+"""The first question of a new server, asked before anybody else can: it takes a tenth of a second longer.
+
+Decoders, towers and kernels are loaded by their first use; a small recording of picture and sound uses all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import urllib.request
+from typing import TYPE_CHECKING
+
+from mllm.openai_parts import media_url
+from serve.engine_settings import value_of
+
+if TYPE_CHECKING:
+    from serve.launcher import Server
+
+QUESTIONS = 2  # the second finds what the first has only begun: the workers of a pool, the prefix cache
+TIMEOUT = 120.0  # seconds for an answer
+
+
+def warm_up(server: Server) -> None:
+    """Ask about small recordings. What the server answers does not matter, not even that it refuses."""
+    headers = {"Content-Type": "application/json"}
+    if key := value_of("--api-key", server.flags) or os.environ.get("VLLM_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    for seed in range(QUESTIONS):
+        clip = synthetic_clip(seed, seconds=2.0, size=64)
+        parts = [
+            {"type": "video_url", "video_url": {"url": media_url(clip, "video")}},
+            {"type": "text", "text": "What is seen and heard?"},
+        ]
+        body = {"model": server.model, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
+        request = urllib.request.Request(f"{server.api}/chat/completions", json.dumps(body).encode(), headers)
+        # A server of embeddings has no chat, one may take no videos: those are not warmed, and work.
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            response.read()
+
+
+def synthetic_clip(seed: int, seconds: float = 4.0, size: int = 128, rate: int = 12) -> bytes:
+    """An mp4 (H.264 + AAC) of drifting colours and a tone; another seed is another recording."""
+    import av
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:size, 0:size]
+    hue, drift = random.uniform(0, 6, 3), random.uniform(2, 6, 3)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
+        video.width = video.height = size
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=16000)
+        audio.layout = "mono"
+        for index in range(int(seconds * rate)):
+            waves = [np.sin(rows / 20 + columns / 30 + hue[c] + drift[c] * index / rate) for c in range(3)]
+            pixels = ((np.stack(waves, -1) + 1) * 127).astype(np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
+        tone = np.sin(2 * np.pi * random.uniform(200, 900) * np.arange(int(16000 * seconds)) / 16000) * 0.3
+        for start in range(0, len(tone), 1024):
+            frame = av.AudioFrame.from_ndarray(
+                tone[None, start : start + 1024].astype(np.float32), format="fltp", layout="mono"
+            )
+            frame.sample_rate, frame.pts = 16000, start
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode())
+    return buffer.getvalue()
