@@ -26,6 +26,7 @@ from mllm import vllm_api
 from mllm.decode_pool import shared_pool
 from mllm.errors import MediaError
 from mllm.fetch import FetchLimits, positive_from_environment
+from mllm.in_flight import in_flight
 from mllm.media import Clip, MediaLimits, probe
 from mllm.sources import is_data_uri, open_ordinary
 
@@ -172,7 +173,9 @@ def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Reco
     key = (digest, modality, settings)
     features = _features.get(key)
     if features is None:
-        features = _read(processor, source, modality)
+        size = "" if isinstance(source, Clip) else f" of {len(source):,} bytes"
+        with in_flight(f"{modality}{size}, sha256 {digest[:16]}…"):
+            features = _read(processor, source, modality)
         _features.put(key, features)
     return Recording(source, modality, digest, features, settings)
 

@@ -70,7 +70,11 @@ class Vllm:
             )
 
         self._session = self._loop.run_until_complete(open_session())
-        self._model = self._loop.run_until_complete(self._first_model())
+        try:
+            self._model = self._loop.run_until_complete(self._first_model())
+        except MllmError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._loop.run_until_complete(self._session.close())

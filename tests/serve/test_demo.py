@@ -1,16 +1,14 @@
-"""`make demo` and `mllm bench serve`, as far as they go without starting vLLM again."""
+"""`make demo`, as far as it goes without starting vLLM again."""
 
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 from rich.console import Console
 
 from mllm.media import load_clip, probe
 from serve import demo
-from serve.bench import bench_serve
 from serve.demo import Asked, ask, conclude, main, own_question, questions, table_of
 from serve.launcher import Server
 from serve.warm_up import synthetic_clip
@@ -111,14 +109,3 @@ def test_ask(client, media):
     asked = ask(client, "nano", "red.png", [{"role": "user", "content": content}], "red")
     assert asked.question == "Which colour?"
     assert 0 < asked.first_token <= asked.whole
-
-
-@pytest.mark.slow
-def test_bench(server, checkpoint, tmp_path, capsys):
-    out = tmp_path / "bench.json"
-    bench_serve(checkpoint, url=server.url, tokens=4, concurrency=[1, 2], repeats=1, json_file=out)
-    numbers = json.loads(out.read_text())
-    names = {"tokens_per_second_at_1", "tokens_per_second_at_2", "first_token_cold", "first_token_cached"}
-    assert set(numbers["vllm"]) == set(numbers["hugging_face"]) == set(numbers["times_better"]) == names
-    assert all(value > 0 for value in numbers["times_better"].values())
-    assert "tokens/s" in capsys.readouterr().out
