@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 
 from mllm.errors import MllmError
@@ -29,6 +30,7 @@ SETUPS = [
     ("float32", 2),
     ("bfloat16", 2),
 ]  # dtype and threads that are tried
+KEEP_ALIVE = 2.0  # seconds that a connection is kept for the next request: vLLM closes it after five
 ANSWER_TIMEOUT = 1800.0  # seconds without a word from the process of Hugging Face
 
 
@@ -58,15 +60,14 @@ class Vllm:
     name = "vLLM"
 
     def __init__(self, url: str, pid: int | None):
-        import aiohttp
-
         self.url, self.pid = url.rstrip("/"), pid
         self._loop = asyncio.new_event_loop()
         self._numbers = iter(range(10**9))
 
         async def open_session() -> Any:
             return aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(900)
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+                timeout=aiohttp.ClientTimeout(900),
             )
 
         self._session = self._loop.run_until_complete(open_session())
@@ -126,15 +127,17 @@ class Vllm:
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         body = {"model": self._model, "temperature": 0} | body
-        async with self._session.post(f"{self.url}/v1/chat/completions", json=body) as response:
-            reply = await response.json()
-            if response.status != 200:
-                raise MllmError(f"{self.url} answered with status {response.status}: {str(reply)[:300]}")
-            return reply
+        try:
+            async with self._session.post(f"{self.url}/v1/chat/completions", json=body) as response:
+                reply = await response.json()
+                status = response.status
+        except aiohttp.ClientError as error:
+            raise MllmError(f"{self.url} did not answer: {error}") from None
+        if status != 200:
+            raise MllmError(f"{self.url} answered with status {status}: {str(reply)[:300]}")
+        return reply
 
     async def _first_model(self) -> str:
-        import aiohttp
-
         try:
             async with self._session.get(f"{self.url}/v1/models") as response:
                 return (await response.json())["data"][0]["id"]
