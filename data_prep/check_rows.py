@@ -6,19 +6,22 @@ The first half of `check.py`, with what both halves write down.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.check_media import MediaFacts
-from mllm.chat import PLACEHOLDERS, media_parts
+from data_prep.tags import FOREIGN, TAG
+from mllm.chat import PLACEHOLDERS, SPECIAL_TOKENS, escape, media_parts
 from mllm.errors import RecordError
 from mllm.records import decode_row, parse_row, validate_record
+from mllm.scores import exact_match, normalise
 from mllm.sources import open_ordinary
 
 Severity = Literal["error", "warning"]
-TAG = re.compile(r"<(?:video|audio|image|speech)>")
+LETTER = re.compile(r"^\(?[A-Za-z0-9]{1,2}[.):]\s+")  # of an option
 # Files that are no splits of their own: what was made of others, and what lies beside them.
 DERIVED = (".fixed.jsonl", ".subtitled.jsonl")
 BESIDE = ("transcripts.jsonl", "pairs.jsonl")
@@ -116,6 +119,7 @@ def read_rows(file: Path, checked: Checked) -> list[Row]:
         if row.record is not None:
             _check_answer(row.record, row, checked)
             _check_text(row.record, row, checked)
+    _check_labels(rows, checked)
     return rows
 
 
@@ -151,34 +155,81 @@ def check_ids(checked: Checked) -> None:
 
 def _check_answer(record: dict[str, Any], row: Row, checked: Checked) -> None:
     options, answer = record.get("options"), record.get("answer")
-    spoken = [
-        "".join(part["text"] for part in message["content"])
-        for message in record["messages"]
-        if message["role"] == "assistant"
-    ]
+    said = _said(record)
     if options == []:
         checked.add("warning", "no options", row, "'options' is empty: name them, or leave it out")
-    if options is not None and len(set(options)) < len(options):
-        checked.add(
-            "error", "options alike", row, "two options are the same text: drop one or tell them apart"
-        )
+    if options:
+        _check_options(options, row, checked)
     if options and answer is not None and answer not in options:
         checked.add(
             "error", "answer not an option", row, f"answer {answer!r} is not among the options: {options}"
         )
-    elif options and "answer" not in record and spoken and not any(text in spoken[-1] for text in options):
+    elif (
+        options and "answer" not in record and said is not None and not any(text in said for text in options)
+    ):
         checked.add(
-            "error", "answer not an option", row, f"the assistant says {spoken[-1]!r}, no option: {options}"
+            "error", "answer not an option", row, f"the assistant says {said!r}, no option: {options}"
         )
-    label = (record.get("labels") or {}).get(record.get("task"))
-    if options and label is not None and label not in options:
+    if answer is not None and said is not None and said.strip() != answer.strip():
+        checked.add("warning", "answer not said", row, f"'answer' is {answer!r}, the assistant says {said!r}")
+    truth = _truth(record)
+    if truth is not None and not exact_match(escape(truth, SPECIAL_TOKENS), truth):
+        form = "empty" if not truth.strip() else "nothing but punctuation"
+        what = "a special token of ours, which no answer holds" if normalise(truth) else form
         checked.add(
-            "error", "label not in the set", row, f"label {label!r} is not among the options: {options}"
-        )
-    if answer is not None and spoken and spoken[-1].strip() != answer.strip():
+            "warning" if answer is None else "error", "never right", row,
+            f"the answer {truth!r} is {what}: exact match calls every answer to it wrong; write it in words",
+        )  # fmt: skip
+
+
+def _check_options(options: list[str], row: Row, checked: Checked) -> None:
+    """Options that cannot be told apart: by their text, or by what is compared of it."""
+    if len(set(options)) < len(options):
         checked.add(
-            "warning", "answer not said", row, f"'answer' is {answer!r}, the assistant says {spoken[-1]!r}"
+            "error", "options alike", row, "two options are the same text: drop one or tell them apart"
         )
+        return
+    plain: dict[str, str] = {}
+    for option in options:
+        words = normalise(LETTER.sub("", option))
+        if words in plain:
+            what = f"{plain[words]!r} and {option!r} say the same"
+            checked.add("warning", "options alike", row, f"{what}: drop one or tell them apart")
+        plain.setdefault(words, option)
+
+
+def _check_labels(rows: Sequence[Row], checked: Checked) -> None:
+    """Labels that are the answer in other rows of their set, and are none of its options here.
+
+    A set is all rows of one task with the same options. Labels are facts about a recording: they need not be
+    what is asked for, so a set is compared only if the label of the task's name is the answer in half of it.
+    """
+    sets: dict[tuple[str, tuple[str, ...]], list[tuple[Row, Any]]] = defaultdict(list)
+    for row in rows:
+        record = row.record or {}
+        label = (record.get("labels") or {}).get(record.get("task"))
+        if record.get("options") and isinstance(label, str):
+            sets[record["task"], tuple(sorted(record["options"]))].append((row, label))
+    for (task, options), labelled in sets.items():
+        answers = sum(label == _truth(row.record or {}) for row, label in labelled)
+        for row, label in labelled if 2 * answers >= len(labelled) else ():
+            if label not in options:
+                checked.add(
+                    "warning", "label not in the set", row,
+                    f"label {label!r} is not among the options: {list(options)}, though the label {task!r} is the "
+                    "answer in other rows with these",
+                )  # fmt: skip
+
+
+def _truth(record: dict[str, Any]) -> str | None:
+    answer = record.get("answer")
+    return _said(record) if answer is None else answer
+
+
+def _said(record: dict[str, Any]) -> str | None:
+    """What the assistant says last; None if it says nothing."""
+    turns = [message for message in record["messages"] if message["role"] == "assistant"]
+    return "".join(part["text"] for part in turns[-1]["content"]) if turns else None
 
 
 def _check_text(record: dict[str, Any], row: Row, checked: Checked) -> None:
@@ -198,10 +249,16 @@ def _check_text(record: dict[str, Any], row: Row, checked: Checked) -> None:
         for part in message["content"]
         if message["role"] == "user" and "text" in part
     ]
-    tags = [tag for text in texts for tag in TAG.findall(text)]
+    tags = [tag[0].strip() for text in texts for tag in TAG.finditer(text)]
     if tags:
         checked.add(
             "error" if media else "warning", "tag in a text", row,  # without media it may speak of HTML
             f"{len(tags)} tag(s) such as {tags[0]} in its text, {media} media beside it: media are parts of "
             "their own here, `mllm data import chats` turns tags into them",
+        )  # fmt: skip
+    elif foreign := [tag[0] for text in texts for tag in FOREIGN.finditer(text)]:
+        checked.add(
+            "warning", "placeholder in a text", row,
+            f"{len(foreign)} placeholder(s) of another model such as {foreign[0]} in its text, read as text: "
+            "media are parts of their own here",
         )  # fmt: skip

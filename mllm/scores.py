@@ -12,12 +12,46 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-_EDGES = " \t\n\r.,;!?'\"“”‘’`"
+_MEANT = "%‰@&"  # punctuation by its class that says something: 50% is not 50
+_FORM = "`´~|"  # symbols by their class that are form: `yes`, ~~yes~~
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: Unicode NFKC, lower case, single spaces, no punctuation at either end."""
-    return " ".join(unicodedata.normalize("NFKC", answer).casefold().split()).strip(_EDGES)
+    """An answer as it is compared: Unicode NFKC, lower case, single spaces, no punctuation at either end.
+
+    Brackets, quotation marks and the marks of markdown count as such: "(yes)", "yes:", "**Yes.**" are "yes".
+    What changes an answer stays: "-5", ".5", "50%", "#3", "c#".
+    """
+    return _bare(" ".join(unicodedata.normalize("NFKC", answer).casefold().split()))
+
+
+def _bare(text: str) -> str:
+    first, last = 0, len(text)
+    while (
+        last
+        and _is_form(text[last - 1])
+        and not (text[last - 1] == "#" and text[last - 2 : last - 1].isalnum())
+    ):
+        last -= 1
+    while first < last and _is_form(text[first]) and not _is_sign(text, first):
+        first += 1
+    return text[first:last]
+
+
+def _is_form(character: str) -> bool:
+    """Whether it is punctuation, white space or invisible."""
+    kind = unicodedata.category(character)[0]
+    return character in _FORM or (kind in "PZC" and character not in _MEANT)
+
+
+def _is_sign(text: str, place: int) -> bool:
+    """Whether a mark at the beginning belongs to what follows it: "-5", ".5", "#3"."""
+    before, mark, after = text[:place], text[place], text[place + 1 : place + 3]
+    if mark == "#":
+        return after[:1].isalnum()
+    if mark == ".":
+        return after[:1].isdigit() and not before.endswith(".")
+    return mark == "-" and (after[:1].isdigit() or (after[:1] == "." and after[1:].isdigit()))
 
 
 def exact_match(prediction: str, truth: str) -> bool:
@@ -28,9 +62,7 @@ def exact_match(prediction: str, truth: str) -> bool:
 
 def token_f1(prediction: str, truth: str) -> float:
     """Harmonic mean of precision and recall over words, with multiplicity: for captions. 0.0 to 1.0."""
-    said, wanted = (
-        Counter(word.strip(_EDGES) for word in normalise(text).split()) for text in (prediction, truth)
-    )
+    said, wanted = (Counter(_bare(word) for word in normalise(text).split()) for text in (prediction, truth))
     for words in (said, wanted):
         words.pop("", None)
     if not said or not wanted:

@@ -278,6 +278,68 @@ def test_a_label_outside_of_its_set_is_named(media: Path) -> None:
     assert "'sadd' is not among the options: ['happy', 'sad']" in finding.what
 
 
+def question(number: int, task: str, options: list[str], answer: str, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": answer}]
+    return {"id": str(number), "messages": turns, "task": task, "options": options, "answer": answer} | more
+
+
+def test_labels_are_compared_only_where_they_are_the_answers(tmp_path: Path) -> None:
+    mood, letters = ["happy", "sad"], ["A. happy", "B. sad"]
+    good = [
+        question(1, "emotion", letters, "B. sad", labels={"emotion": "sad"}),  # as its letter shows it
+        question(2, "emotion", ["good", "bad"], "bad", labels={"emotion": "sad"}),  # asks about another thing
+        question(3, "choice", ["yes", "no"], "yes", labels={"choice": "round 2"}),
+        question(4, "qa", ["yes", "no"], "no", labels={"qa": 4, "emotion": "sadd"}),
+        question(5, "emotion", mood, "sad", labels={"emotion": "sad"}),
+        question(6, "emotion", mood, "sad", labels={"actor": "emotion"}),
+    ]
+    bad = question(7, "emotion", mood, "sad", labels={"emotion": "sadd"})
+    checked = check([write(tmp_path, "rows.jsonl", [*good, bad])], workers=1)
+    assert kinds(checked) == [(7, "label not in the set")]
+    assert checked.count("error") == 0, "so that --fix keeps it"
+
+
+@pytest.mark.parametrize("truth", ["…", "?", " - ", "**", "()", "", "\u200b", "<|end|>"])
+def test_truths_that_can_never_be_right_are_told(tmp_path: Path, truth: str) -> None:
+    asked = {"id": "1", "messages": [{"role": "user", "content": "What?"}], "task": "qa", "answer": truth}
+    checked = check([write(tmp_path, "rows.jsonl", [asked, asked | {"id": "2", "answer": "C#"}])], workers=1)
+    ((row, kind),) = kinds(checked)
+    assert (row, kind, checked.count("error")) == (1, "never right", 1)
+    assert "exact match calls every answer to it wrong" in checked.findings[0].what
+
+
+def test_options_that_say_the_same_are_told(tmp_path: Path) -> None:
+    rows = [
+        question(1, "choice", ["A. A book", "B. Her purse", "C. a book."], "B. Her purse"),
+        question(2, "choice", ["(yes)", "**yes**"], "(yes)"),
+        question(3, "choice", ["A. a", "B. b"], "B. b"),
+        question(4, "choice", ["-5", "5"], "5"),
+    ]
+    checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    assert kinds(checked) == [(1, "options alike"), (2, "options alike")]
+    assert "'A. A book' and 'C. a book.' say the same" in checked.findings[0].what
+
+
+def test_placeholders_of_other_models_are_told(tmp_path: Path) -> None:
+    texts = ["<image_1>?", "What is in </video>?", "<|image_pad|>?", "[IMG] Who?", "What is <b>?"]
+    rows = [
+        {"id": str(number), "messages": [{"role": "user", "content": text}], "answer": "x"}
+        for number, text in enumerate(texts)
+    ]
+    checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    assert kinds(checked) == [(number, "placeholder in a text") for number in range(1, 5)]
+
+
+def test_rows_that_are_not_to_be_learned_are_told(tmp_path: Path) -> None:
+    row = question(1, "qa", ["x", "y"], "x")
+    rows = [row | {"label": False}, row | {"id": "2", "weight": 0}, row | {"id": "3", "label": True}]
+    checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
+    assert kinds(checked) == [(1, "not a record"), (2, "not a record")]
+    assert checked.findings[0].what.startswith(
+        "'label': False says that it is not to be learned: drop the row"
+    )
+
+
 def test_recordings_in_two_splits_are_found_by_their_content(media: Path) -> None:
     (media / "copy.mp4").write_bytes((media / "good.mp4").read_bytes())
     train = write(media, "train.jsonl", [row(1), row(2, "mute.mp4"), row(3, "turned.mp4")])

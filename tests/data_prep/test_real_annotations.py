@@ -75,6 +75,7 @@ def test_tvqa_test_public_has_spans_that_are_none(counted) -> None:
     assert report.noted == {
         "span NaN: taken as 10 to 30 s, as the authors do": 3,
         "span empty": 2,
+        "two options that say the same": 17,
     }
 
 
