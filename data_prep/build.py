@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import parent_process
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from data_prep.engine import Engine, run
 from mllm.chat import media_parts
-from mllm.errors import ConfigError, MllmError
+from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
 from mllm.media import load_clip
 from mllm.records import Record, read_records, write_records
@@ -182,19 +182,31 @@ def _build(
         if rows_in(out / shard_name(number)) != len(stretch)
     }
     to_do = sum(map(len, missing.values()))
-    needed = _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
+    with _remedy(source):
+        needed = _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
     if needed:
         tell(f"{out}: {to_do} recordings to decode, about {_told(needed)}")
     write_atomically(written, json.dumps(manifest, indent=1))
     total = manifest["recordings"]
     items = {path: (path, stretch, plan.form) for path, stretch in missing.items()}
     try:
-        with closing(run(build_shard, items, engine, workers, isolated=False)) as outcomes:
+        with _remedy(source), closing(run(build_shard, items, engine, workers, isolated=False)) as outcomes:
             decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
         _remove(out, *PARTIAL)  # of workers that were stopped
     write_records(out / RECORDS, plan.records)
     return decoded
+
+
+@contextmanager
+def _remedy(source: str) -> Iterator[None]:
+    """Says of a recording that cannot be read how to build without it."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(
+            f"{error}; `mllm data check {source} --fix` finds all such and writes a file without them"
+        ) from None
 
 
 def _remove(out: Path, *patterns: str) -> None:

@@ -141,7 +141,8 @@ def check(
         f"{counts['errors']} errors, {counts['warnings']} warnings; {out / 'check.html'}"
     )
     check_report.write_json(checked, out / "check.json")
-    check_report.write_page(checked, out / "check.html", ", ".join(str(file) for file in files))
+    title = ", ".join("/".join(file.parts[-2:]) for file in files)
+    check_report.write_page(checked, out / "check.html", title)
     if fix:
         from data_prep.check_fix import fix as write_fixed
 

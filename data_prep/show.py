@@ -15,6 +15,7 @@ import typer
 
 from mllm.chat import END_TOKEN, PLACEHOLDERS, media_parts, validate_messages
 from mllm.errors import MediaError, RecordError
+from mllm.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +37,10 @@ def show(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint whose processor reads it; the shipped one.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the contact sheet goes (PNG).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The contact sheet (PNG), or a folder for it; beside the records unless given."),
+    ] = None,
 ) -> None:
     """Show a record: the trained tokens in colour, the frames and sound as a contact sheet."""
     from rich.console import Console
@@ -60,9 +64,24 @@ def show(
         console.print(f"{modality}: {features.seen.line() if features.seen else 'one picture'}")
     console.print(coloured(encoded, processor.tokenizer), end="")
     if recordings:
-        out = out or Path(f"{Path(file).stem.replace(':', '-')}.row{row}.sheet.png")
-        contact_sheet([windows for windows, _ in recordings]).save(out, format="PNG")
+        out = sheet_path(file, row, out)
+        if out is None:
+            console.print("contact sheet: --out says where; a generated source has no folder of its own")
+            return
+        with replacing(out) as partial:
+            contact_sheet([windows for windows, _ in recordings]).save(partial, format="PNG")
         console.print(f"contact sheet: {out}")
+
+
+def sheet_path(source: str, row: int, out: Path | None) -> Path | None:
+    """Where the contact sheet of a row goes: to `out`, into it if it is a folder, else beside the records.
+
+    None for a generated source if nothing is said: the current folder is not ours to write to.
+    """
+    if out is not None and not out.is_dir() and out.suffix:
+        return out
+    folder = out or (None if ":" in source else Path(source).parent)
+    return folder and folder / f"{Path(source).stem.replace(':', '-')}.row{row}.sheet.png"
 
 
 def pick(name: str, row: int) -> dict[str, Any]:

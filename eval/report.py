@@ -88,7 +88,8 @@ def draw_page(metrics: dict[str, Any], path: Path) -> None:
     with_recall = any(result["retrieval"] for result in splits.values())
     figure = Figure(figsize=(11, 1.2 + (5.2 if with_recall else 3.7) * len(splits)), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{metrics['model']}   ·   {metrics['created'][:10]}", x=0.01, ha="left", fontsize=11)
+    title = f"{short_name(metrics['model'])}   ·   {metrics['created'][:10]}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
     heights = [3.7, 1.5] * len(splits) if with_recall else [3.7] * len(splits)
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for i, (split, result) in enumerate(splits.items()):
@@ -97,6 +98,13 @@ def draw_page(metrics: dict[str, Any], path: Path) -> None:
             _draw_recall(axes[2 * i + 1], result["retrieval"])
     with replacing(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
+
+
+def short_name(model: str) -> str:
+    """A model for the title of a picture, which goes elsewhere: of a path the last two parts."""
+    name, at, url = model.partition(" at ")
+    parts = Path(name).parts
+    return (f"…/{'/'.join(parts[-2:])}" if len(parts) > 2 else name) + at + url
 
 
 def _draw_types(axes: Axes, split: str, result: dict[str, Any]) -> None:

@@ -38,7 +38,10 @@ def existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
     if max(map(len, path.parts)) > 255 or len(name) > 4096 or "\0" in name:
         raise RecordError(f"{where}: {name[:40]!r}… is no path: give a file, or data as a data: URI")
     if must_exist and not os.path.exists(path):  # Path.exists raises where a folder is closed
-        raise RecordError(f"{where}: there is no {name!r} in {folder}: paths are relative to the record file")
+        raise RecordError(
+            f"{where}: there is no {name!r} in {folder}: paths are relative to the record file; "
+            "`mllm data check --fix` writes a file without such rows"
+        )
     return str(_parent_resolved(path) if ".." in path.parts else path)
 
 

@@ -112,9 +112,12 @@ def search(
     from rich.table import Table
     from rich.text import Text
 
+    from mllm.errors import MllmError
     from mllm.index import Index, check_modality, describe
 
     check_modality(modality)
+    if not text.strip():
+        raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
     describe(index)  # a missing index is told before a model is loaded
     found = Index.open(index, _embedder(model, index), create=False).find(text, k, modality)
     if as_json:

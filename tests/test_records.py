@@ -133,7 +133,7 @@ WRONG = [
     ({"conversations": []}, "row 2: no 'messages' .this is LLaVA's form: `mllm data import chats`"),
     (
         record("clips/none.mp4"),
-        "row 2: there is no 'clips/none.mp4' in .*: paths are relative to the record file",
+        "row 2: there is no 'clips/none.mp4' in .*: paths are relative to the record file; `mllm data check",
     ),
     (record(answer=" "), "row 2: the assistant's answer is empty"),
     (record() | {"task": 3}, "row 2: 'task' must be a string, not int"),

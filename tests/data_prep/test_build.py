@@ -149,9 +149,19 @@ def test_a_recording_that_cannot_be_read_stops_the_build_with_its_name(
         for number, name in enumerate(["good.mp4", "bad.mp4"])
     ]
     write_records(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(MediaError, match="bad.mp4"):
+    with pytest.raises(MediaError, match=r"bad.mp4: .*; `mllm data check rows --fix` finds all such"):
         build(make_plan(tmp_path / "rows.jsonl", EXACT, 1), "rows", tmp_path / "built", workers=workers)
     assert not list((tmp_path / "built").glob("*.part"))
+
+
+def test_missing_recordings_name_the_command_that_leaves_them_out(tmp_path: Path) -> None:
+    rows = [row(number, {"type": "video", "video": f"{number}.mp4"}) for number in range(2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    make(tmp_path / "0.mp4")
+    with pytest.raises(
+        RecordError, match=r"row 2: there is no '1.mp4' in .*`mllm data check --fix` writes a file"
+    ):
+        make_plan(tmp_path / "rows.jsonl", EXACT, 8)
 
 
 @pytest.mark.parametrize("damage", ["cut", "cut between rows", "gone"])

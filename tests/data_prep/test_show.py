@@ -114,6 +114,29 @@ def test_a_written_world_is_shown_with_the_shipped_model(
     assert sheet.stat().st_size > 0
 
 
+def test_the_sheet_goes_where_it_is_told_or_beside_its_records(
+    shown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shown(record())  # sets what stands for the model and the file
+    monkeypatch.setattr(show, "_records", lambda name: iter([record({"type": "video", "video": clip()})]))
+    for folder in ("here", "data", "sheets"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    data, sheets = tmp_path / "data", tmp_path / "sheets"
+    for out, written in [
+        (None, data / "rows.row1.sheet.png"),
+        (sheets, sheets / "rows.row1.sheet.png"),
+        (sheets / "new", sheets / "new" / "rows.row1.sheet.png"),
+        (sheets / "deep" / "a.png", sheets / "deep" / "a.png"),
+    ]:
+        show.show(str(data / "rows.jsonl"), row=1, model=None, out=out)
+        assert written.stat().st_size > 0
+        assert str(written) in capsys.readouterr().out
+    show.show("world:val", row=1, model=None, out=None)
+    assert "contact sheet: --out says where" in capsys.readouterr().out
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_a_sound_called_an_image_is_named(processor, tmp_path: Path) -> None:
     sound = make(
         tmp_path / "a.wav", codec=None, sounds=[tone(1, 16_000)], sound_codec="pcm_s16le", rate=16_000

@@ -148,6 +148,19 @@ def test_evaluate_and_write(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("model", "title"),
+    [
+        ("/home/someone/work/runs/nano/instruct/final", "…/instruct/final"),
+        ("../runs/nano/final at http://localhost:8000/v1", "…/nano/final at http://localhost:8000/v1"),
+        ("org/name", "org/name"),
+        ("nano", "nano"),
+    ],
+)
+def test_pictures_do_not_carry_a_whole_path(model: str, title: str) -> None:
+    assert report.short_name(model) == title
+
+
 def test_page_without_search_or_blind(tmp_path):
     result = world.evaluate(world.collect(TwoScenes()), SeesTheFile(), blind=False)
     assert result.scores["overall"]["blind"] is None

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mllm.errors import ConfigError, MediaError
+from mllm.errors import ConfigError, MediaError, MllmError
 from serve import library
 
 runner = CliRunner()
@@ -139,6 +139,9 @@ def test_wrong_words(place):
         run("search", "a star")
     with pytest.raises(ConfigError, match="choose from"):
         run("search", "a star", "--modality", "smell")
+    for blank in ("", "  \n"):
+        with pytest.raises(MllmError, match="nothing to search for: say what is seen or heard"):
+            run("search", blank)
     run("index", "add", "clips")
     assert "nothing with image" in run("search", "a star", "--modality", "image").output
 
