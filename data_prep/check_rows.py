@@ -214,11 +214,9 @@ def _check_labels(rows: Sequence[Row], checked: Checked) -> None:
         answers = sum(label == _truth(row.record or {}) for row, label in labelled)
         for row, label in labelled if 2 * answers >= len(labelled) else ():
             if label not in options:
-                checked.add(
-                    "warning", "label not in the set", row,
-                    f"label {label!r} is not among the options: {list(options)}, though the label {task!r} is the "
-                    "answer in other rows with these",
-                )  # fmt: skip
+                what = f"label {label!r} is not among the options: {list(options)}"
+                told = f"{what}; in other rows with these the label {task!r} is the answer"
+                checked.add("warning", "label not in the set", row, told)
 
 
 def _truth(record: dict[str, Any]) -> str | None:
