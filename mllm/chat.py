@@ -49,6 +49,13 @@ SPECIAL_TOKENS = (*PLACEHOLDERS.values(), *ROLE_TOKENS.values(), END_TOKEN, PAD_
 
 Message = dict[str, Any]
 
+_OPENAI_KEYS = {
+    "video_url": {"url"},
+    "audio_url": {"url"},
+    "image_url": {"url"},
+    "input_audio": {"data", "format"},
+}
+_ASK = "end with a user message, which the model answers"
 _PART_KEYS = {
     "text": {"text"},
     "video": {"video", "start", "end", "audio"},
@@ -90,10 +97,15 @@ def escape(text: str, special_tokens: Iterable[str]) -> str:
     return text
 
 
-def validate_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = False) -> list[Message]:
     """Checks a conversation and returns it with every content as a list of parts in this module's form.
 
-    OpenAI's request parts (`video_url`, `audio_url`, `image_url`, `input_audio`) are translated.
+    OpenAI's request parts (`video_url`, `audio_url`, `image_url`, `input_audio`) and its role `developer`
+    (another word for system) are translated.
+
+    Args:
+        messages: see the top of this file.
+        to_answer: the model is to speak next, so the last word must be the user's.
 
     Raises:
         ChatError: with the index of the message and part, and what to do.
@@ -106,7 +118,7 @@ def validate_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         where = f"message {index}"
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ChatError(f"{where} must be an object with 'role' and 'content'")
-        role = message["role"]
+        role = "system" if message["role"] == "developer" else message["role"]
         if not isinstance(role, str) or role not in ROLE_TOKENS:
             raise ChatError(f"{where} has role {role!r}: use system, user or assistant")
         if role == "system":
@@ -123,6 +135,8 @@ def validate_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
             raise ChatError(f"{where} is empty: give it text or media")
         kept = {"loss": False} if unlearned(message) else {}
         normalised.append({"role": role, "content": parts} | kept)
+    if to_answer and normalised[-1]["role"] != "user":
+        raise ChatError(f"message {len(normalised) - 1} is the last and its role is {role!r}: {_ASK}")
     return normalised
 
 
@@ -165,7 +179,7 @@ def render(
         ChatError: the messages break a rule.
     """
     segments = [Segment(bos_token)] if bos_token else []
-    for message in validate_messages(messages):
+    for message in validate_messages(messages, to_answer=add_generation_prompt):
         trained = message["role"] == "assistant" and message.get("loss", True)
         segments.append(Segment(ROLE_TOKENS[message["role"]]))
         text = ""
@@ -195,8 +209,9 @@ def chat_template(special_tokens: Sequence[str] = SPECIAL_TOKENS, bos_token: str
     values = {
         "ESCAPES": json.dumps(_escapes(frozenset(special_tokens)), ensure_ascii=False),
         "BOS": json.dumps(bos_token or "", ensure_ascii=False),
+        "ASK": json.dumps(_ASK),
     }
-    return re.sub(r"\b(ESCAPES|BOS)\b", lambda name: values[name[0]], _TEMPLATE)
+    return re.sub(r"\b(ESCAPES|BOS|ASK)\b", lambda name: values[name[0]], _TEMPLATE)
 
 
 _TEMPLATE = """\
@@ -212,9 +227,9 @@ _TEMPLATE = """\
   {{- state.text -}}
 {%- endmacro -%}
 {{- BOS -}}
-{%- set turn = namespace(expected="user", text="") -%}
+{%- set turn = namespace(expected="user", text="", empty=true) -%}
 {%- for message in messages -%}
-  {%- set role = message["role"] -%}
+  {%- set role = "system" if message["role"] == "developer" else message["role"] -%}
   {%- set where = "message " ~ loop.index0 -%}
   {%- if role == "system" -%}
     {%- if not loop.first -%}
@@ -228,16 +243,21 @@ _TEMPLATE = """\
     {%- set turn.expected = "assistant" if role == "user" else "user" -%}
   {%- endif -%}
   {{- "<|" ~ role ~ "|>" -}}
+  {%- set turn.empty = role == "user" -%}
   {%- if message["content"] is string -%}
+    {%- set turn.empty = turn.empty and not message["content"].strip() -%}
     {{- escape(message["content"]) -}}
   {%- else -%}
     {%- set turn.text = "" -%}
     {%- for part in message["content"] -%}
       {%- if part is string -%}
         {%- set turn.text = turn.text ~ part -%}
+        {%- set turn.empty = turn.empty and not part.strip() -%}
       {%- elif "text" in part["type"] -%}
         {%- set turn.text = turn.text ~ part["text"] -%}
+        {%- set turn.empty = turn.empty and not part["text"].strip() -%}
       {%- else -%}
+        {%- set turn.empty = false -%}
         {%- if role != "user" -%}
           {{- raise_exception(where ~ " holds media but its role is '" ~ role ~ "': media go into user messages") -}}
         {%- endif -%}
@@ -256,7 +276,13 @@ _TEMPLATE = """\
     {%- endfor -%}
     {{- escape(turn.text) -}}
   {%- endif -%}
+  {%- if turn.empty -%}
+    {{- raise_exception(where ~ " is empty: give it text or media") -}}
+  {%- endif -%}
   {{- "<|end|>" -}}
+  {%- if add_generation_prompt and loop.last and role != "user" -%}
+    {{- raise_exception(where ~ " is the last and its role is '" ~ role ~ "': " ~ ASK) -}}
+  {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
   {{- "<|assistant|>" -}}
@@ -325,18 +351,27 @@ def _part(part: Any, where: str) -> dict[str, Any]:
 
 def _from_openai(part: dict[str, Any], where: str) -> dict[str, Any]:
     kind = part["type"]
-    try:
-        if kind in ("video_url", "audio_url", "image_url"):
-            value = part[kind]
-            modality = kind.removesuffix("_url")
-            return {"type": modality, modality: value if isinstance(value, str) else value["url"]}
-        if kind == "input_audio":
-            sound = part[kind]
-            return {"type": "audio", "audio": f"data:audio/{sound['format']};base64,{sound['data']}"}
-    except (KeyError, TypeError):
-        form = "{'data', 'format'}" if kind == "input_audio" else "{'url'}"
-        raise ChatError(f"{where} of type {kind!r} needs {kind!r}: {form}") from None
-    return part
+    if not isinstance(kind, str) or kind not in _OPENAI_KEYS:
+        return part
+    value = part.get(kind)
+    if kind != "input_audio" and kind in part and not isinstance(value, Mapping):
+        value = {"url": value}
+    if not isinstance(value, Mapping) or not _OPENAI_KEYS[kind] <= set(value):
+        form = ", ".join(f"'{key}'" for key in sorted(_OPENAI_KEYS[kind]))
+        raise ChatError(f"{where} of type {kind!r} needs {kind!r}: {{{form}}}")
+    for key, said in [*part.items(), *value.items()]:
+        # A uuid is vLLM's name for a recording; a picture has the size that the model was trained with.
+        known = (
+            key in ("type", kind, "uuid") or key in _OPENAI_KEYS[kind] or (key, said) == ("detail", "auto")
+        )
+        if not known and said is not None:
+            raise ChatError(
+                f"{where} has a key {key!r} that a part of type {kind!r} doesn't know: leave it out"
+            )
+    if kind == "input_audio":
+        return {"type": "audio", "audio": f"data:audio/{value['format']};base64,{value['data']}"}
+    modality = kind.removesuffix("_url")
+    return {"type": modality, modality: value["url"]}
 
 
 def _check_source(source: Any, where: str) -> None:

@@ -102,7 +102,7 @@ class LocalEngine:
     def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:
         from transformers import TextIteratorStreamer
 
-        messages = chat.validate_messages(messages)
+        messages = chat.validate_messages(messages, to_answer=True)
         media = [self._features(*part) for part in chat.media_parts(messages)]
         encoded = self.processor.encode(messages, add_generation_prompt=True, media=media)
         inputs = self.processor.collate([encoded], "left")
