@@ -1,19 +1,36 @@
 """What stands between a client and vLLM's API: one ASGI middleware, added to every server of our model.
 
-It keeps, for as long as a request lasts, who asked and which recordings were read (`current`).
+It refuses requests that would not be honoured (`mllm.api_rules`), writes what was seen of the recordings into
+the answer's usage (`mllm.api_usage`), and says vLLM's validation errors in one line. As long as a request
+lasts, `current` tells who asked.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from mllm.api_rules import RULES, ApiError, check_fields, named_parts
+from mllm.api_usage import MediaUsage
+from mllm.errors import MllmError
+
+if TYPE_CHECKING:
+    from mllm.processor import MediaFeatures, MllmProcessor
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+COUNTED = ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses", "/invocations")
+REMEMBERED = 4096  # recordings that clients may name by uuid again
 
 
 @dataclass
@@ -22,38 +39,240 @@ class Exchange:
 
     Attributes:
         client: address of who asks; "" if it is not known (a Unix socket).
+        usage: of the recordings read so far.
+        named: (modality, URL) of recordings that the client has given a uuid, and that uuid.
     """
 
     client: str = ""
+    usage: MediaUsage = field(default_factory=MediaUsage)
+    named: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 # The request that this task works for; None outside of a server (`LLM.generate`). Tasks that the request
 # starts inherit it, threads do not.
 current: ContextVar[Exchange | None] = ContextVar("current", default=None)
 
+_remembered: OrderedDict[tuple[str, str], MediaUsage] = OrderedDict()  # by modality and uuid
+
+
+def note(modality: str, url: str, features: MediaFeatures, processor: MllmProcessor) -> None:
+    """Called by the connector when it has read a recording for the current request."""
+    exchange = current.get()
+    if exchange is None:
+        return
+    usage = MediaUsage.of(features, processor)
+    exchange.usage += usage
+    uuid = exchange.named.get((modality, url))
+    if uuid is not None:
+        _remembered[modality, uuid] = usage
+        _remembered.move_to_end((modality, uuid))
+        while len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+
 
 class ApiMiddleware:
-    """Wraps vLLM's application, inside its authentication."""
+    """Wraps vLLM's application, inside its authentication.
 
-    def __init__(self, app: Application):
+    Args:
+        app: the application.
+        is_ours: whether it serves our model; another's requests pass as they are.
+    """
+
+    def __init__(self, app: Application, is_ours: Callable[[], bool] = lambda: True):
         self.app = app
+        self.is_ours = is_ours
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self.is_ours():
             return await self.app(scope, receive, send)
-        token = current.set(Exchange(client=(scope.get("client") or ("",))[0]))
+        exchange = Exchange(client=(scope.get("client") or ("",))[0])
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["method"] == "POST" and path in RULES:
+            data = await _read(receive)
+            if data is None:
+                return
+            try:
+                body = json.loads(data)
+                if isinstance(body, dict):
+                    _check(path, body, exchange, getattr(scope.get("app"), "state", None))
+            except RecursionError:
+                return await _refuse(send, ApiError("the request is nested too deeply"))
+            except MllmError as error:
+                return await _refuse(send, error)
+            except ValueError:
+                pass  # no JSON: vLLM says so
+            receive = _again(data, receive)
+            data, body = b"", None  # a request may hold a hundred megabytes
+            send = _Answer(send, exchange, counted=path in COUNTED)
+        token = current.set(exchange)
         try:
             await self.app(scope, receive, send)
         finally:
             current.reset(token)
 
 
-def attach() -> None:
+def _check(path: str, body: dict[str, Any], exchange: Exchange, state: Any) -> None:
+    if path == "/invocations":
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    arguments = getattr(state, "args", None)
+    honoured = {"metadata"} if path in ("/v1/responses", "/v1/messages") else set()
+    if getattr(arguments, "scheduling_policy", None) == "priority":
+        honoured.add("priority")
+    if getattr(arguments, "watermark_config", None):
+        honoured.add("watermarking")
+    if path == "/v1/responses" and os.environ.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") not in ("", "0"):
+        honoured |= {"store", "background", "previous_response_id"}
+    check_fields(body, _known_fields(path), honoured)
+    RULES[path](body)
+    if path == "/v1/chat/completions" and "messages" in body:
+        for modality, url, uuid in named_parts(body["messages"]):
+            if url is None:
+                exchange.usage += _remembered.get((modality, uuid), MediaUsage())
+            else:
+                exchange.named[modality, url] = uuid
+
+
+@lru_cache
+def _known_fields(path: str) -> frozenset[str]:
+    """The fields that vLLM reads at an address."""
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.openai.chat_completion.protocol import (
+        BatchChatCompletionRequest,
+        ChatCompletionRequest,
+    )
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+
+    models: dict[str, Any] = {
+        "/v1/chat/completions": ChatCompletionRequest,
+        "/v1/chat/completions/batch": BatchChatCompletionRequest,
+        "/v1/completions": CompletionRequest,
+        "/v1/responses": ResponsesRequest,
+        "/v1/messages": AnthropicMessagesRequest,
+    }
+    return frozenset(models[path].model_fields)
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body; None if the client leaves before it has come."""
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _again(data: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read once more, then what comes behind it (that the client leaves)."""
+    pieces = [data]
+
+    async def receive_again() -> Message:
+        if pieces:
+            return {"type": "http.request", "body": pieces.pop(), "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+async def _refuse(send: Send, error: MllmError) -> None:
+    text = " ".join(str(error).split())
+    told = {
+        "message": text,
+        "type": "BadRequestError",
+        "param": getattr(error, "field", "messages"),
+        "code": 400,
+    }
+    data = json.dumps({"error": told}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+
+
+# --- the answer -----------------------------------------------------------------------------------
+
+
+class _Answer:
+    """`send` for one answer: JSON is held until it is whole, events go on one by one."""
+
+    def __init__(self, send: Send, exchange: Exchange, counted: bool):
+        self.send = send
+        self.exchange = exchange
+        self.counted = counted
+        self.start: Message = {}
+        self.held = b""
+        self.kind = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+            self.kind = dict(message["headers"]).get(b"content-type", b"").partition(b";")[0]
+            if self.kind != b"application/json":
+                await self.send(message)
+        elif message["type"] != "http.response.body" or self.kind not in (
+            b"application/json",
+            b"text/event-stream",
+        ):
+            await self.send(message)
+        elif self.kind == b"text/event-stream":
+            await self._event(message)
+        else:
+            self.held += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._whole()
+
+    async def _event(self, message: Message) -> None:
+        data = self.held + message.get("body", b"")
+        whole, separator, self.held = data.rpartition(b"\n\n")
+        if not message.get("more_body", False):
+            whole, separator, self.held = data, b"", b""
+        if self.counted and b'"usage"' in whole:
+            whole = b"\n\n".join(map(self.exchange.usage.fill_event, whole.split(b"\n\n")))
+        if whole or separator or not message.get("more_body", False):
+            await self.send({**message, "body": whole + separator})
+
+    async def _whole(self) -> None:
+        data = self.held
+        answer = json.loads(data)
+        if self.start["status"] >= 400:
+            error = answer.get("error") if isinstance(answer, dict) else None
+            if isinstance(error, dict) and isinstance(error.get("message"), str):
+                error["message"] = one_line(error["message"])
+                data = json.dumps(answer).encode()
+        elif self.counted and isinstance(answer, dict):
+            self.exchange.usage.fill(answer)
+            data = json.dumps(answer).encode()
+        headers = [pair for pair in self.start["headers"] if pair[0].lower() != b"content-length"]
+        headers.append((b"content-length", str(len(data)).encode()))
+        await self.send({**self.start, "headers": headers})
+        await self.send({"type": "http.response.body", "body": data})
+
+
+_LISTED = re.compile(r"""'loc': '(?:body\.)?([^']*)', 'msg': (?:'([^']*)'|"([^"]*)")""")
+_PRINTED = re.compile(r"^\d+ validation errors? for .*\n(\S+)\n\s+(.*?)(?: \[type=|$)", re.MULTILINE)
+
+
+def one_line(message: str) -> str:
+    """vLLM's error in one line: of pydantic's list, which has all forms that a field may have, the first."""
+    if "validation error" in message:
+        if listed := _LISTED.search(message):
+            return f"{listed[1]}: {listed[2] or listed[3]}"
+        if printed := _PRINTED.search(message):
+            return f"{printed[1]}: {printed[2]}"
+    return " ".join(message.split())
+
+
+# --- adding it ------------------------------------------------------------------------------------
+
+
+def attach(is_ours: Callable[[], bool]) -> None:
     """Make vLLM's servers in this process wrap their application; safe to call again.
 
     vLLM asks plugins for no middleware, and `--middleware` would have to be typed with every `vllm serve`.
     Wrapped is the function that adds vLLM's own: ours comes inside of them, so that who has no key is turned
-    away first.
+    away first. Details of the usage are on without their flag, too.
     """
     from vllm.entrypoints.launchers import app as launcher
 
@@ -61,9 +280,11 @@ def attach() -> None:
     if getattr(add_vllms, "with_mllm", False):
         return
 
-    def add_all(args: Any, app: Any, *more: Any) -> None:
-        app.add_middleware(ApiMiddleware)
-        add_vllms(args, app, *more)
+    def add_all(arguments: Any, app: Any, *more: Any) -> None:
+        app.add_middleware(ApiMiddleware, is_ours=is_ours)
+        if is_ours():
+            arguments.enable_prompt_tokens_details = True
+        add_vllms(arguments, app, *more)
 
     add_all.with_mllm = True  # type: ignore[attr-defined]
     launcher.init_entrypoints_middleware = add_all

@@ -160,7 +160,11 @@ class MllmMediaConnector(MediaConnector):
 
     async def _read_async(self, modality: str, url: str) -> Recording | None:
         processor = vllm_plugin.served_processor()
-        return processor and await self.load_from_url_async(url, RecordingIO(processor, modality))
+        if processor is None:
+            return None
+        recording = await self.load_from_url_async(url, RecordingIO(processor, modality))
+        vllm_api.note(modality, url, recording.features, processor)
+        return recording
 
     def fetch_video(self, video_url: str, **options: Any) -> Any:
         return self._read("video", video_url) or super().fetch_video(video_url, **options)

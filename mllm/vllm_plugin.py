@@ -42,16 +42,39 @@ CACHE_BYTES = 256 * MEGABYTE  # features of recent recordings: a follow-up quest
 def register() -> None:
     """Make vLLM know the model, its config, its processor and its media connector. Safe to call again."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     import mllm.processor  # registers the config and the processor with transformers
     import mllm.vllm_connector  # noqa: F401  registers the media connector
 
     # Lazily, as a string: importing the model here would start torch's accelerator in every process.
     ModelRegistry.register_model(ARCHITECTURE, "mllm.vllm_model:MllmForVllm")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = CompactJson
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
     # Servers have read their command line with this module; workers and offline use need no HTTP.
     if "vllm.entrypoints.launchers.cli_args" in sys.modules:
-        vllm_api.attach()
+        vllm_api.attach(is_ours=lambda: served_processor() is not None)
+
+
+class CompactJson:
+    """What vLLM asks about our model's configuration: JSON that a grammar guides is written without blanks.
+
+    Between its fields JSON may hold any white space, and a small model that likes none of the words allowed
+    goes on with blanks to its last token. vLLM can forbid that to one engine, not to its choice by schema
+    ("auto"): of the two that it fits, guidance knows more of JSON Schema. An object holds the properties that
+    its schema names, if that does not ask for others: else it need not end either.
+    """
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        config = vllm_config.structured_outputs_config
+        if config.backend == "auto":
+            config.backend, config.disable_additional_properties = "guidance", True
+        config.disable_any_whitespace |= config.backend in ("xgrammar", "guidance")
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Nothing to change."""
 
 
 def limits_from_environment() -> MediaLimits:

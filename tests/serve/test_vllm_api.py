@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 
-from mllm.vllm_api import ApiMiddleware, current
+from mllm.processor import MediaFeatures
+from mllm.vllm_api import ApiMiddleware, current, note, one_line
+from mllm.windows import Seen
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
 
 
 def request(application, method: str = "GET", path: str = "/health", **options) -> httpx.Response:
     """One request through the middleware, as a server would send it."""
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(ApiMiddleware(application), client=("192.0.2.7", 4321))
+        wrapped = application if isinstance(application, ApiMiddleware) else ApiMiddleware(application)
+        transport = httpx.ASGITransport(wrapped, client=("192.0.2.7", 4321))
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(send())
 
 
-async def answer(send, text: str) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": text.encode()})
+async def answer(send, *pieces: str, status: int = 200, kind: str = "application/json") -> None:
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len("".join(pieces).encode()))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    for piece in pieces:
+        await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def test_a_task_that_the_request_starts_knows_who_asked():
@@ -31,15 +42,15 @@ def test_a_task_that_the_request_starts_knows_who_asked():
         async def work() -> str:
             return current.get().client
 
-        await answer(send, await asyncio.create_task(work()))
+        await answer(send, await asyncio.create_task(work()), kind="text/plain")
 
     assert request(application).text == "192.0.2.7"
     assert current.get() is None
 
 
 def test_every_vllm_server_gets_the_middleware_once():
-    launcher = pytest.importorskip("vllm.entrypoints.launchers.app", reason="vLLM is not installed")
     import vllm.entrypoints.launchers.cli_args  # noqa: F401  what every server has read by then
+    from vllm.entrypoints.launchers import app as launcher
 
     from mllm.vllm_plugin import register
 
@@ -66,3 +77,118 @@ def test_every_vllm_server_gets_the_middleware_once():
     names = [kind.__name__ for kind in added]
     assert names.count("ApiMiddleware") == 1
     assert names.index("ApiMiddleware") < names.index("AuthenticationMiddleware")  # added later: further out
+
+
+# --- what is written into the usage ---------------------------------------------------------------
+
+CHAT = "/v1/chat/completions"
+VIDEO = {"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}}
+PROCESSOR = SimpleNamespace(video_queries=8, audio_queries=4)
+CLIP = MediaFeatures(  # three windows, one of them without sound
+    "video",
+    None,
+    None,
+    torch.zeros(0),
+    [(0.0, True, True), (2.0, True, True), (4.0, True, False)],
+    Seen(3, 12, 5.5, 5.5, True, True),
+)
+USAGE = {"prompt_tokens": 50, "completion_tokens": 3, "total_tokens": 53}
+FILLED = {"video_tokens": 24, "audio_tokens": 8, "image_tokens": 0, "frames": 12, "seconds": 5.5}
+
+
+def ask(application, content, **options) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": content}], "model": "nano", **options}
+    return request(application, "POST", CHAT, json=body)
+
+
+def test_usage_says_what_was_seen():
+    async def application(scope, receive, send):
+        note("video", VIDEO["video_url"]["url"], CLIP, PROCESSOR)
+        body = json.loads((await receive())["body"])
+        assert body["messages"][0]["content"] == [VIDEO]
+        details = {"cached_tokens": 32, "multimodal_tokens": {"video": 40}}
+        await answer(send, json.dumps({"usage": USAGE | {"prompt_tokens_details": details}}))
+
+    usage = ask(application, [VIDEO]).json()["usage"]
+    sides = {"video": 24, "audio": 8}
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 32, "multimodal_tokens": sides} | FILLED
+
+
+def test_usage_at_the_end_of_a_stream():
+    events = [
+        {"choices": [{"delta": {"content": 'the word "usage"'}}]},
+        {"choices": [{"delta": {"content": "!"}}], "usage": USAGE},
+        {"choices": [], "usage": USAGE | {"prompt_tokens_details": None}},
+    ]
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+    async def application(scope, receive, send):
+        note("video", "", CLIP, PROCESSOR)
+        # In pieces that have nothing to do with events.
+        await answer(send, *[text[at : at + 7] for at in range(0, len(text), 7)], kind="text/event-stream")
+
+    lines = ask(application, [VIDEO], stream=True).text.split("\n\n")
+    assert lines[3:] == ["data: [DONE]", ""]
+    seen = [json.loads(line.removeprefix("data: ")) for line in lines[:3]]
+    assert seen[:2] == events[:2]
+    assert seen[2]["usage"] == USAGE | {"prompt_tokens_details": FILLED}
+
+
+def test_a_recording_named_by_uuid_again_is_counted_again():
+    async def application(scope, receive, send):
+        content = json.loads((await receive())["body"])["messages"][0]["content"]
+        if content[0]["video_url"]:
+            note("video", content[0]["video_url"]["url"], CLIP, PROCESSOR)
+        await answer(send, json.dumps({"usage": USAGE}))
+
+    for part in (VIDEO | {"uuid": "x"}, {"type": "video_url", "video_url": None, "uuid": "x"}):
+        assert ask(application, [part]).json()["usage"]["prompt_tokens_details"] == FILLED
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+async def never(scope, receive, send):
+    raise AssertionError("the request should have been refused")
+
+
+def test_a_refusal_is_an_error_of_openais_form():
+    for reply in (ask(never, []), ask(never, "hi", tools=[{"type": "file_search"}])):
+        assert reply.status_code == 400
+        error = reply.json()["error"]
+        assert (error["code"], error["type"]) == (400, "BadRequestError")
+        assert error["message"] in (
+            "message 0 is empty: give it text or media",
+            "this model calls no tools (tools[0] is of type 'file_search'): leave 'tools' out",
+        )
+
+
+def test_no_json_and_too_deep_json():
+    async def application(scope, receive, send):
+        await answer(send, (await receive())["body"].decode(), kind="text/plain")
+
+    assert request(application, "POST", CHAT, content=b"{'no'}").text == "{'no'}"  # vLLM's to refuse
+    deep = request(never, "POST", CHAT, content=b"[" * 100_000)
+    assert (deep.status_code, deep.json()["error"]["message"]) == (400, "the request is nested too deeply")
+
+
+def test_vllms_validation_errors_become_one_line():
+    listed = (
+        "2 validation errors:\n  {'type': 'x', 'loc': 'body.stop', 'msg': 'Input should be a list', 'i': 5}"
+    )
+    printed = "8 validation errors for Foo\n0.Bar.text\n  Field required [type=missing]\n    For further …"
+
+    async def application(scope, receive, send):
+        await answer(send, json.dumps({"error": {"message": listed}}), status=400)
+
+    assert ask(application, "hi").json() == {"error": {"message": "stop: Input should be a list"}}
+    assert one_line(printed) == "0.Bar.text: Field required"
+    assert one_line("first\nsecond") == "first second"
+
+
+def test_another_models_requests_pass_as_they_are():
+    async def application(scope, receive, send):
+        await answer(send, json.dumps({"usage": USAGE}))
+
+    other = ApiMiddleware(application, is_ours=lambda: False)
+    assert request(other, "POST", CHAT, json={"messages": []}).json() == {"usage": USAGE}
