@@ -47,7 +47,7 @@ def parse_columns(texts: Sequence[str], known: Sequence[str], name: str) -> Colu
         ConfigError: it is not of that form, or there is no such role.
     """
     columns: Columns = {}
-    for text in filter(None, (part for given in texts for part in given.split(","))):
+    for text in filter(None, (part.strip() for given in texts for part in given.split(","))):
         role, found, column = text.partition("=")
         if not known:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ class Form:
 
 
 def _file(row: Row) -> str:
-    return row.where.rsplit(" ", 2)[0]
+    return re.split(r" row \d+$| line \d+$| \(one object", row.where)[0]
 
 
 def _records(job: Job, row: Row, form: Form, media: list[Part], id: str) -> Iterator[Record]:
@@ -113,6 +114,8 @@ def _records(job: Job, row: Row, form: Form, media: list[Part], id: str) -> Iter
         if not texts:
             job.left_out[f"no {target}"] += 1
         elif target == "text" and media[0]["type"] != "image":
+            if media[0]["type"] == "video" and "text" not in job.columns:
+                job.noted["text of a video taken as what is said: if it describes, --columns caption=…"] += 1
             yield job.transcript(name, media, texts[0], labels=labels)
         else:
             about = "audio" if media[0]["type"] == "audio" else "video"

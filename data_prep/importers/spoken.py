@@ -35,7 +35,7 @@ def subtitles(job: Job) -> Iterator[Record]:
                 job.noted["more subtitles of one recording: only those in its language say what is said"] += 1
             id = f"{name}.{language}" if language else name
             labels = {"language": language} if language else None
-            for number, stretch in enumerate(_stretches(_spoken(job, lines), job.stretch)):
+            for number, stretch in enumerate(_stretches(_spoken(job, _unrolled(job, lines)), job.stretch)):
                 start, end = stretch[0]["start"], max(line["end"] for line in stretch)
                 words = [
                     [round(line["start"] - start, 3), round(line["end"] - start, 3), line["text"]]
@@ -43,6 +43,21 @@ def subtitles(job: Job) -> Iterator[Record]:
                 ]
                 said, cut = " ".join(line["text"] for line in stretch), part | {"start": start, "end": end}
                 yield job.transcript(f"{id}-{number}", [cut], said, words=words, labels=labels)
+
+
+def _unrolled(job: Job, lines: list[Line]) -> list[Line]:
+    """Lines without what each repeats of the one before, where most do: so YouTube's captions roll."""
+    shown, repeated, kept = [""], 0, []
+    for line in lines:
+        words = line["text"].split()
+        same = next(size for size in range(len(words), -1, -1) if words[:size] == shown[len(shown) - size :])
+        repeated += same > 0
+        kept.append(line | {"text": " ".join(words[same:])})
+        shown = words or shown
+    if 2 * repeated <= len(lines) or len(lines) < 3:
+        return lines
+    job.noted["rolling captions: what a line repeats is taken once"] += 1
+    return [line for line in kept if line["text"]]
 
 
 def _spoken(job: Job, lines: list[Line]) -> Iterator[Line]:

@@ -116,6 +116,30 @@ def test_subtitles_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert report.missing == ["b.mp4"]
 
 
+def test_captions_that_roll_are_taken_once(tmp_path: Path) -> None:
+    media = folder(tmp_path, "talk.webm")
+    (media / "talk.en.vtt").write_text(  # as yt-dlp writes YouTube's own
+        "WEBVTT\nKind: captions\n\n"
+        "00:00:00.000 --> 00:00:02.000 align:start position:0%\n \nhello<00:00:00.500><c> dear</c>\n\n"
+        "00:00:02.000 --> 00:00:02.010\nhello dear\n \n\n"
+        "00:00:02.010 --> 00:00:04.000\nhello dear\nall<00:00:03.000><c> of you</c>\n\n"
+        "00:00:04.000 --> 00:00:04.010\nall of you\n \n\n"
+        "00:00:04.010 --> 00:00:06.000\nall of you\nwho came\n\n"
+    )
+    (record,), report = imported(tmp_path, media)
+    assert record["answer"] == "hello dear all of you who came"
+    assert [word[2] for word in record["words"]] == ["hello dear", "all of you", "who came"]
+    assert report.noted == {"rolling captions: what a line repeats is taken once": 1}
+
+
+def test_what_is_said_twice_is_written_twice(tmp_path: Path) -> None:
+    media = folder(tmp_path, "a.mp4")
+    said = enumerate(["no", "no", "stop", "I"])
+    cues = [f"00:00:0{at},000 --> 00:00:0{at + 1},000\n{text}\n" for at, text in said]
+    (media / "a.srt").write_text("\n".join(cues))
+    assert imported(tmp_path, media)[0][0]["answer"] == "no no stop I"
+
+
 def test_a_folder_without_subtitles_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="^subtitles: no records: give --annotations its files, or --media"):
         imported(tmp_path, folder(tmp_path, "a.mp4"))

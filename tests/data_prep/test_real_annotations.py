@@ -57,6 +57,10 @@ ACTIVITYNET = "activitynet_qa/dataset"
         ("meld", [f"meld/data/MELD/{split}_sent_emo.csv" for split in ("train", "dev", "test")], 13_708),
         ("chats", ["llamafactory_demo/alpaca_en_demo.json"], 999),
         ("chats", ["llamafactory_demo/identity.json"], 91),
+        ("moments", ["moments/qvhighlights_val.jsonl"], 1_550),
+        ("moments", ["moments/charades_test.jsonl"], 3_720),
+        ("moments", ["moments/unav100_subset_test.jsonl"], 100),
+        ("moments", ["real_sintel/moments.json"], 23),
     ],
 )
 def test_official_counts(counted, name: str, files: list[str], records: int) -> None:
@@ -91,6 +95,26 @@ def test_recordings_that_are_labelled_by_their_names(
     answers = Counter(record["answer"] for record in read_records(tmp_path / "records.jsonl"))
     assert max(answers.values()) <= 2 * each
     assert min(answers.values()) >= each
+
+
+def test_a_film_and_its_subtitles(counted, tmp_path: Path) -> None:
+    report = counted("subtitles", media="real_sintel")
+    records = list(read_records(tmp_path / "records.jsonl"))
+    assert (report.records, report.missing, report.left_out) == (12, [], {})
+    assert sum(len(record["words"]) for record in records) == 26  # as many as its README counts
+    assert records[0]["answer"].startswith("This blade has a dark past. It has shed much innocent blood.")
+
+
+def test_a_table_with_tabs_that_names_its_classes(counted, real_data: Path, tmp_path: Path) -> None:
+    rows = list(read_records(real_data / "real_esc10" / "test.jsonl"))
+    names = [(Path(row["messages"][0]["content"][0]["audio"]).stem, row["answer"]) for row in rows]
+    table = tmp_path / "esc10.csv"
+    lines = [f"{name}.wav\t{label}\n" for name, label in names]
+    table.write_text("".join(["filename\tcategory\n", *lines]))
+    report = counted("table", str(table), media="real_esc10")
+    assert (report.records, report.missing) == (80, [])
+    answers = Counter(record["answer"] for record in read_records(tmp_path / "records.jsonl"))
+    assert answers == Counter(label for _, label in names)
 
 
 @pytest.mark.parametrize(
