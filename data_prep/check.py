@@ -123,6 +123,8 @@ def _check_times(row: Row, checked: Checked) -> None:
     _, path, options = media[0]
     duration, start = facts.info.get("duration", 0.0), options.get("start") or 0
     length = min(duration, options.get("end") or duration) - start
+    if length <= 0:
+        return  # told of the cut itself
     for key in FORMS:
         for number, (begins, ends, *_) in enumerate(row.record.get(key) or (), start=1):
             outside = begins >= length

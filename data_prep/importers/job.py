@@ -199,11 +199,12 @@ class Job:
         self, name: str, kind: str | None = None, start: float | None = None, end: float | None = None
     ) -> Part:
         """A recording of any kind: as its suffix says; else one that is found; else `kind`; else a video."""
-        suffix = Path(name).suffix.lower()
-        if name.startswith(("data:", "http://", "https://")):
-            kind = kind or next((k for k in SUFFIXES if name.startswith(f"data:{k}/")), "video")
+        address = name.startswith(("data:", "http://", "https://"))
+        suffix = Path(name.partition("?")[0] if address else name).suffix.lower()
+        told = [k for k, suffixes in SUFFIXES.items() if suffix in suffixes or name.startswith(f"data:{k}/")]
+        if address:
+            kind = (told or [kind or "video"])[0]
             return {"type": kind, kind: name} | (_span(start, end) if kind != "image" else {})
-        told = [k for k, suffixes in SUFFIXES.items() if suffix in suffixes]
         there = [k for k in (kind, *SUFFIXES) if k is not None and self.media.has(k, Path(name).name)]
         kind = (told or there or [kind or "video"])[0]
         if kind == "image":

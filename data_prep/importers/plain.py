@@ -273,7 +273,7 @@ def coco_captions(job: Job) -> Iterator[Record]:
 def _pictured(job: Job, image: Row, captions: dict[Any, list[str]]) -> Iterator[Record]:
     """The record of a picture; its captions are taken out of `captions`."""
     id = image["imgid"] if "id" not in image and "imgid" in image else image["id"]
-    name = image["filename"] if "file_name" not in image else image["file_name"]
+    name = image["filename"] if "filename" in image else image["file_name"]
     texts = captions.pop(id, None) or [sentence["raw"].strip() for sentence in image.get("sentences", ())]
     if texts := [text for text in texts if text]:
         labels = {"split": image["split"]} if "split" in image else None

@@ -498,6 +498,7 @@ def test_words_and_spans_lie_in_the_recording_or_its_cut(tmp_path: Path) -> None
         row(3, "film.mp4", spans=[[0, 4], [11, 12]], **moments),
         row(4, "film.mp4", start=5, end=8, words=[[0, 1, "a"], [2, 3, "star"]]),
         row(5, "film.mp4", start=5, end=8, words=[[5, 6, "a"], [7, 8, "star"]]),
+        row(6, "film.mp4", start=11, words=[[0, 1, "a"]]),
     ]
     checked = check([write(tmp_path, "rows.jsonl", rows)], workers=1)
     found = [(finding.row, finding.kind, finding.severity) for finding in checked.findings]
@@ -505,6 +506,7 @@ def test_words_and_spans_lie_in_the_recording_or_its_cut(tmp_path: Path) -> None
         (2, "spans outside", "warning"),
         (3, "spans outside", "error"),
         (5, "words outside", "error"),
+        (6, "span outside", "error"),  # and no more of it
     ]
     assert "film.mp4: words 1 lasts from 5 to 6 s, the cut 3.00 s: times count" in checked.findings[2].what
 

@@ -91,6 +91,18 @@ def test_a_recording_without_a_suffix_is_what_is_found_of_that_name(tmp_path: Pa
     assert report.missing == []
 
 
+def test_addresses_and_data_are_kept_as_they_are(tmp_path: Path) -> None:
+    csv = "file;caption\nhttps://a.org/b.wav?x=1;one\ndata:image/png;base64,QUJD;two\n"
+    with pytest.raises(RecordError, match="t.csv line 3: 3 columns where 2 were announced: put quotation"):
+        do_import(tmp_path, "table", {"t.csv": csv.replace("https://a.org/b.wav?x=1;one\n", "\n")})
+    csv = csv.replace(";caption", "|caption").replace(";one", "|one").replace(";two", "|two")
+    records, _ = do_import(tmp_path, "table", {"t.csv": csv})
+    assert [medium(record) for record in records] == [
+        {"type": "audio", "audio": "https://a.org/b.wav?x=1"},
+        {"type": "image", "image": "data:image/png;base64,QUJD"},
+    ]
+
+
 def test_recordings_lie_beside_the_table_unless_media_says_where(tmp_path: Path, capsys) -> None:
     folder(tmp_path, "clips/a.wav")
     table = tmp_path / "media" / "t.csv"
