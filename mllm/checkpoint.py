@@ -22,15 +22,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from mllm.build import build_model, greedy_generation, train_tokenizer
 from mllm.card import card_info, write_model_card
 from mllm.errors import MllmError
 from mllm.experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
+    import torch
+
+    from mllm.build import build_model, train_tokenizer
     from mllm.model import MllmForConditionalGeneration
     from mllm.processor import MllmProcessor
 
@@ -55,6 +56,14 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name in ("build_model", "train_tokenizer"):  # they load torch, which finding a checkpoint need not
+        from mllm import build
+
+        return getattr(build, name)
+    raise AttributeError(name)
+
+
 # --- loading ------------------------------------------------------------------------------------------------
 
 
@@ -74,7 +83,7 @@ def find_default_checkpoint() -> Path:
 
 def load(
     folder: str | Path | None = None,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype | str = "float32",
     device: str | torch.device = "cpu",
     merge: bool = True,
 ) -> tuple[Any, MllmProcessor]:
@@ -88,6 +97,7 @@ def load(
     Raises:
         MllmError: if there is no checkpoint, or one without some of its weights.
     """
+    from mllm.build import greedy_generation
     from mllm.model import MllmForConditionalGeneration
 
     base, adapter = resolve(folder)
@@ -129,6 +139,8 @@ def _no_bars() -> Iterator[None]:
 
 
 def _dtype(name: torch.dtype | str) -> torch.dtype:
+    import torch
+
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise MllmError(f"dtype is '{name}': choose bfloat16, float16 or float32")
@@ -287,7 +299,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
 def export(
     source: str | Path,
     out: str | Path,
-    dtype: torch.dtype | str = torch.bfloat16,
+    dtype: torch.dtype | str = "bfloat16",
     adapter: str = "merged",
     scores: str | Path | None = None,
 ) -> Path:
@@ -313,7 +325,7 @@ def export(
     dtype = _dtype(dtype)
     base, _ = resolve(source)
     # Merged in float32 and rounded once.
-    model, processor = load(source, dtype=torch.float32, merge=adapter == "merged")
+    model, processor = load(source, dtype="float32", merge=adapter == "merged")
     found = {name: Path(base) / name for name in PROVENANCE}
     extra = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path.is_file()}
     folder = save(model, processor, out, extra, dtype=dtype)

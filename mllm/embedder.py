@@ -6,8 +6,6 @@ all of them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from mllm.errors import ConfigError, MediaError
 from mllm.media import MediaLimits, load_clip, probe
 from mllm.model import MllmForConditionalGeneration
 from mllm.processor import MediaFeatures, MllmProcessor, collate_media
+from mllm.text_embedder import OF_VECTORS, model_fingerprint
 from mllm.windows import Window, load_windows
 
 Modality = Literal["video", "audio", "both", "image"]
@@ -276,29 +275,22 @@ class Embedder:
     # --- identity -------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """sha256 of all that decides a vector: weights of towers, Q-Formers and space, and how media is cut.
+        """See `model_fingerprint`.
 
         Weights count as float32, so that a bf16 checkpoint has one fingerprint in whatever type it is loaded.
         The decoder does not count: tuning it alone leaves an index valid.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
-            wanted = ("video_tower.", "video_qformer.", "audio_tower.", "audio_qformer.", "space.")
-            for key, tensor in sorted(self.model.model.state_dict().items()):
-                if key.startswith(wanted):
-                    digest.update(f"{key} {list(tensor.shape)}".encode())
-                    digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
+            state = self.model.model.state_dict()
+            names = sorted(name for name in state if name.startswith(OF_VECTORS))
+            config = self.model.config
+            self._fingerprint = model_fingerprint(
+                vars(self.processor),
+                (config.image_mean, config.image_std),
+                self.processor.tokenizer.get_vocab(),
+                ((name, state[name].detach().float().cpu().numpy()) for name in names),
+            )
         return self._fingerprint
-
-    def _settings(self) -> dict[str, Any]:
-        processor, config = self.processor, self.model.config
-        names = ("image_size", "mel_bins", "chunk_seconds", "window_seconds", "frames_per_window")
-        settings = {name: getattr(processor, name) for name in names}
-        settings["pixels"] = [list(config.image_mean), list(config.image_std)]
-        # The text tower reads the decoder's ids: another vocabulary is another space.
-        settings["vocabulary"] = sorted(processor.tokenizer.get_vocab().items())
-        return settings
 
 
 def _require(features: MediaFeatures, modality: str, source: Any) -> None:

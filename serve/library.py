@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
     from mllm.embedder import Embedder
+    from mllm.index import Index
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
 
@@ -113,13 +115,13 @@ def search(
     from rich.text import Text
 
     from mllm.errors import MllmError
-    from mllm.index import Index, check_modality, describe
+    from mllm.index import check_modality, describe
 
     check_modality(modality)
     if not text.strip():
         raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
     describe(index)  # a missing index is told before a model is loaded
-    found = Index.open(index, _embedder(model, index), create=False).find(text, k, modality)
+    found = _open_to_search(model, index).find(text, k, modality)
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hits in found.values() for hit in hits], ensure_ascii=False))
         return
@@ -143,15 +145,38 @@ def clock(seconds: float, up: bool = False) -> str:
 
 
 def _embedder(model: str | None, index: Path | None, features: Path | None = None) -> Embedder:
-    """The model asked for, else the one that filled the index, else the one that ships."""
-    from mllm import index as library
     from mllm.embedder import Embedder
 
-    if model is None and index is not None and library.exists(index):
+    return Embedder.from_pretrained(_model(model, index), features=features)
+
+
+def _model(asked: str | None, index: Path | None) -> str | None:
+    """The model asked for, else the one that filled the index, else None: the one that ships."""
+    from mllm import index as library
+
+    if asked is None and index is not None and library.exists(index):
         filled_by = library.describe(index).model
         # A folder that has been moved since: the default may be the same model, and the stamp will tell.
-        model = filled_by if Path(filled_by).exists() or not Path(filled_by).is_absolute() else None
-    return Embedder.from_pretrained(model, features=features)
+        return filled_by if Path(filled_by).exists() or not Path(filled_by).is_absolute() else None
+    return asked
+
+
+def _open_to_search(model: str | None, index: Path) -> Index:
+    """The index with the text side of its model alone, where that will do: torch takes seconds to load."""
+    from mllm.errors import ConfigError
+    from mllm.index import Index
+    from mllm.text_embedder import TextEmbedder
+
+    folder = _model(model, index)
+    if folder is None:
+        from mllm.checkpoint import find_default_checkpoint
+
+        folder = str(find_default_checkpoint())
+    text_side = TextEmbedder.from_pretrained(folder)
+    if text_side is not None:
+        with suppress(ConfigError):  # another model's index: the whole model has the last word
+            return Index.open(index, cast("Embedder", text_side), create=False)  # it reads no recordings
+    return Index.open(index, _embedder(model, index), create=False)
 
 
 def _short(path: str) -> str:

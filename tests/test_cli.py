@@ -176,3 +176,32 @@ def test_the_command_is_installed() -> None:
     assert result.returncode == 2
     assert "No such command 'nonsense'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data check {folder}/none.jsonl",
+        "data import {folder}/none.json",
+        "data formats",
+        "chat --url http://127.0.0.1:9 hello",
+        "index info --index {folder}",
+        "search star --index {folder}",
+        "serve --help",
+        "eval records --help",
+        "train all --help",
+        "bench serve --help",
+    ],
+)
+def test_what_needs_no_model_loads_no_torch(words, tmp_path):
+    script = f"""
+import sys
+from mllm.cli import main
+try:
+    main({words.format(folder=tmp_path).split()!r})
+except SystemExit:
+    heavy = [name for name in ("torch", "transformers", "vllm", "matplotlib") if name in sys.modules]
+    sys.exit(", ".join(heavy) or None)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
