@@ -160,17 +160,21 @@ def _check_answer(record: dict[str, Any], row: Row, checked: Checked) -> None:
         checked.add("warning", "no options", row, "'options' is empty: name them, or leave it out")
     if options:
         _check_options(options, row, checked)
-    if options and answer is not None and answer not in options:
+    known = [normalise(option) for option in options or ()]  # as answers are compared
+    if options and answer is not None and normalise(answer) not in known:
         checked.add(
             "error", "answer not an option", row, f"answer {answer!r} is not among the options: {options}"
         )
     elif (
-        options and "answer" not in record and said is not None and not any(text in said for text in options)
+        options
+        and "answer" not in record
+        and said is not None
+        and not any(text in normalise(said) for text in known)
     ):
         checked.add(
             "error", "answer not an option", row, f"the assistant says {said!r}, no option: {options}"
         )
-    if answer is not None and said is not None and said.strip() != answer.strip():
+    if answer is not None and said is not None and normalise(said) != normalise(answer):
         checked.add("warning", "answer not said", row, f"'answer' is {answer!r}, the assistant says {said!r}")
     truth = _truth(record)
     if truth is not None and not exact_match(escape(truth, SPECIAL_TOKENS), truth):

@@ -19,9 +19,10 @@ from typing import Any
 from mllm.errors import ChatError
 
 LEARNED = frozenset((
-    *("loss", "loss_weight", "loss_scale", "loss_mask", "weight", "compute_loss", "output_with_loss"),
-    *("train", "training", "trainable", "train_on_turn", "train_on_output", "learn", "learned", "learnable"),
-    *("supervised", "kto_tag", "desirable", "is_desirable"),
+    *("loss", "loss_weight", "loss_scale", "loss_mask", "use_loss", "compute_loss", "calculate_loss"),
+    *("weight", "output_with_loss", "train", "training", "trained", "trainable", "is_train", "do_train"),
+    *("train_on_turn", "train_on_output", "learn", "learned", "learnable", "supervised"),
+    *("kto_tag", "desirable", "is_desirable"),
 ))  # fmt: skip
 SPARED = frozenset((
     *("mask", "masked", "is_masked", "masked_out", "rejected", "is_rejected", "undesirable"),
@@ -40,10 +41,10 @@ def unlearned(fields: Mapping[str, Any]) -> str | None:
     Raises:
         ChatError: some of it is to be learned, and some not.
     """
-    for key in sorted(fields.keys() & FLAGS):
-        says = _says(key, fields[key])
-        if says is not None and says == (key in SPARED):
-            return f"{key!r}: {str(fields[key])[:40]}"
+    for key, value in fields.items():
+        name = key.lower() if isinstance(key, str) else ""  # a table's header may say Label
+        if name in FLAGS and _says(name, value) is (name in SPARED):
+            return f"{key!r}: {str(value)[:40]}"
     return None
 
 

@@ -31,6 +31,8 @@ SPARING = [
     {"rejected": True},
     {"ignore": "true"},
     {"loss_mask": [0, 0, 0]},
+    {"Weight": "0.0"},
+    {"Label": "FALSE"},
     {"train_detail": [{"begin_offset": 0, "end_offset": 7, "train": False}]},
 ]
 

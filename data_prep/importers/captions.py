@@ -28,7 +28,11 @@ def msrvtt_captions(job: Job) -> Iterator[Record]:
                 row = Row(sentence, f"{path.name} sentences row {number}")
                 caption = row.text("caption")
                 captions[row["video_id"]].append(caption)
-        splits |= {video["video_id"]: video["split"] for video in whole.get("videos", ()) if "split" in video}
+        for number, video in enumerate(whole.get("videos", ()), start=1):
+            job.where = f"{path.name} videos row {number}"
+            with job.or_left_out():
+                if "split" in video:
+                    splits[video["video_id"]] = video["split"]
     listed: dict[str, None] = {}
     for row in job.rows(only=".csv"):
         with job.or_left_out():

@@ -55,7 +55,7 @@ def _left_out(row: Row, turns: list[Turn]) -> str | None:
         flag = unlearned(row)
     except ChatError as error:
         raise RecordError(f"{row.where}: {error}") from None
-    if row.get("label") in (0, "0"):
+    if any(row.get(key) in (0, "0") for key in ("label", "Label")):
         flag = flag or "'label': 0"  # KTO's false, through a table
     if isinstance(row.get("mask"), str) and ROLES.get(row["mask"].lower()) == "assistant":
         flag = f"'mask': {row['mask']}"  # NeMo names the role that is not learned
@@ -101,6 +101,9 @@ def _turns(row: Row) -> list[Turn]:
         turns = [*_history(row), *_said("user", asked), *_said("assistant", row.get("output"))]
     elif "query" in row and "response" in row:  # of ms-swift's older form
         turns = [*_history(row), *_said("user", row["query"]), *_said("assistant", row["response"])]
+    elif "preferred_output" in row and isinstance(row.get("input"), dict):  # OpenAI's
+        turns = [_turn(turn) for turn in _dicts(Row(row["input"], row.where), "messages")]
+        turns += _said("assistant", row["preferred_output"])
     elif "completion" in row or "chosen" in row:  # TRL's; `prompt` may be part of what was chosen
         turns = [*_said("user", row.get("prompt")), *_said("assistant", row.get("completion"))]
     else:

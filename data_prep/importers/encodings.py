@@ -27,6 +27,7 @@ NOT_TEXT = {  # how files begin that are no text
 # What people's files are in, beside UTF-8. Code pages of DOS and of mainframes would look as likely.
 WIDE = ["gb18030", "big5", "cp932", "euc_jp", "cp949"]  # of Chinese, Japanese, Korean
 CANDIDATES = [*WIDE, "tis_620", "koi8_r", "iso8859_2", *(f"cp125{number}" for number in range(9))]
+DAMAGED = "utf-8 with damaged characters"
 LEAST = 40  # bytes beyond ASCII from which an encoding is told
 MESS = 5  # percent of characters that look out of place: most in the best reading, and least more in others
 WORDS = 10  # percent by which the letters of a language must fit better than in others, at least
@@ -65,6 +66,8 @@ def decoded(data: bytes, where: str, named: str | None = None, usual: str | None
     if b"\0" not in data:
         with suppress(UnicodeDecodeError):
             return data.decode(), "utf-8"
+        if _damaged_utf8(data):
+            return data.decode(errors="surrogateescape"), DAMAGED
     if named:
         return _strictly(data, named, where), named
     if b"\0" in data:
@@ -80,6 +83,14 @@ def _strictly(data: bytes, encoding: str, where: str) -> str:
     except (UnicodeError, ValueError) as error:
         at = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise RecordError(f"{where}: is not text in {encoding}{at}: give another --encoding") from None
+
+
+def _damaged_utf8(data: bytes) -> bool:
+    """Whether it is UTF-8 but for a few characters: rows with half a character are left out, as all such."""
+    text = data.decode(errors="replace")
+    bad = text.count("\ufffd")
+    good = sum(character > "\x7f" for character in text) - bad
+    return good >= LEAST and good >= 10 * bad
 
 
 def _western(data: bytes) -> bool:

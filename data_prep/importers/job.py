@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.importers.columns import Columns
+from data_prep.importers.encodings import DAMAGED
 from data_prep.importers.folder import MediaFolder
 from data_prep.importers.subtitles import SUBTITLES, Line, subtitle_lines
 from data_prep.importers.tables import Row, is_nan, object_of, parquet_rows, read_text, rows_of
@@ -116,7 +117,9 @@ class Job:
         """The text of one annotation file."""
         self.opened.add(path)
         text, told = read_text(path, self.encoding, usual)
-        if told == self.encoding:
+        if told == DAMAGED:
+            self.noted["file with damaged characters: rows that have them are left out"] += 1
+        elif told == self.encoding:
             self.noted[f"file read as {told}"] += 1
         elif told not in ("utf-8", usual):
             self.noted[f"file read as {told}, not UTF-8: check its texts"] += 1

@@ -198,10 +198,10 @@ def _checked(importer: Importer, job: Job, out: Path) -> Iterator[Record]:
     """
     try:
         for record in importer.records(job):
-            if reason := _untrainable(record):
-                job.left_out[reason] += 1
-                continue
             with job.or_left_out():
+                if reason := _untrainable(record):
+                    job.left_out[reason] += 1
+                    continue
                 yield validate_record(record, job.where or job.name, out, media_must_exist=False)
     except MllmError:
         raise

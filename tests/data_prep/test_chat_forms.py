@@ -308,9 +308,10 @@ def test_of_two_answers_the_chosen_one_is_learned(tmp_path: Path) -> None:
         {"conversations": EXCHANGE[:1], "chosen": EXCHANGE[1], "rejected": {"from": "gpt", "value": "worse"}},
         {"instruction": "?", "chosen": "x", "rejected": "worse"},
         {"query": "?", "response": "x", "rejected_response": "worse"},
+        {"input": {"messages": [question]}, "preferred_output": [ANSWER], "non_preferred_output": [worse]},
     ]
     records, _ = do_import(tmp_path, "chats", {"r.json": [row | {"id": i} for i, row in enumerate(rows)]})
-    assert [parts(record) + parts(record, 1) for record in records] == [[("text", "?"), ("text", "x")]] * 7
+    assert [parts(record) + parts(record, 1) for record in records] == [[("text", "?"), ("text", "x")]] * 8
 
 
 @pytest.mark.parametrize(

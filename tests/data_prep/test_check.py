@@ -299,6 +299,15 @@ def test_labels_are_compared_only_where_they_are_the_answers(tmp_path: Path) -> 
     assert checked.count("error") == 0, "so that --fix keeps it"
 
 
+def test_answers_are_compared_with_options_as_scores_compare_them(tmp_path: Path) -> None:
+    rows = [question(1, "qa", ["Yes", "No"], "yes."), question(2, "qa", ["A. a cat", "B. a dog"], "b. A dog")]
+    spoken = question(3, "qa", ["Yes", "No"], "it is: YES!")
+    del spoken["answer"]
+    rows.append(spoken)
+    rows.append(question(4, "qa", ["Yes", "No"], "perhaps"))
+    assert kinds(check([write(tmp_path, "rows.jsonl", rows)], workers=1)) == [(4, "answer not an option")]
+
+
 @pytest.mark.parametrize("truth", ["…", "?", " - ", "**", "()", "", "\u200b", "<|end|>"])
 def test_truths_that_can_never_be_right_are_told(tmp_path: Path, truth: str) -> None:
     asked = {"id": "1", "messages": [{"role": "user", "content": "What?"}], "task": "qa", "answer": truth}

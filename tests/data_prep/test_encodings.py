@@ -79,6 +79,17 @@ def test_files_in_utf8_stay_so_beside_others(tmp_path: Path) -> None:
     assert [asked(record) for record in read(tmp_path / "out" / "records.jsonl")] == ["你好", "世界"]
 
 
+def test_damaged_utf8_is_no_other_encoding_and_costs_its_rows(tmp_path: Path) -> None:
+    rows = [{"query": question, "response": answer} for question, answer in CHINESE * 3]
+    lines = [json.dumps(row | {"id": number}, ensure_ascii=False).encode() for number, row in enumerate(rows)]
+    lines[2] = lines[2].replace("他".encode(), "他".encode()[:2])
+    (tmp_path / "r.jsonl").write_bytes(b"\n".join(lines))
+    report = import_records("chats", [tmp_path / "r.jsonl"], None, tmp_path / "out")
+    assert (report.records, report.left_out) == (5, {"half a character in its text": 1})
+    assert report.noted == {"file with damaged characters: rows that have them are left out": 1}
+    assert asked(read(tmp_path / "out" / "records.jsonl")[0]) == CHINESE[0][0]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_tells(encoding: str) -> None:
     assert decoded("你好".encode(encoding), "r.csv")[0] == "你好"

@@ -71,6 +71,12 @@ def test_a_damaged_line_costs_itself(tmp_path: Path) -> None:
         ),
         (
             "msrvtt-captions",
+            {"i.json": {"sentences": [{"video_id": "v1", "caption": "a"}], "videos": [{"split": "train"}]}},
+            None,
+            "not as msrvtt-captions writes it (KeyError: 'video_id')",
+        ),
+        (
+            "msrvtt-captions",
             {"i.json": {"sentences": [{"video_id": name, "caption": text} for name, text in CAPTIONS]}},
             None,
             "caption must be text, not None",
