@@ -55,6 +55,7 @@ _OPENAI_KEYS = {
     "image_url": {"url"},
     "input_audio": {"data", "format"},
 }
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no text in UTF-8 holds it
 _ASK = "end with a user message, which the model answers"
 _PART_KEYS = {
     "text": {"text"},
@@ -133,6 +134,8 @@ def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = F
             raise ChatError(f"{where} holds media but its role is {role!r}: media go into user messages")
         if role == "user" and not any(part["type"] != "text" or part["text"].strip() for part in parts):
             raise ChatError(f"{where} is empty: give it text or media")
+        if any(LONE_SURROGATE.search(part["text"]) for part in parts if part["type"] == "text"):
+            raise ChatError(f"{where} holds half a character (a lone surrogate): send whole ones")
         kept = {"loss": False} if unlearned(message) else {}
         normalised.append({"role": role, "content": parts} | kept)
     if to_answer and normalised[-1]["role"] != "user":
@@ -330,7 +333,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     part = _from_openai(dict(part), where)
     kind = part["type"]
     if not isinstance(kind, str) or kind not in _PART_KEYS:
-        raise ChatError(f"{where} has type {kind!r}: use text, video, audio or image")
+        raise ChatError(f"{where} has type {reprlib.repr(kind)}: use text, video, audio or image")
     if kind not in part:
         raise ChatError(
             f"{where} has type {kind!r} but no {kind!r} key: write {{'type': {kind!r}, {kind!r}: …}}"
@@ -356,9 +359,9 @@ def _from_openai(part: dict[str, Any], where: str) -> dict[str, Any]:
     value = part.get(kind)
     if kind != "input_audio" and kind in part and not isinstance(value, Mapping):
         value = {"url": value}
-    if not isinstance(value, Mapping) or not _OPENAI_KEYS[kind] <= set(value):
+    if not isinstance(value, Mapping) or not all(value.get(key) for key in _OPENAI_KEYS[kind]):
         form = ", ".join(f"'{key}'" for key in sorted(_OPENAI_KEYS[kind]))
-        raise ChatError(f"{where} of type {kind!r} needs {kind!r}: {{{form}}}")
+        raise ChatError(f"{where} of type {kind!r} needs {kind!r}: {{{form}}}, not empty")
     for key, said in [*part.items(), *value.items()]:
         # A uuid is vLLM's name for a recording; a picture has the size that the model was trained with.
         known = (
@@ -378,7 +381,7 @@ def _check_source(source: Any, where: str) -> None:
     # A Clip is known by its waveform: importing the class would load the decoders.
     if not isinstance(source, (str, os.PathLike, bytes)) and not hasattr(source, "waveform"):
         raise ChatError(f"{where} must be a path, bytes, a data: URI or a Clip, not {type(source).__name__}")
-    if isinstance(source, (str, bytes)) and not source:
+    if isinstance(source, (str, bytes)) and not source.strip():
         raise ChatError(f"{where} is empty: give a path, bytes or a data: URI")
 
 

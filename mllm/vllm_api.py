@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mllm.api_rules import RULES, ApiError, check_fields, named_parts
+from mllm.api_rules import RULES, ApiError, check_characters, check_fields, named_parts
 from mllm.api_usage import MediaUsage
 from mllm.errors import MllmError
 
@@ -94,6 +94,7 @@ class ApiMiddleware:
             try:
                 body = json.loads(data)
                 if isinstance(body, dict):
+                    check_characters(data, body)
                     _check(path, body, exchange, getattr(scope.get("app"), "state", None))
             except RecursionError:
                 return await _refuse(send, ApiError("the request is nested too deeply"))

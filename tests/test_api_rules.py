@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm.api_rules import RULES, ApiError, check_fields, check_messages, check_responses, named_parts
+from mllm.api_rules import (
+    RULES,
+    ApiError,
+    check_characters,
+    check_fields,
+    check_messages,
+    check_responses,
+    named_parts,
+)
 from mllm.chat import validate_messages
 from mllm.errors import ChatError, MllmError
 
@@ -194,6 +204,33 @@ def test_good_responses():
     said = {"role": "assistant", "type": "message", "content": [{"type": "output_text", "text": "Hi."}]}
     check_responses({"input": [HI, said, HI]})
     check_responses({"input": [HI, said | {"status": "incomplete"}]})  # to be gone on with
+
+
+# --- half characters ---
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "messages[0].content"),
+        ('{"messages": [{"content": [{"video_url": {"url": "http://a/\\uDFFF"}}]}]}', "[0].video_url.url"),
+        ('{"stop": ["a", "\\ud83d \\ude00"]}', "stop[1]"),
+        ('{"response_format": {"\\udc00": 1}}', "response_format"),
+        ('{"\\udc00": 1}', "a field's name"),
+        (b'{"model": "\xed\xa0\x80"}', "model"),
+    ],
+)
+def test_half_characters_are_refused_wherever_they_stand(body, place):
+    data = body if isinstance(body, bytes) else body.encode()
+    with pytest.raises(ApiError) as caught:
+        check_characters(data, json.loads(data))
+    assert str(caught.value).endswith(f"{place} holds half a character (a lone surrogate): send whole ones")
+    assert caught.value.field.encode()
+
+
+def test_whole_characters_pass():
+    for text in ('{"a": "\\ud83d\\ude00"}', '{"a": "\\\\ud800"}', '{"a": "퟿😀"}'):
+        check_characters(text.encode(), json.loads(text))
 
 
 # --- nonsense -------------------------------------------------------------------------------------

@@ -245,7 +245,17 @@ WRONG = [
     ([{"role": "user", "content": [{"type": "input_audio"}]}], "needs 'input_audio': {'data', 'format'}"),
     ([{"role": "user", "content": [{"type": "input_audio", "input_audio": "QUJD"}]}], "needs 'input_audio'"),
     ([{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}], "needs 'video_url': {'url'}"),
-    ([{"role": "user", "content": [{"type": "video_url", "video_url": None}]}], "must be a path, bytes"),
+    *(
+        ([{"role": "user", "content": [{"type": "video_url", "video_url": nothing}]}], "needs 'video_url'")
+        for nothing in (None, "", {"url": None}, {"url": ""})
+    ),
+    ([{"role": "user", "content": [{"type": "video_url", "video_url": " \n"}]}], "part 0: video is empty"),
+    (
+        [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": 7}}]}],
+        "must be a path, bytes",
+    ),
+    ([{"role": "user", "content": "half \ud800"}], "message 0 holds half a character"),
+    ([{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}], "message 0 holds half a character"),
     (
         [{"role": "user", "content": [{"type": "video_url", "video_url": "a.mp4", "start": 1}]}],
         "message 0 part 0 has a key 'start' that a part of type 'video_url' doesn't know: leave it out",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
 import time
 from typing import Any
@@ -115,6 +116,52 @@ def test_bad_urls(client, media, web):
         ("video", "http://", ""),
     ):
         assert_rejected(client, url_part(modality, url), says)
+
+
+SECRET = base64.b64encode(b"nobody may be told this again" * 9).decode()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        url_part("video", ""),
+        url_part("video", "  "),
+        {"type": "video_url", "video_url": {"url": None}},
+        {"type": "video_url", "video_url": None},
+        {"type": "video_url"},
+        {"type": "audio_url", "audio_url": SECRET},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": None, "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": SECRET, "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": "\ud800" + SECRET, "format": "wav"}},
+        url_part("image", SECRET),
+        url_part("image", f" data:image/png;base64,{SECRET}"),
+        url_part("image", f"data:{SECRET}"),
+        url_part("image", f"data:image/png,{SECRET}"),
+        url_part("image", "http://example.org/\ud800.png"),
+        {"type": "text", "text": "half \udfff"},
+        {"type": "text", "text": None},
+        None,
+    ],
+)
+def test_odd_parts_get_one_line_that_repeats_nothing(server, part):
+    content = part and [part, {"type": "text", "text": "What is seen?"}]
+    body = {"model": "nano", "messages": [{"role": "user", "content": content}], "max_tokens": 4}
+    reply = httpx.post(f"{server.api}/chat/completions", content=json.dumps(body), timeout=60)
+    message = reply.json()["error"]["message"]
+    assert reply.status_code == 400, message
+    assert message
+    assert "\n" not in message
+    assert SECRET[:12] not in message
+    assert "pydantic" not in message
+
+
+def test_half_characters_anywhere(server):
+    body = {"model": "nano", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    for field in ({"stop": "\ud800"}, {"model": "na\ud800no"}, {"user": "\udfff"}):
+        reply = httpx.post(f"{server.api}/chat/completions", content=json.dumps(body | field), timeout=60)
+        assert reply.status_code == 400
+        assert "half a character" in reply.json()["error"]["message"]
 
 
 def test_link_out_of_the_allowed_folder(client, media, tmp_path):
