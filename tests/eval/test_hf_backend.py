@@ -12,10 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from eval import world
-from eval.backends import HfBackend
+from eval.backends import HfBackend, Unread
 from eval.cli import app
 from mllm.checkpoint import save
-from mllm.errors import ConfigError, MllmError
+from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.experiment import Experiment
 from mllm.records import open_source, write_records
 from tests.media_files import make
@@ -71,6 +71,30 @@ def test_a_clip_is_read_once_for_all_its_questions(nano, monkeypatch):
     assert len(questions) > 6
     HfBackend(model, processor, max_tokens=1).answer([q.messages for q in questions])
     assert len(read) == 3
+
+
+def test_a_recording_that_ends_its_reader_costs_one_answer(nano, tmp_path, monkeypatch):
+    """Recordings are read in processes that may be lost."""
+    model, processor = nano
+    media = processor.media
+
+    def crashing(source, modality, isolated=False, **options):
+        assert isolated
+        if source.endswith("crash.mp4"):
+            raise MediaError("crash.mp4: it crashed the decoder")
+        return media(source, modality, isolated=isolated, **options)
+
+    monkeypatch.setattr(processor, "media", crashing)
+    write_film(tmp_path / "film.mp4")
+    asked = [
+        [{"role": "user", "content": [{"type": "video", "video": str(tmp_path / name)}, QUESTION]}]
+        for name in ("crash.mp4", "film.mp4", "crash.mp4")
+    ]
+    answers = HfBackend(model, processor, batch=2, max_tokens=2).answer(asked)
+    assert [isinstance(answer, Unread) for answer in answers] == [True, False, True]
+
+
+QUESTION = {"type": "text", "text": "what is seen?"}
 
 
 def test_eval_world_on_arrays(checkpoint, tmp_path, monkeypatch, small_prior):
