@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import mimetypes
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,15 @@ def _part(part: dict[str, Any], file_urls: bool) -> dict[str, Any]:
 
 def media_url(source: Any, modality: str, file_urls: bool = False) -> str:
     """A URL as it is; a file or bytes as a data: URI (a file as file:// where `file_urls` says so)."""
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:", "file://")):
-        return source
+    if isinstance(source, str) and re.match(r"\s*(data:|(https?|file)://)", source, re.IGNORECASE):
+        return source.strip()
     if isinstance(source, bytes):
         return _data_uri(source, f"{modality}/*")
     if not isinstance(source, (str, Path)):
         raise ChatError(f"a {modality} in memory can't go over HTTP: write it to a file")
     path = Path(source).absolute()
     if not path.exists():
-        raise MediaError(f"no such file: {source}")
+        raise MediaError(f"no such file: {str(source)[:300]}")
     with open_ordinary(path, str(source)) as file:
         if file_urls:
             return path.as_uri()

@@ -32,7 +32,9 @@ def existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
             raise RecordError(
                 f"{where}: {name[:40]!r} is no file:// address ({error}): give a path"
             ) from None
-    elif name.startswith("data:") or "://" in name:
+    elif is_data_uri(name):
+        return "data:" + name.lstrip()[5:]  # however it was written: readers know it by these letters
+    elif "://" in name:
         return media
     path = folder.absolute() / name
     if max(map(len, path.parts)) > 255 or len(name) > 4096 or "\0" in name:
@@ -55,7 +57,7 @@ def portable(media: Any, folder: Path, where: str) -> str:
         raise RecordError(f"{where}: media in memory cannot be written: save the clip and give its path")
     name = os.fspath(media)
     path, folder = Path(name), folder.absolute()
-    if "://" in name or name.startswith("data:"):
+    if "://" in name or is_data_uri(name):
         return name
     if path.is_relative_to(folder):  # perhaps through a link, which stays
         return path.relative_to(folder).as_posix()
@@ -74,9 +76,15 @@ def _resolved(folder: Path) -> Path:
     return folder.resolve()
 
 
+def is_data_uri(text: str) -> bool:
+    """Whether the text is a data: URI; blanks before it don't count."""
+    return text[:80].lstrip()[:5].lower() == "data:"
+
+
 def media_name(source: str) -> str:
     """A recording in reports and keys: its path; a data: URI, which is too long, by a digest."""
-    if not source.startswith("data:"):
+    if not is_data_uri(source):
         return source
+    source = "data:" + source.lstrip()[5:]
     kind = source[5:45].partition(",")[0].partition(";")[0]
     return f"data:{kind};sha256={hashlib.sha256(source.encode()).hexdigest()[:16]}"

@@ -21,6 +21,7 @@ import av
 from PIL import Image
 
 from mllm.errors import MediaError, MllmError
+from mllm.places import is_data_uri
 
 # What PyAV and, less tidily, Pillow raise over damaged files.
 READING_ERRORS = (
@@ -271,11 +272,6 @@ def walk_folders(
 
 def _tell_unreadable(passed_over: Callable[[Path, str], None]) -> Callable[[OSError], None]:
     return lambda error: passed_over(Path(error.filename), error.strerror or "it cannot be read")
-
-
-def is_data_uri(text: str) -> bool:
-    """Whether the text is a data: URI; blanks before it don't count."""
-    return text[:80].lstrip()[:5].lower() == "data:"
 
 
 def data_uri(text: str, limits: MediaLimits) -> bytes:

@@ -31,7 +31,8 @@ from mllm import vllm_api, vllm_plugin
 from mllm.decode_pool import MOST_WORKERS, DecodersBusy
 from mllm.errors import MediaError
 from mllm.fetch import FetchBusy, Fetcher, FetchLimits
-from mllm.sources import data_uri, is_data_uri
+from mllm.places import is_data_uri
+from mllm.sources import data_uri
 from mllm.vllm_plugin import (
     CONNECTOR,
     Recording,

@@ -28,7 +28,8 @@ from mllm.errors import MediaError
 from mllm.fetch import FetchLimits, positive_from_environment
 from mllm.in_flight import in_flight
 from mllm.media import Clip, MediaLimits, probe
-from mllm.sources import is_data_uri, open_ordinary
+from mllm.places import is_data_uri
+from mllm.sources import open_ordinary
 
 if TYPE_CHECKING:
     from mllm.processor import MediaFeatures, MllmProcessor

@@ -51,3 +51,4 @@ def test_files_travel_as_data_or_by_name_and_urls_as_they_are(tmp_path):
     assert media_url(path, "audio", file_urls=True) == path.as_uri()
     assert media_url(b"a", "video") == "data:video/*;base64,YQ=="
     assert media_url("https://example.org/a.mp4", "video") == "https://example.org/a.mp4"
+    assert media_url(" DATA:video/mp4;base64,QUJD\n", "video") == "DATA:video/mp4;base64,QUJD"

@@ -53,9 +53,10 @@ def test_paths_become_absolute_and_extra_keys_stay(folder: Path) -> None:
 
 def test_uris_and_file_urls(folder: Path) -> None:
     (folder / "clips/a b.mp4").write_bytes(b"x")
-    path = write(folder, record("data:video/mp4;base64,QUJD"), record(f"file://{folder}/clips/a%20b.mp4"))
-    first, second = records.read_records(path)
-    assert first_part(first)["video"].startswith("data:")
+    data = ("data:video/mp4;base64,QUJD", "\n DATA:video/mp4;base64,QUJD")
+    path = write(folder, *map(record, data), record(f"file://{folder}/clips/a%20b.mp4"))
+    *first, second = records.read_records(path)
+    assert [first_part(one)["video"] for one in first] == ["data:video/mp4;base64,QUJD"] * 2
     assert first_part(second)["video"] == str(folder / "clips/a b.mp4")
 
 
