@@ -180,9 +180,12 @@ def _backends(
     """Who answers, and the checkpoint in this process if there is one (beside a server it searches)."""
     from eval.backends import HfBackend, OpenAIBackend
     from mllm.cache import FeatureCache, freeze_and_keep
+    from mllm.errors import ConfigError
 
+    if served_model is not None and url is None:
+        raise ConfigError("--served-model names a model at --url: give that too, or a checkpoint as --model")
     local = None
-    if model or not url:
+    if model is not None or url is None:
         local = HfBackend.from_pretrained(model, dtype, batch=batch, max_tokens=max_tokens)
         if features:
             freeze_and_keep(local.model, FeatureCache(features))
@@ -233,7 +236,7 @@ def _settings(model: str | None, url: str | None) -> Any:
     from mllm.checkpoint import experiment_of
     from mllm.experiment import Eval
 
-    return Eval() if model is None and url else experiment_of(model).eval
+    return Eval() if model is None and url is not None else experiment_of(model).eval
 
 
 def _form(processor: Any) -> str:

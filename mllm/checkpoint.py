@@ -18,15 +18,24 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mllm.card import card_info, write_model_card
+from mllm.checkpoint_check import (
+    check_fit,
+    check_folder,
+    check_processor,
+    check_weights,
+    in_one_line,
+    read_json,
+    read_text,
+)
 from mllm.errors import MllmError
 from mllm.experiment import Experiment, load_experiment
+from mllm.lora import EMBEDDING, HEAD, check_adapter, merge_lora, not_served, plain_state, save_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -98,30 +107,48 @@ def load(
         MllmError: if there is no checkpoint, or one without some of its weights.
     """
     from mllm.build import greedy_generation
-    from mllm.model import MllmForConditionalGeneration
+    from mllm.config import MllmConfig
+    from mllm.model import MllmForConditionalGeneration, weight_shapes
 
     base, adapter = resolve(folder)
-    processor = load_processor(base)
-    # The folder's own file asks servers for temperature 0; generate() wants that said by do_sample alone.
-    with _no_bars():
-        model, loaded = MllmForConditionalGeneration.from_pretrained(
-            base,
+    here = fetch(base)
+    shapes = check_folder(here)
+    if adapter is not None:
+        check_adapter(adapter, shapes, base)
+    processor = load_processor(here)
+    with _no_bars(), in_one_line(base):
+        config = MllmConfig.from_pretrained(here)
+        check_weights(here, shapes, weight_shapes(config))
+        check_fit(here, config, processor)
+        # The folder's own file asks servers for temperature 0; generate() wants that said by do_sample alone.
+        model: Any = MllmForConditionalGeneration.from_pretrained(
+            here,
+            config=config,
             dtype=_dtype(dtype),
             generation_config=greedy_generation(processor.tokenizer),
-            output_loading_info=True,
-        )
-    if missing := sorted(loaded["missing_keys"]):
-        raise MllmError(
-            f"{base}: {len(missing)} weights are missing, {missing[0]} for one: another version "
-            "of mllm wrote it, so train or export it again"
         )
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        with in_one_line(str(adapter)):
+            model = PeftModel.from_pretrained(model, adapter)
         if merge:
             model = merge_lora(model)
     return model.to(device).eval(), processor
+
+
+def fetch(base: str) -> Path:
+    """The folder of a checkpoint: the one named, or where the hub's files are kept.
+
+    Raises:
+        MllmError: a hub id that the hub does not know, or that cannot be reached.
+    """
+    if Path(base).is_dir():
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    with in_one_line(base, "there is no folder of that name either: mend it, or go online"), _no_bars():
+        return Path(snapshot_download(base))
 
 
 @contextmanager
@@ -148,10 +175,17 @@ def _dtype(name: torch.dtype | str) -> torch.dtype:
 
 
 def load_processor(folder: str | Path | None = None) -> MllmProcessor:
-    """The processor of what `load` takes."""
+    """The processor of what `load` takes.
+
+    Raises:
+        MllmError: there is no checkpoint, or one of its files is missing or damaged.
+    """
     from mllm.processor import MllmProcessor
 
-    return MllmProcessor.from_pretrained(resolve(folder)[0])
+    here = fetch(resolve(folder)[0])
+    check_processor(here)
+    with in_one_line(str(here)):
+        return MllmProcessor.from_pretrained(here)
 
 
 def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
@@ -162,6 +196,8 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
     """
     if folder is None or (str(folder) == "nano" and not Path("nano").exists()):
         return str(find_default_checkpoint()), None
+    if not str(folder).strip():
+        raise MllmError("the checkpoint's name is empty: give a checkpoint folder, a run folder or a hub id")
     path = Path(folder)
     if not path.exists():
         if len(path.parts) == 2 and not path.is_absolute() and not str(folder).startswith("."):
@@ -172,7 +208,7 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
             path = path / inner
             break
     if (path / "adapter_config.json").is_file():
-        base = Path(json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"] or "")
+        base = Path(read_json(path / "adapter_config.json").get("base_model_name_or_path") or "")
         for candidate in (path / base, path.parent, base):
             if (candidate / "config.json").is_file():
                 return str(candidate), path
@@ -190,11 +226,6 @@ def experiment_of(folder: str | Path | None) -> Experiment:
     """The experiment that made a checkpoint, from the YAML beside it; the defaults where there is none."""
     beside = Path(resolve(folder)[0]) / "experiment.yaml"
     return load_experiment(beside) if beside.is_file() else Experiment()
-
-
-def merge_lora(model: Any) -> MllmForConditionalGeneration:
-    """LoRA deltas added into the weights they stand beside; a model without any comes back as it is."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 # --- saving -------------------------------------------------------------------------------------------------
@@ -230,14 +261,12 @@ def save(
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         with _no_bars():
             base.save_pretrained(temporary, state_dict=state)
-        # Trainer switches the cache off in the config for its own sake.
-        kind = {"dtype": str(dtype).removeprefix("torch.")} if dtype is not None else {}
-        _edit_json(temporary / "config.json", {"use_cache": True} | kind)
+        _write_config(temporary / "config.json", state, dtype)
         processor.save_pretrained(temporary)
         # vLLM takes its default temperature from here: 0 is greedy.
         _edit_json(temporary / "generation_config.json", {"temperature": 0.0})
         if base is not model:
-            _save_adapter(model, temporary / ADAPTER, dtype)
+            save_adapter(model, temporary / ADAPTER, dtype)
         for name, text in (extra or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
         for path in (temporary, *temporary.rglob("*")):
@@ -255,26 +284,22 @@ def _base_of(model: Any) -> tuple[MllmForConditionalGeneration, dict[str, torch.
     """The plain model inside a PeftModel, and its weights under their plain names."""
     if not hasattr(model, "get_base_model"):
         return model, model.state_dict()
-    base = model.get_base_model()
-    state = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in base.state_dict().items()
-        if ".lora_" not in name
-    }
-    return base, state
+    return model.get_base_model(), plain_state(model)
 
 
-def _save_adapter(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+def _write_config(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:
+    """Makes config.json say what the weights are."""
+    import torch
 
-    folder.mkdir()
-    # LoRA alone: whatever else was trained is in the base already, and vLLM refuses modules_to_save.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    state = {name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = replace(model.peft_config["default"], inference_mode=True, base_model_name_or_path="..")
-    config.save_pretrained(folder)
+    # Trainer switches the cache off in the config for its own sake.
+    changes: dict[str, Any] = {"use_cache": True}
+    if dtype is not None:
+        changes["dtype"] = str(dtype).removeprefix("torch.")
+    head, words = (state.get(f"{name}.weight") for name in (HEAD, EMBEDDING))
+    if head is not None and words is not None and not torch.equal(head, words):
+        text = read_json(path)["text_config"] | {"tie_word_embeddings": False}
+        changes |= {"tie_word_embeddings": False, "text_config": text}
+    _edit_json(path, changes)
 
 
 def _edit_json(path: Path, changes: Mapping[str, Any]) -> None:
@@ -319,19 +344,38 @@ def export(
         raise MllmError(f"adapter is '{adapter}': choose merged or beside")
     if scores is not None and not Path(scores).is_file():
         raise MllmError(f"no scores at {scores}: give the metrics.json that `mllm eval world` wrote")
-    measured = json.loads(Path(scores).read_text(encoding="utf-8")) if scores is not None else None
+    measured = read_json(Path(scores)) if scores is not None else None
     if measured is not None and measured.get("benchmark", "world") != "world":
         raise MllmError(f"{scores} is of {measured['benchmark']}: give the one that `mllm eval world` wrote")
     dtype = _dtype(dtype)
     base, _ = resolve(source)
     # Merged in float32 and rounded once.
     model, processor = load(source, dtype="float32", merge=adapter == "merged")
-    found = {name: Path(base) / name for name in PROVENANCE}
-    extra = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path.is_file()}
+    if adapter == "beside" and hasattr(model, "peft_config"):
+        _check_beside(model)
+    found = {name: fetch(base) / name for name in PROVENANCE}
+    if found["metrics.json"].exists():
+        read_json(found["metrics.json"])
+    extra = {name: read_text(path) for name, path in found.items() if path.is_file()}
     folder = save(model, processor, out, extra, dtype=dtype)
     if measured is not None or "README.md" not in extra:
         write_model_card(folder, card_info(folder, measured))
     return folder
+
+
+def _check_beside(model: Any) -> None:
+    """Raises MllmError if vLLM would not serve this PeftModel's deltas beside its base."""
+    from peft.tuners.lora import LoraLayer
+
+    for config in model.peft_config.values():
+        modules = [
+            name for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)
+        ]
+        # Whatever is trained whole goes into the base.
+        if problem := not_served(
+            config.to_dict() | {"modules_to_save": None, "init_lora_weights": True}, modules
+        ):
+            raise MllmError(f"{problem}: export it with --adapter merged")
 
 
 def export_command(

@@ -116,7 +116,7 @@ class Embedder:
         """
         from mllm.checkpoint import find_default_checkpoint, load
 
-        folder = folder or find_default_checkpoint()
+        folder = find_default_checkpoint() if folder is None else folder
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(folder, dtype=dtype, device=device)
         if features is not None:

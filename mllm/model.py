@@ -360,5 +360,14 @@ class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
         return inputs
 
 
+def weight_shapes(config: MllmConfig) -> dict[str, tuple[int, ...]]:
+    """The weights of a checkpoint with this config, by name; a tied head is none of its own."""
+    with torch.device("meta"):
+        state = MllmForConditionalGeneration(config).state_dict()
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
 AutoModel.register(MllmConfig, MllmModel, exist_ok=True)
 AutoModelForCausalLM.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)

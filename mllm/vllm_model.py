@@ -8,7 +8,9 @@ audio tokens are embeddings, in the order that `MllmProcessor.placeholder_ids` w
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,9 +43,10 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
+from mllm.checkpoint_check import check_weights
 from mllm.errors import MediaError
 from mllm.media import SAMPLE_RATE, Clip
-from mllm.model import MediaEncoder
+from mllm.model import MediaEncoder, weight_shapes
 from mllm.processor import PLACEHOLDERS, MediaFeatures, MllmProcessor
 from mllm.vllm_plugin import Recording, read_recording, settings_of, use_processor
 from mllm.windows import Window
@@ -236,6 +239,33 @@ def layout_of(table: torch.Tensor) -> Layout:
     return [(start, bool(picture), bool(sound)) for start, picture, sound in table.tolist()]
 
 
+@dataclass
+class NameMapper(WeightsMapper):
+    """Our names to vLLM's; a weight of an adapter that fits none of `modules` is an error.
+
+    vLLM compares the last part of such a name alone, and where the rest fits nothing the base answers. This
+    is asked in whatever way an adapter comes: by flags, by /v1/load_lora_adapter, by a resolver.
+    """
+
+    modules: frozenset[str] = frozenset()  # all modules of the decoder, layers numbered N
+    adapter: bool = False
+
+    def get_rename_mapper(self) -> WeightsMapper:
+        """vLLM asks for this one when it reads an adapter."""
+        return replace(super().get_rename_mapper(), adapter=bool(self.modules))
+
+    def map_name(self, key: str) -> str | None:
+        mapped = super().map_name(key)
+        module = _numberless((mapped or "").partition(".lora_")[0])
+        if self.adapter and module not in self.modules:
+            raise ValueError(f"{key} of the adapter fits no module here: it was trained on another model")
+        return mapped
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     MllmMultiModalProcessor, info=MllmProcessingInfo, dummy_inputs=MllmDummyInputsBuilder
 )
@@ -246,7 +276,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    hf_to_vllm_mapper = WeightsMapper(
+    hf_to_vllm_mapper = NameMapper(
         orig_to_new_prefix={
             "model.language_model.": "language_model.model.",
             "lm_head.": "language_model.lm_head.",
@@ -261,6 +291,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
+        self.folder = Path(vllm_config.model_config.model)
         self.config = config = vllm_config.model_config.hf_config
         text_config = config.text_config
         self.configure_mm_token_handling(  # type: ignore[operator]
@@ -277,6 +308,14 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
                 prefix=maybe_prefix(prefix, "language_model"),
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        self.hf_to_vllm_mapper = replace(self.hf_to_vllm_mapper, modules=frozenset(self._adaptable_modules()))
+
+    def _adaptable_modules(self) -> Iterator[str]:
+        """Names of the decoder's modules, those that vLLM packs into one as adapters call them."""
+        for name, _ in self.language_model.named_modules(prefix="language_model"):
+            before, dot, last = _numberless(name).rpartition(".")
+            for part in self.packed_modules_mapping.get(last, [last]):
+                yield f"{before}{dot}{part}"
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
@@ -335,4 +374,14 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        return AutoWeightsLoader(self).load_weights(self._whole(weights), mapper=self.hf_to_vllm_mapper)
+
+    def _whole(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights, compared with those that config.json describes on their way."""
+        held: dict[str, tuple[int, ...]] = {}
+        wanted = weight_shapes(self.config)
+        for name, tensor in weights:
+            held[name] = tuple(tensor.shape)
+            check_weights(self.folder, {name: held[name]}, {name: wanted[name]} if name in wanted else {})
+            yield name, tensor
+        check_weights(self.folder, held, wanted)

@@ -88,7 +88,7 @@ def bench_serve(
             status.update("making a random decoder …")
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mllm-bench-"))
             checkpoint = random_checkpoint(Path(folder) / "random-135m")
-        checkpoint = checkpoint or find_default_checkpoint()
+        checkpoint = find_default_checkpoint() if checkpoint is None else checkpoint
         server = None
         if url is None:
             status.update("starting vLLM …")

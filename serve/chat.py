@@ -71,12 +71,12 @@ class LocalEngine:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path,
+        checkpoint: str | Path | None,
         max_tokens: int = 128,
         temperature: float = 0.0,
         isolated: bool = False,
     ) -> LocalEngine:
-        """An engine for a checkpoint folder, on a GPU where there is one."""
+        """An engine for a checkpoint folder (None: the one that ships), on a GPU where there is one."""
         import torch
 
         from mllm.checkpoint import load
@@ -234,11 +234,15 @@ def _reason(error: Exception) -> str:
 # --- the terminal ---------------------------------------------------------------------------------
 
 
-def parse_words(words: Sequence[str]) -> tuple[str | None, Media, str | None]:
+def parse_words(words: Sequence[str], model: str | None = None) -> tuple[str | None, Media, str | None]:
     """`[CKPT] [--video FILE …] [QUESTION]` -> checkpoint, recordings in their order, question.
 
+    Args:
+        model: the checkpoint, if an option has named it.
+
     Raises:
-        MllmError: an unknown option, an option without its file, or a word too many.
+        MllmError: an unknown option, an option without its file, a word too many, or one that is a path to
+            nothing.
     """
     media: Media = []
     plain: list[str] = []
@@ -255,6 +259,11 @@ def parse_words(words: Sequence[str]) -> tuple[str | None, Media, str | None]:
         elif word != "--":
             plain.append(word)
     checkpoint = plain.pop(0) if plain and (len(plain) > 1 or Path(plain[0]).is_dir()) else None
+    if checkpoint is not None and model is not None:
+        raise MllmError(f"two checkpoints, {checkpoint} and --model {model}: name one")
+    checkpoint = model if checkpoint is None else checkpoint
+    if len(plain) == 1 and len(plain[0].split()) == 1 and plain[0].startswith(("/", "./", "../", "~")):
+        raise MllmError(f"no folder at {plain[0]}: give a checkpoint folder, or a question in words")
     if len(plain) > 1:
         raise MllmError(f"one question at a time: put it in quotes (got {' | '.join(plain)})")
     return checkpoint, media, plain[0] if plain else None

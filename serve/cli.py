@@ -6,6 +6,7 @@ recordings of different kinds were named.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,18 @@ import typer
 from mllm.errors import MllmError
 
 FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+# vLLM's flags that take several words, and those that take a folder which may be a checkpoint's.
+LIST_FLAGS = (
+    "--allowed-media-domains",
+    "--api-key",
+    "--cudagraph-capture-sizes",
+    "--logits-processors",
+    "--lora-modules",
+    "--lora-target-modules",
+    "--served-model-name",
+)
+FOLDER_FLAGS = ("--tokenizer", "--hf-config-path", "--generation-config")
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +43,9 @@ def serve(
         typer.Argument(
             metavar="[CKPT] [any vLLM flag …]", help="Checkpoint folder first; then flags for vLLM."
         ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint folder or hub id, as CKPT. Default: the one that ships.")
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
@@ -72,8 +88,7 @@ def serve(
     from serve.launcher import Server
     from serve.supervise import serve_forever
 
-    words = list(words or [])
-    checkpoint = words.pop(0) if words and not words[0].startswith("-") else default_checkpoint()
+    checkpoint, words = parse_serve_words(words or [], model)
     settings = experiment_of(checkpoint).serve
     for flag, value in (("--max-model-len", settings.max_model_len), ("--dtype", settings.dtype)):
         if value is not None and not is_given(flag, words):
@@ -104,9 +119,12 @@ def chat(
             help="Recordings as the model shall see them; without a question, a conversation starts.",
         ),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server instead.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Name of the model at --url; by default its first.")
+        str | None, typer.Option(help="Checkpoint folder or hub id, as CKPT. Default: the one that ships.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server instead.")] = None,
+    served_model: Annotated[
+        str | None, typer.Option(help="The model's name at --url. Default: its first.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.0,
@@ -121,13 +139,18 @@ def chat(
     """
     from serve.chat import LocalEngine, RemoteEngine, ask_once, converse, parse_words
 
-    checkpoint, media, question = parse_words(words or [])
+    checkpoint, media, question = parse_words(words or [], model)
+    if url is None and served_model is not None:
+        raise MllmError("--served-model names a model at --url: give that too, or a checkpoint as --model")
     if url is None:
-        engine: Any = LocalEngine.load(checkpoint or default_checkpoint(), max_tokens, temperature, isolated)
+        engine: Any = LocalEngine.load(checkpoint, max_tokens, temperature, isolated)
     elif checkpoint is not None:
-        raise MllmError(f"--url asks a server, which has its own model: leave out {checkpoint}")
+        raise MllmError(
+            f"--url asks a server, which has its own model: leave out the checkpoint {checkpoint}, or name "
+            "one of the server's models with --served-model"
+        )
     else:
-        engine = RemoteEngine(url, model, max_tokens, temperature)
+        engine = RemoteEngine(url, served_model, max_tokens, temperature)
     if question is None:
         converse(engine, media)
     else:
@@ -137,12 +160,29 @@ def chat(
 chat.context_settings = FORWARDING  # type: ignore[attr-defined]
 
 
-def default_checkpoint() -> Path:
-    """The checkpoint that is shipped.
+def parse_serve_words(words: Sequence[str], model: str | None) -> tuple[str | Path, list[str]]:
+    """`[CKPT] [vLLM flag …]` and --model -> checkpoint, vLLM's flags.
 
     Raises:
-        ConfigError: if there is none.
+        MllmError: the checkpoint is named twice, or behind flags, where vLLM would pass it over.
     """
     from mllm.checkpoint import find_default_checkpoint
 
-    return Path(find_default_checkpoint())
+    flags = list(words)
+    named = flags.pop(0) if flags and not flags[0].startswith("-") else None
+    flag, values = "", 0
+    for word in flags:
+        if word.startswith("-"):
+            flag, values = word.split("=")[0].replace("_", "-"), int("=" in word)
+        elif (values and flag not in LIST_FLAGS) or (flag not in FOLDER_FLAGS and _is_checkpoint(word)):
+            raise MllmError(f"'{word}' stands behind flags: name the checkpoint first: `mllm serve {word} …`")
+        else:
+            values += 1
+    if named is not None and model is not None:
+        raise MllmError(f"two checkpoints, {named} and --model {model}: name one")
+    chosen = model if named is None else named
+    return (find_default_checkpoint() if chosen is None else chosen), flags
+
+
+def _is_checkpoint(word: str) -> bool:
+    return any((Path(word) / name).is_file() for name in ("config.json", "adapter_config.json"))

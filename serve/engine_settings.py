@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mllm.errors import ConfigError
+from serve.adapter_flags import check_served_folders
 
 MEGABYTE = 1_000_000
 
@@ -86,9 +87,10 @@ class EngineSettings:
         from mllm.checkpoint import resolve
 
         base, adapter = resolve(self.checkpoint)
-        if adapter is None:
+        beside = check_served_folders(base, adapter, self.flags)
+        if beside is None:
             return base, [("--served-model-name", self.model)]
-        rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+        rank = max(beside.config["r"], *(beside.config.get("rank_pattern") or {}).values(), 1)
         return base, [
             ("--enable-lora",),
             ("--lora-modules", f"{self.model}={adapter}"),

@@ -52,7 +52,8 @@ def changed(checkpoint: Path, folder: Path, file: str, **values) -> Path:
 
 def test_another_vocabulary_or_cut_is_another_fingerprint(checkpoint, tmp_path):
     known = TextEmbedder.from_pretrained(checkpoint).fingerprint()
-    other = changed(checkpoint, tmp_path / "a", "processor_config.json", window_seconds=1.0)
+    half = changed(checkpoint, tmp_path / "a", "processor_config.json", window_seconds=1.0)
+    other = changed(half, tmp_path / "b", "config.json", window_seconds=1.0)
     assert TextEmbedder.from_pretrained(other).fingerprint() != known
     assert Embedder.from_pretrained(other).fingerprint() != known
 

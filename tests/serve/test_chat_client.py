@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from mllm import cli
 from mllm.errors import MediaError, MllmError
 from mllm.openai_parts import to_openai
 from serve.chat import (
@@ -45,6 +46,35 @@ def test_recordings_keep_their_order(tmp_path):
 def test_wrong_words(words, says):
     with pytest.raises(MllmError, match=says):
         parse_words(words)
+
+
+def test_model_is_the_checkpoint(tmp_path):
+    assert parse_words(["Why?"], "mine") == ("mine", [], "Why?")
+    with pytest.raises(MllmError, match=f"two checkpoints, {tmp_path} and --model mine"):
+        parse_words([str(tmp_path), "Why?"], "mine")
+    for path in ("/no/such/folder", "./gone", "~/gone"):
+        with pytest.raises(MllmError, match=f"no folder at {path}"):
+            parse_words([path])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model", "/no/such/folder", "Why?"], "no checkpoint at /no/such/folder"),
+        (["--model", "", "Why?"], "the checkpoint's name is empty"),
+        (["--model", "here/gone", "Why?"], "here/gone cannot be read"),
+        (["--served-model", "x", "Why?"], "--served-model names a model at --url"),
+        (
+            ["--url", "http://127.0.0.1:9", "--model", "x", "Why?"],
+            "name one of the server's models with --served",
+        ),
+    ],
+)
+def test_no_checkpoint_is_passed_over_for_the_one_that_ships(capsys, words, says):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["chat", *words])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 def test_openai_parts(media):

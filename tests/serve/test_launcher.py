@@ -13,7 +13,9 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mllm import cli
 from mllm.errors import ConfigError, MllmError
@@ -21,6 +23,7 @@ from serve import engine_settings
 from serve.launcher import Server, ServerError
 from serve.vllm_log import how_it_ended, last_error, last_line
 
+QUERY = "model.language_model.layers.0.self_attn.q_proj"
 FAKE = """
 import http.server, os, pathlib, signal, subprocess, sys
 arguments = sys.argv[1:]
@@ -58,7 +61,21 @@ class FakeServer(Server):
 def folder(tmp_path) -> Path:
     folder = tmp_path / "my-model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    for name in ("processor_config", "tokenizer_config", "tokenizer", "generation_config"):
+        (folder / f"{name}.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "mllm"}')
+    save_file({f"{QUERY}.weight": np.zeros((8, 8), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def write_adapter(folder: Path, base: Path, module: str = QUERY, **settings) -> Path:
+    """An adapter of rank 12 for one module."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"base_model_name_or_path": str(base), "r": 12, "target_modules": ["q_proj"]} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    sides = {"lora_A": np.zeros((12, 8), np.float32), "lora_B": np.zeros((8, 12), np.float32)}
+    keys = {f"base_model.model.{module}.{side}.weight": values for side, values in sides.items()}
+    save_file(keys, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -294,16 +311,90 @@ def test_compiled_unless_lora_or_a_fast_start_is_wanted(folder, on_cpu, flags, f
 
 
 def test_adapter_folder_is_served_beside_its_base(folder, on_cpu):
-    tuned = folder.parent / "tuned"
-    tuned.mkdir()
-    settings = {"base_model_name_or_path": str(folder), "r": 12}
-    (tuned / "adapter_config.json").write_text(json.dumps(settings))
+    tuned = write_adapter(folder.parent / "tuned", folder)
     command = Server(tuned).command()
     assert command[command.index("--model") + 1] == str(folder)
     assert command[command.index("--lora-modules") + 1] == f"tuned={tuned}"
     assert command[command.index("--max-lora-rank") + 1] == "16"
     assert command[command.index("--served-model-name") + 1] == "tuned-base"
     assert "--enforce-eager" in command  # vLLM does not compile with LoRA
+
+
+WAYS = {
+    "a pair": lambda path: ["--lora-modules", f"mine={path}"],
+    "the second of two": lambda path: ["--lora-modules", f"good={path.parent / 'good'}", f"mine={path}"],
+    "one word": lambda path: [f"--lora_modules=mine={path}"],
+    "JSON": lambda path: ["--lora-modules", json.dumps({"name": "mine", "path": str(path)})],
+    "by modality": lambda path: ["--default-mm-loras", json.dumps({"video": str(path)})],
+    "a modality's own": lambda path: ["--default-mm-loras.video", str(path)],
+    "a file": lambda path: ["--config", str(path.parent / "vllm.yaml")],
+    "the checkpoint": lambda path: [],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_adapter_that_fits_nothing_is_refused_before_vllm_starts(folder, tmp_path, on_cpu, way):
+    write_adapter(tmp_path / "good", folder)
+    bad = write_adapter(tmp_path / "bad", folder, QUERY.replace("model.language_model.", "model."))
+    (tmp_path / "vllm.yaml").write_text(f"enable-lora: true\nlora-modules: mine={bad}\n")
+    server = Server(folder if WAYS[way](bad) else bad, flags=["--enable-lora", *WAYS[way](bad)])
+    with pytest.raises(MllmError, match=r"2 of 2 weights fit no module .*base_model.model.model.layers.0"):
+        server.command()
+    write_adapter(bad, folder)
+    server.command()
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"modules_to_save": ["q_proj"]}])
+def test_an_adapter_that_vllm_takes_by_half_is_refused(folder, tmp_path, on_cpu, settings):
+    write_adapter(tmp_path / "tuned", folder, **settings)
+    with pytest.raises(MllmError, match="DoRA|holds nothing"):
+        Server(folder, flags=["--lora-modules", f"mine={tmp_path / 'tuned'}"]).command()
+
+
+def test_an_adapter_that_is_not_there_is_told(folder, on_cpu):
+    with pytest.raises(MllmError, match=r"/no/such cannot be read"):
+        Server(folder, flags=["--lora-modules", "mine=/no/such"]).command()
+    with pytest.raises(MllmError, match=r"--lora-modules is '\[\]': give NAME=FOLDER"):
+        Server(folder, flags=["--lora-modules", "[]"]).command()
+
+
+def test_a_damaged_checkpoint_is_told_before_vllm_starts(folder, on_cpu):
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(MllmError, match="model.safetensors is cut or damaged"):
+        Server(folder).command()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--dtype", "float32", "CKPT"], "'CKPT' stands behind flags"),
+        (["--enforce-eager", "CKPT"], "'CKPT' stands behind flags"),
+        (["CKPT", "--dtype", "float32", "other"], "'other' stands behind flags"),
+        (["CKPT", "--model", "other"], "two checkpoints, CKPT and --model other"),
+        (["--model", "/no/such/folder"], "no checkpoint at /no/such/folder"),
+        (["--model", ""], "name is empty"),
+        (["--config", "FILE"], "vllm.yaml names the model other"),
+    ],
+)
+def test_no_checkpoint_is_passed_over_for_the_one_that_ships(folder, on_cpu, capsys, words, says):
+    (folder / "vllm.yaml").write_text("model: other\n")
+    named = {"CKPT": str(folder), "FILE": str(folder / "vllm.yaml")}
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", *[named.get(word, word) for word in words]])
+    assert ended.value.code == 2
+    assert says.replace("CKPT", str(folder)) in capsys.readouterr().err
+
+
+def test_model_names_the_checkpoint(folder, monkeypatch):
+    served = []
+    monkeypatch.setattr("serve.supervise.serve_forever", lambda server, *_: served.append(server) or 0)
+    names = ["--served-model-name", "a", "b"]
+    for words in (["--model", str(folder), *names], [f"--model={folder}", *names], [str(folder), *names]):
+        with pytest.raises(SystemExit):
+            cli.main(["serve", *words])
+    assert [(str(server.checkpoint), list(server.flags)[:3]) for server in served] == [
+        (str(folder), names)
+    ] * 3
 
 
 def test_missing_checkpoint(on_cpu, tmp_path):

@@ -258,3 +258,32 @@ def test_cache_forgets_the_oldest(reference):
 def test_folder_is_no_file(reference, tmp_path):
     with pytest.raises(MediaError, match="is a folder"):
         read_recording(reference[1], Path(tmp_path), "video")
+
+
+def test_an_adapters_weights_fit_modules_or_are_refused(served):
+    """In whatever way an adapter reaches vLLM, this maps the names of its weights."""
+    names = served.hf_to_vllm_mapper.get_rename_mapper()
+    for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"):
+        mapped = names.map_name(f"model.language_model.layers.0.{name}.lora_A.weight")
+        assert mapped == f"language_model.model.layers.0.{name}.lora_A.weight"
+    for name in (
+        "model.layers.0.self_attn.q_proj",  # of the decoder alone
+        "model.language_model.layers.0.q_proj",
+        "model.audio_tower.encoder.layers.0.self_attn.q_proj",
+        "model.video_projector.linear_in",
+    ):
+        with pytest.raises(ValueError, match=f"{name}.lora_A.weight of the adapter fits no module"):
+            names.map_name(f"{name}.lora_A.weight")
+
+
+def test_weights_of_another_model_are_named(served, checkpoint):
+    from safetensors.torch import load_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    wrong = weights | {name: weights[name][:-1]}
+    with pytest.raises(ValueError, match=rf"{checkpoint}: {name} is .* and config.json asks for"):
+        served.load_weights(wrong.items())
+    del weights[name]
+    with pytest.raises(ValueError, match=f"{checkpoint}: 1 weights are missing, {name} for one"):
+        served.load_weights(weights.items())
