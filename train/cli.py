@@ -179,8 +179,13 @@ def run_stage(experiment: Experiment, stage: str, restart: bool = False, validat
         if run.finished:
             print(f"{stage}: finished already, {run.final}")
             return run.final
-        if run.resume and first:
-            print(f"{stage}: goes on from {run.resume.name}")
+        if first:
+            for line in run.passed_over:
+                print(f"{stage}: {line}, so it is passed over")
+            if run.resume:
+                print(f"{stage}: goes on from {run.resume.name}")
+            elif run.passed_over:
+                print(f"{stage}: no checkpoint is whole, so it begins again")
         model, processor = starting_point(experiment, stage, run.folder)
     began = time.monotonic()
     final = importlib.import_module(f"train.{stage}").train(run, model, processor)

@@ -86,7 +86,7 @@ def answer_loss(
     hidden = model.model(media_queries=queries, use_cache=False, **inputs).last_hidden_state
     targets = labels[:, 1:]
     trained = targets != IGNORE
-    return functional.cross_entropy(model.lm_head(hidden[:, :-1][trained]).float(), targets[trained])
+    return functional.cross_entropy(model.logits(hidden[:, :-1][trained]).float(), targets[trained])
 
 
 class ContrastiveObjective(nn.Module):

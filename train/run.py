@@ -6,8 +6,8 @@
                         checkpoint-<n>/   what a resume needs (weights that train, optimizer, random state)
                         final/            the stage's result, loadable with mllm.checkpoint.load
 
-A stage that was killed goes on from its last complete checkpoint when the same command is given again, and
-logs the same losses as if it had never stopped: batches depend on the step alone (see `data.py`).
+A stage that was killed goes on from its last whole checkpoint (`resume.py`) when the same command is given again,
+and logs the same losses as if it had never stopped: batches depend on the step alone (`data.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-import yaml
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -36,6 +35,7 @@ from mllm.files import write_atomically
 from train.compiler import require_compiler
 from train.curves import draw_losses
 from train.optimizer import MuonAdamW, parameter_groups
+from train.resume import check_processes, last_checkpoint, settings_there
 from train.shapes import pad_rows
 
 if TYPE_CHECKING:
@@ -65,12 +65,18 @@ NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds", "num_tokens"}  # of
 
 @dataclass
 class Run:
-    """A stage's folder and where to go on: `resume` is a checkpoint folder, or None for a fresh start."""
+    """A stage's folder and where to go on.
+
+    Attributes:
+        resume: a checkpoint folder, or None for a fresh start.
+        passed_over: a line for each newer checkpoint that is not whole.
+    """
 
     experiment: Experiment
     stage: str
     folder: Path
     resume: Path | None = None
+    passed_over: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> Any:
@@ -94,24 +100,26 @@ def open_run(experiment: Experiment, stage: str, restart: bool = False) -> Run:
     """The run folder of a stage, made or found again.
 
     Raises:
-        ConfigError: if the folder belongs to an experiment with other settings; names what differs.
+        ConfigError: if the folder belongs to an experiment with other settings, or to another number of
+            processes, or if what it belongs to is lost; names what differs.
     """
     run = Run(experiment, stage, stage_folder(experiment, stage))
     resolved = experiment.model_dump(mode="json")
-    written = run.folder / "experiment.yaml"
     if restart and run.folder.exists():
         shutil.rmtree(run.folder)
-    if written.exists():
-        before = yaml.safe_load(written.read_text(encoding="utf-8"))
+    before = settings_there(run.folder)
+    if before is not None:
         changes = list(_differences(_that_matters(before, stage), _that_matters(resolved, stage)))
         if changes:
             raise ConfigError(
                 f"{run.folder} was made with other settings ({'; '.join(changes[:5])}): give the run another "
                 f"name= or start the stage afresh with `mllm train {stage} … --restart`"
             )
-        run.resume = last_checkpoint(run.folder)
+    if not run.finished:
+        check_processes(run.folder)
+        run.resume = last_checkpoint(run.folder, run.passed_over)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(written, experiment.dump_yaml())
+    write_atomically(run.folder / "experiment.yaml", experiment.dump_yaml())
     return run
 
 
@@ -128,18 +136,6 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
             yield from _differences(before.get(key), now.get(key), f"{where}.{key}".lstrip("."))
     elif before != now:
         yield f"{where}: {before} there, {now} here"
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete `checkpoint-<n>` of a stage; one that a kill left half-written is passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for candidate in found:
-        try:  # trainer_state.json is written last
-            json.loads((candidate / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return candidate
-    return None
 
 
 def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:

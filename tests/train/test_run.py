@@ -22,7 +22,7 @@ from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from train import cli
 from train.curves import draw_losses
-from train.run import last_checkpoint, metrics_of, open_run
+from train.run import metrics_of, open_run
 
 LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss")
 
@@ -42,16 +42,6 @@ def test_a_run_with_other_settings_is_refused_and_says_what_differs(tmp_path, wr
     # What changes neither the model nor its data may change.
     open_run(load_experiment(path, ["text.lr=0.01", "text.num_threads=1", "data.workers=1"]), "text")
     open_run(load_experiment(path, ["text.lr=0.01", "instruct.lr=0.5", "serve.port=1"]), "text")
-
-
-def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path):
-    for step, state in ((3, "{}"), (6, "{}"), (9, '{"global'), (12, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
-    assert last_checkpoint(tmp_path / "checkpoint-6") is None
 
 
 def test_the_loss_curve_is_drawn_even_of_nothing(tmp_path):
