@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mllm import chat
+from mllm.checkpoint_check import in_one_line
+from mllm.decoders import require_decoder
 from mllm.errors import ConfigError, MllmError
 from mllm.windows import WindowSpec
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from mllm.model import MllmForConditionalGeneration
     from mllm.processor import MllmProcessor
+
+WRONG_PART = "give a folder that transformers loads, or a hub id while online"
 
 
 def build_model(
@@ -40,11 +44,14 @@ def build_model(
     from mllm.model import MllmForConditionalGeneration
     from mllm.processor import MllmProcessor
 
+    if isinstance(settings.decoder, str):
+        require_decoder(_config(settings.decoder, "decoder"))
     tokenizer = _tokenizer(settings, texts)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in chat.PLACEHOLDERS.items()}
     decoder = None
     if isinstance(settings.decoder, str):
-        decoder = AutoModelForCausalLM.from_pretrained(settings.decoder, dtype=torch.float32)
+        with in_one_line(f"model.decoder: {settings.decoder}", WRONG_PART):
+            decoder = AutoModelForCausalLM.from_pretrained(settings.decoder, dtype=torch.float32)
         if decoder.get_input_embeddings().num_embeddings < len(tokenizer):
             decoder.resize_token_embeddings(len(tokenizer))
         text_config = decoder.config
@@ -134,7 +141,8 @@ def _tokenizer(settings: Any, texts: Iterable[str] | None) -> PreTrainedTokenize
     from transformers import AutoTokenizer
 
     if isinstance(settings.decoder, str):
-        tokenizer = AutoTokenizer.from_pretrained(settings.decoder)
+        with in_one_line(f"model.decoder: the tokenizer of {settings.decoder}", WRONG_PART):
+            tokenizer = AutoTokenizer.from_pretrained(settings.decoder)
     elif texts is None:
         raise ConfigError(
             "model.decoder starts from nothing: give build_model texts to train its tokenizer on"
@@ -160,7 +168,8 @@ def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreT
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if isinstance(component, str):
-        config = AutoConfig.from_pretrained(component)
+        with in_one_line(f"model.{part}: {component}", WRONG_PART):
+            config = AutoConfig.from_pretrained(component)
         config.update(fixed)
         return config
     fields = dict(component)
@@ -191,7 +200,8 @@ def _load_tower(tower: Any, name: str) -> None:
     """Pretrained weights into a tower; time embeddings are stretched to another number of frames."""
     from transformers import AutoModel
 
-    source = AutoModel.from_pretrained(name, dtype=torch.float32)
+    with in_one_line(f"the tower {name}", WRONG_PART):
+        source = AutoModel.from_pretrained(name, dtype=torch.float32)
     weights = getattr(source, "encoder", source) if not hasattr(source, "embeddings") else source
     state, wanted = weights.state_dict(), tower.encoder.state_dict()
     for key, value in state.items():

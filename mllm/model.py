@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from mllm.adapters import EmbeddingHead, Projector, QFormer
 from mllm.config import MllmConfig
+from mllm.decoders import behind_head, require_decoder
 from mllm.encoders import build_encoder
 
 
@@ -136,6 +137,7 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
 
     def __init__(self, config: MllmConfig):
         super().__init__(config)
+        require_decoder(config.text_config)
         self.build_media(config)
         self.language_model = AutoModel.from_config(config.text_config)
         if config.space_config is not None:
@@ -150,8 +152,10 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
 
     def match_projectors(self) -> None:
         """Media tokens as long as words: before the adapters are trained for the first time."""
-        words = self.get_input_embeddings().weight
-        assert isinstance(words, torch.Tensor)
+        table = self.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        with torch.no_grad():  # looked up, since some families scale what they look up
+            words = table(torch.arange(table.num_embeddings, device=table.weight.device))
         for projector in (self.video_projector, self.audio_projector):
             projector.match(words)
 
@@ -279,6 +283,10 @@ class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the decoder [..., hidden] -> its family's logits [..., vocabulary]."""
+        return behind_head(self.lm_head(hidden), self.config.text_config)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -316,7 +324,7 @@ class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = self.logits(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             loss = self.loss_function(

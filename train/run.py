@@ -6,8 +6,8 @@
                         checkpoint-<n>/   what a resume needs (weights that train, optimizer, random state)
                         final/            the stage's result, loadable with mllm.checkpoint.load
 
-A stage that was killed goes on from its last whole checkpoint (`resume.py`) when the same command is given again,
-and logs the same losses as if it had never stopped: batches depend on the step alone (`data.py`).
+A stage that was killed goes on from its last whole checkpoint (`resume.py`) when the same command is given
+again, and logs the same losses as if it had never stopped: batches depend on the step alone (`data.py`).
 """
 
 from __future__ import annotations
