@@ -82,8 +82,18 @@ def root(
     """Video and sound in one language model: train it, serve it, search with it."""
 
 
+def before_torch() -> None:
+    """Sets what is read once, when torch is loaded; what the user has set wins.
+
+    Threads that spin while they wait for one another make two-thread work ten times slower, and more, as soon
+    as the machine has anything else to do (`scripts/wait_policy.py` measures it).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `mllm` and exits: 0 if all went well, 2 for errors that the user can mend."""
+    before_torch()
     try:
         typer.main.get_group(app).main(args=arguments, prog_name="mllm")
     except MllmError as error:

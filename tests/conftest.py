@@ -15,6 +15,7 @@ settings.load_profile("mllm")
 
 # Before anything imports torch: tests are small, and more threads than cores only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TERM", "dumb")

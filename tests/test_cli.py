@@ -205,3 +205,18 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("active", "active")])
+def test_waiting_threads_sleep_in_every_command_unless_the_user_says_otherwise(given, used):
+    """Set before torch is loaded, which reads it once."""
+    program = (
+        "import os, sys\nfrom mllm import cli\n"
+        "def said(app): print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "cli.typer.main.get_group = said\n"
+        "cli.main(['eval'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [used, "False"]

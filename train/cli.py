@@ -134,9 +134,9 @@ def _before_torch() -> None:
     """Settings that are read once, when torch is first imported."""
     import os
 
-    # Threads that spin while they wait for one another made a step up to ten times slower on a machine that
-    # had anything else to do, a data worker say.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from mllm.cli import before_torch
+
+    before_torch()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
 
 
