@@ -20,7 +20,7 @@ from mllm.errors import ChatError
 
 LEARNED = frozenset((
     *("loss", "loss_weight", "loss_scale", "loss_mask", "use_loss", "compute_loss", "calculate_loss"),
-    *("weight", "output_with_loss", "train", "training", "trained", "trainable", "is_train", "do_train"),
+    *("weight", "output_with_loss", "train", "training", "trainable", "do_train"),
     *("train_on_turn", "train_on_output", "learn", "learned", "learnable", "supervised"),
     *("kto_tag", "desirable", "is_desirable"),
 ))  # fmt: skip
