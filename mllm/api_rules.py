@@ -31,8 +31,10 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "context_management": (),
     "conversation": (),
     "documents": (),
+    "ec_transfer_params": (),
     "function_call": ("none", "auto"),
     "functions": (),
+    "kv_transfer_params": (),
     "max_tool_calls": (),
     "mcp_servers": (),
     "media_io_kwargs": (),
@@ -56,10 +58,16 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
     "thinking_token_budget": (),
     "verbosity": ("medium",),
+    "vllm_xargs": (),
     "watermarking": (False,),
     "web_search_options": (),
 }
 _MODALITIES = {"video_url": "video", "audio_url": "audio", "input_audio": "audio", "image_url": "image"}
+BEAM_IGNORES = (
+    *("response_format", "structured_outputs", "stop", "stop_token_ids", "logit_bias", "bad_words", "seed"),
+    *("allowed_token_ids", "min_tokens", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "logprob_token_ids"),
+)
 TOOLS = "this model calls no tools"
 RESPONSES_PARTS = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
 SERVED_PARTS = "text, video_url, audio_url, input_audio or image_url"
@@ -127,8 +135,10 @@ def check_fields(body: Body, known: Collection[str], honoured: Collection[str] =
                 near = ["structured_outputs"]
             remedy = f"did you mean {near[0]!r}?" if near else "leave it out"
             raise ApiError(f"this server does not know a field {field!r}: {remedy}", field)
-    if body.get("length_penalty") not in (None, 1) and not body.get("use_beam_search"):
-        raise ApiError("'length_penalty' acts on 'use_beam_search' alone: leave it out", "length_penalty")
+    _check_beams(body)
+    limits = [body[field] for field in ("max_tokens", "max_completion_tokens") if body.get(field) is not None]
+    if len(limits) == 2 and limits[0] != limits[1]:
+        raise ApiError("'max_tokens' is another name of 'max_completion_tokens': leave one out", "max_tokens")
     _check_keys(body.get("stream_options"), {"include_usage", "continuous_usage_stats"}, "stream_options")
     _check_tools(body)
     _check_format(body)
@@ -229,6 +239,7 @@ def _message_of(item: Any, where: str) -> dict[str, Any]:
         raise ApiError(f"{where} is of type {kind!r}: this server takes messages; {TOOLS}", "input")
     if "content" not in item or "role" not in item:
         raise ApiError(f"{where} must be an object with 'role' and 'content'", "input")
+    _check_keys(item, {"type", "role", "content", "id", "status", "phase"}, where)
     content = item["content"]
     if not isinstance(content, list):
         return {"role": item["role"], "content": content}
@@ -248,6 +259,8 @@ def _part_of(part: Any, where: str) -> dict[str, Any]:
             "send video and sound to /v1/chat/completions, as video_url, audio_url or input_audio",
             "input",
         )
+    keys = {"image_url", "detail"} if kind == "input_image" else {"text", "annotations", "logprobs"}
+    _check_keys(part, keys | {"type", "file_id"}, where)
     if kind != "input_image":
         return {"type": "text", "text": part.get("text")}
     if not isinstance(part.get("image_url"), str):
@@ -255,6 +268,16 @@ def _part_of(part: Any, where: str) -> dict[str, Any]:
             f"{where} of type 'input_image' needs 'image_url': a URL; no files are kept here", "input"
         )
     return {"type": "image_url", "image_url": {"url": part["image_url"], "detail": part.get("detail")}}
+
+
+def _check_beams(body: Body) -> None:
+    if not body.get("use_beam_search"):
+        if body.get("length_penalty") not in (None, 1):
+            raise ApiError("'length_penalty' acts on 'use_beam_search' alone: leave it out", "length_penalty")
+        return
+    for field in BEAM_IGNORES:
+        if body.get(field) not in NOTHING:
+            raise ApiError(f"'use_beam_search' does not honour {field!r}: leave one of them out", field)
 
 
 def _check_tools(body: Body) -> None:
@@ -299,6 +322,8 @@ def _check_wanted(wanted: Any, name: str) -> None:
     if kind not in ("text", "json_object", "json_schema", "structural_tag"):
         raise ApiError(f"{name} has type {kind!r}: use text, json_object or json_schema", name)
     if kind == "structural_tag":
+        if "triggers" not in wanted:
+            raise ApiError(f"{name} of type 'structural_tag' needs 'structures' and 'triggers'", name)
         return
     if kind != "json_schema":
         return _check_keys(wanted, {"type"}, name)

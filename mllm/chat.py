@@ -49,12 +49,8 @@ SPECIAL_TOKENS = (*PLACEHOLDERS.values(), *ROLE_TOKENS.values(), END_TOKEN, PAD_
 
 Message = dict[str, Any]
 
-_OPENAI_KEYS = {
-    "video_url": {"url"},
-    "audio_url": {"url"},
-    "image_url": {"url"},
-    "input_audio": {"data", "format"},
-}
+_URL_PARTS = ("video_url", "audio_url", "image_url")
+_OPENAI_KEYS = {key: {"url"} for key in _URL_PARTS} | {"input_audio": {"data", "format"}}
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no text in UTF-8 holds it
 _ASK = "end with a user message, which the model answers"
 _PART_KEYS = {
@@ -105,7 +101,6 @@ def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = F
     (another word for system) are translated.
 
     Args:
-        messages: see the top of this file.
         to_answer: the model is to speak next, so the last word must be the user's.
 
     Raises:

@@ -30,6 +30,13 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 COUNTED = ("/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses", "/invocations")
+HONOURED_WITH = {  # fields that vLLM honours if its flag was given
+    "priority": "scheduling_policy",
+    "watermarking": "watermark_config",
+    "kv_transfer_params": "kv_transfer_config",
+    "ec_transfer_params": "ec_transfer_config",
+    "vllm_xargs": "logits_processors",
+}
 REMEMBERED = 4096  # recordings that clients may name by uuid again
 
 
@@ -92,18 +99,11 @@ class ApiMiddleware:
             if data is None:
                 return
             try:
-                body = json.loads(data)
-                if isinstance(body, dict):
-                    check_characters(data, body)
-                    _check(path, body, exchange, getattr(scope.get("app"), "state", None))
-            except RecursionError:
-                return await _refuse(send, ApiError("the request is nested too deeply"))
+                _check(path, _parse(data), exchange, getattr(scope.get("app"), "state", None))
             except MllmError as error:
                 return await _refuse(send, error)
-            except ValueError:
-                pass  # no JSON: vLLM says so
             receive = _again(data, receive)
-            data, body = b"", None  # a request may hold a hundred megabytes
+            del data  # a request may hold a hundred megabytes
             send = _Answer(send, exchange, counted=path in COUNTED)
         token = current.set(exchange)
         try:
@@ -112,15 +112,26 @@ class ApiMiddleware:
             current.reset(token)
 
 
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except RecursionError:
+        raise ApiError("the request is nested too deeply") from None
+    except ValueError as error:
+        raise ApiError(f"the request is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise ApiError(f"the request must be a JSON object, not {type(body).__name__}")
+    check_characters(data, body)
+    return body
+
+
 def _check(path: str, body: dict[str, Any], exchange: Exchange, state: Any) -> None:
     if path == "/invocations":
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-    arguments = getattr(state, "args", None)
     honoured = {"metadata"} if path in ("/v1/responses", "/v1/messages") else set()
-    if getattr(arguments, "scheduling_policy", None) == "priority":
-        honoured.add("priority")
-    if getattr(arguments, "watermark_config", None):
-        honoured.add("watermarking")
+    for name, flag in HONOURED_WITH.items():
+        if getattr(getattr(state, "args", None), flag, None) not in (None, [], {}, "fcfs"):
+            honoured.add(name)
     if path == "/v1/responses" and os.environ.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") not in ("", "0"):
         honoured |= {"store", "background", "previous_response_id"}
     check_fields(body, _known_fields(path), honoured)

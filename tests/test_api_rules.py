@@ -25,6 +25,7 @@ KNOWN = {
     *("messages", "model", "max_tokens", "response_format", "structured_outputs", "text", "documents"),
     *("tools", "tool_choice", "stream_options", "length_penalty", "priority", "user", "reasoning_effort"),
     "logprobs",
+    *("use_beam_search", "max_completion_tokens"),
 }
 SCHEMA = {"type": "object"}
 
@@ -49,6 +50,13 @@ SCHEMA = {"type": "object"}
         ({"guided_json": SCHEMA}, "did you mean 'structured_outputs'"),
         ({"frobnicate": False}, "does not know a field 'frobnicate': leave it out"),
         ({"length_penalty": 2.0}, "'length_penalty' acts on 'use_beam_search' alone"),
+        (
+            {"use_beam_search": True, "response_format": {"type": "json_object"}},
+            "'use_beam_search' does not honour",
+        ),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "another name of 'max_completion_tokens'"),
+        ({"kv_transfer_params": {"a": 1}}, "'kv_transfer_params'"),
+        ({"response_format": {"type": "structural_tag", "format": {}}}, "needs 'structures' and 'triggers'"),
         ({"stream_options": {"include_obfuscation": True}}, "'include_obfuscation' in 'stream_options'"),
         ({"response_format": "json"}, "response_format has type 'json': use text"),
         ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "'schema' in 'response_format'"),

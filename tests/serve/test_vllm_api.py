@@ -163,13 +163,20 @@ def test_a_refusal_is_an_error_of_openais_form():
         )
 
 
-def test_no_json_and_too_deep_json():
-    async def application(scope, receive, send):
-        await answer(send, (await receive())["body"].decode(), kind="text/plain")
-
-    assert request(application, "POST", CHAT, content=b"{'no'}").text == "{'no'}"  # vLLM's to refuse
-    deep = request(never, "POST", CHAT, content=b"[" * 100_000)
-    assert (deep.status_code, deep.json()["error"]["message"]) == (400, "the request is nested too deeply")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{'no'}", "the request is no JSON: Expecting property name"),
+        (b"", "the request is no JSON: Expecting value"),
+        (b"\xff\xfe\xfd", "the request is no JSON: 'utf"),
+        (b"[1]", "the request must be a JSON object, not list"),
+        (b"[" * 100_000, "the request is nested too deeply"),
+    ],
+)
+def test_what_is_no_json(content, says):
+    reply = request(never, "POST", CHAT, content=content)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith(says)
 
 
 def test_vllms_validation_errors_become_one_line():
