@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mllm.processor import MediaFeatures, MllmProcessor
@@ -55,7 +55,7 @@ class MediaUsage:
                 # vLLM counts by what was sent: the sound of a video, and its time marks, as video.
                 sides = {name: getattr(self, f"{name}_tokens") for name in ("video", "audio", "image")}
                 details["multimodal_tokens"] = {name: count for name, count in sides.items() if count}
-            usage[f"{side}_tokens_details"] = details | asdict(self) | {"seconds": round(self.seconds, 3)}
+            usage[f"{side}_tokens_details"] = details | vars(self) | {"seconds": round(self.seconds, 3)}
 
     def fill_event(self, event: bytes) -> bytes:
         """One server-sent event, with the account if it closes an answer."""
