@@ -107,9 +107,21 @@ class EngineSettings:
         # CPU blocks are 128 tokens by default: a short prompt would never hit the prefix cache.
         flags: list[Flag] = [("--block-size", "32"), ("--max-num-seqs", "64")]
         flags.append(("--disable-uvicorn-access-log",))
+        if self.engines > 1 and self._one_worker():
+            # For several engines vLLM would give each a worker's process again.
+            flags.append(("--distributed-executor-backend", "uni"))
         if not self.compiled:
             flags.append(("--enforce-eager",))
         return flags
+
+    def _one_worker(self) -> bool:
+        return all(value_of(flag, self.flags) in (None, one) for flag, one in ONE_WORKER.items())
+
+    @property
+    def engines(self) -> int:
+        """Engines that share the requests: vLLM's data parallelism."""
+        said = value_of("--data-parallel-size", self.flags) or value_of("-dp", self.flags) or ""
+        return int(said) if said.isdecimal() else 1
 
     @property
     def compiled(self) -> bool:
@@ -139,7 +151,7 @@ class EngineSettings:
         variables = {}
         if not is_given("--kv-cache-memory-bytes", self.flags):
             variables["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
-        if all(value_of(flag, self.flags) in (None, one) for flag, one in ONE_WORKER.items()):
+        if self._one_worker():
             # The worker lives in the engine's process, which else busy-waits for it with a core of its own.
             # vLLM then leaves OpenMP alone; threads that spin at barriers would starve all others.
             variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -182,7 +194,7 @@ class EngineSettings:
         if not vllm_is_for_cpu():
             return ""
         variables = os.environ | self.variables()
-        words = []
+        words = [f"{self.engines} engines"] if self.engines > 1 else []
         if variables.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
             threads = variables.get("OMP_NUM_THREADS", "?")
             words.append(f"OMP_NUM_THREADS={threads} for a decoder {self.width} wide")

@@ -272,6 +272,17 @@ def test_several_workers_keep_their_processes(folder, on_cpu, flags):
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" in Server(folder, flags=one).variables()
 
 
+@pytest.mark.parametrize("flags", [["--data-parallel-size", "2"], ["-dp=2"]])
+def test_several_engines_have_their_workers_inside_too(folder, on_cpu, flags):
+    server = Server(folder, flags=flags)
+    command = server.command()
+    assert command[command.index("--distributed-executor-backend") + 1] == "uni"
+    assert server.variables()["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "2 engines" in server.choices()
+    assert "uni" not in Server(folder, flags=[*flags, "-tp", "2"]).command()
+    assert "uni" not in Server(folder).command()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("VLLM_ENABLE_V1_MULTIPROCESSING", "1"), ("OMP_NUM_THREADS", "2"), ("OMP_WAIT_POLICY", "ACTIVE")],
