@@ -10,6 +10,7 @@ import io
 import json
 import os
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from mllm.openai_parts import media_url
@@ -18,7 +19,7 @@ from serve.engine_settings import value_of
 if TYPE_CHECKING:
     from serve.launcher import Server
 
-QUESTIONS = 2  # the second finds what the first has only begun: the workers of a pool, the prefix cache
+QUESTIONS = 2  # at once, for more than one worker decodes
 TIMEOUT = 120.0  # seconds for an answer
 
 
@@ -27,10 +28,10 @@ def warm_up(server: Server) -> None:
     headers = {"Content-Type": "application/json"}
     if key := value_of("--api-key", server.flags) or os.environ.get("VLLM_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    for seed in range(QUESTIONS):
-        clip = synthetic_clip(seed, seconds=2.0, size=64)
+
+    def ask(seed: int) -> None:
         parts = [
-            {"type": "video_url", "video_url": {"url": media_url(clip, "video")}},
+            {"type": "video_url", "video_url": {"url": media_url(synthetic_clip(seed), "video")}},
             {"type": "text", "text": "What is seen and heard?"},
         ]
         body = {"model": server.model, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
@@ -38,6 +39,9 @@ def warm_up(server: Server) -> None:
         # A server of embeddings has no chat, one may take no videos: those are not warmed, and work.
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             response.read()
+
+    with ThreadPoolExecutor(QUESTIONS) as pool:
+        list(pool.map(ask, range(QUESTIONS)))
 
 
 def synthetic_clip(seed: int, seconds: float = 4.0, size: int = 128, rate: int = 12) -> bytes:
