@@ -13,6 +13,7 @@ threads: what the model sees is what training saw, bit for bit.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import sys
 import threading
@@ -52,9 +53,28 @@ def register() -> None:
     ModelRegistry.register_model(ARCHITECTURE, "mllm.vllm_model:MllmForVllm")
     MODELS_CONFIG_MAP[ARCHITECTURE] = CompactJson
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
+    end_with_parent()
     # Servers have read their command line with this module; workers and offline use need no HTTP.
     if "vllm.entrypoints.launchers.cli_args" in sys.modules:
         vllm_api.attach(is_ours=lambda: served_processor() is not None)
+
+
+@cache
+def end_with_parent() -> None:
+    """In a process of the engine: end when the one that started it is gone, killed before it could say so.
+
+    vLLM tells its engine to stop; from a parent that is killed while the engine still loads it never hears,
+    and keeps memory and cores for good.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="mllm-end-with-parent", daemon=True).start()
 
 
 class CompactJson:
