@@ -49,6 +49,8 @@ def notes_of(numbers: dict[str, Any]) -> str:
         f"after; other programs used {others['median']:.2f} cores (at most {others['max']:.2f})",
         f"vLLM {numbers['vllm']['settings'] or 'as it was started'}",
     ]
+    if first := numbers.get("media", {}).get("very_first"):
+        lines.append(f"the very first question about a video was answered after {first * 1000:.0f} ms")
     if machine["busy"]:
         lines.append("THE MACHINE WAS BUSY: wall times say more of it than of the engines; compare CPU")
     return "\n".join(lines)

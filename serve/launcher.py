@@ -120,10 +120,13 @@ class Server(EngineSettings):
         return file
 
     def _scratch_variables(self) -> dict[str, str]:
-        """A folder for vLLM's sockets and for what is being read: gone when the server has stopped."""
+        """A folder for vLLM's sockets, temporary files and what is being read: gone when the server is."""
+        # torch keeps what it compiled beside the temporary files: that stays, for the next start.
+        compiled = Path(tempfile.gettempdir()) / f"torchinductor_mllm_{os.getuid()}"
         self._scratch = tempfile.TemporaryDirectory(prefix="mllm-serve-", ignore_cleanup_errors=True)
-        variables = {}
-        for name, folder in ((in_flight.FOLDER, "in_flight"), ("VLLM_RPC_BASE_PATH", "sockets")):
+        variables = {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
+        folders = {in_flight.FOLDER: "in_flight", "VLLM_RPC_BASE_PATH": "sockets", "TMPDIR": "temporary"}
+        for name, folder in folders.items():
             path = Path(self._scratch.name) / folder
             path.mkdir()
             variables[name] = str(path)

@@ -25,13 +25,14 @@ from serve.vllm_log import how_it_ended, last_error, last_line
 
 QUERY = "model.language_model.layers.0.self_attn.q_proj"
 FAKE = """
-import http.server, os, pathlib, signal, subprocess, sys
+import http.server, os, pathlib, signal, subprocess, sys, tempfile
 arguments = sys.argv[1:]
 print("WARNING 11-27 09:31:13 [system_utils.py:255] limits cause `OSError: [Errno 24] Too many open files`.")
 if "--fail" in arguments:
     print("(EngineCore pid=7) ERROR 11-21 09:31:13 [core.py:5] ValueError: the model is too large")
     sys.exit(3)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("temporary", tempfile.mkstemp()[1])
 print("child", child.pid, flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -100,7 +101,10 @@ def test_start_and_stop_leave_nothing(folder):
         child = int(last_line(server.log).split()[1])
         assert alive(child)
         log = server.log
+        temporary = Path(log.read_text().split("temporary ")[1].split()[0])
+        assert temporary.exists()
     assert wait_until_gone(child)
+    assert not temporary.exists()
     assert not server.healthy()
     assert not log.exists()
     server.stop()  # again: nothing to do
