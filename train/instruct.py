@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
+from mllm.errors import ConfigError
 from mllm.model import MllmForConditionalGeneration
 from train.contrastive import longest_caption, space_losses, weighted
 from train.data import PROCESSES, QuestionCollator, number_dataset
@@ -21,7 +23,11 @@ from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_a
 
 
 def add_lora(model: MllmForConditionalGeneration, lora: Any | None) -> nn.Module:
-    """LoRA (Hu et al. 2021) on the decoder, leaving trainable whatever `set_trainable` left so."""
+    """LoRA (Hu et al. 2021) on the decoder, leaving trainable whatever `set_trainable` left so.
+
+    Raises:
+        ConfigError: if the head would get an adapter.
+    """
     if lora is None:
         return model
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -37,6 +43,11 @@ def add_lora(model: MllmForConditionalGeneration, lora: Any | None) -> nn.Module
     )
     for parameter in trainable:
         parameter.requires_grad_(True)
+    if isinstance(adapted.get_base_model().get_output_embeddings(), LoraLayer):
+        raise ConfigError(
+            f"instruct.lora.target {lora.target!r} names the head, whose adapter the training loss goes past: "
+            "leave out lm_head"
+        )
     return adapted
 
 

@@ -118,3 +118,9 @@ def test_muon_with_nothing_to_train_is_one_clear_line(tiny):
 def names_in(model: nn.Module, group: dict) -> list[str]:
     wanted = {id(parameter) for parameter in group["params"]}
     return [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
+
+
+def test_an_adapter_on_the_head_is_refused(tiny):
+    """TRL's loss multiplies with the head's own weights, so that such an adapter would not be trained."""
+    with pytest.raises(ConfigError, match=r"instruct\.lora\.target .*lm_head"):
+        add_lora(tiny[0], Lora(target=r".*q_proj|lm_head"))
