@@ -342,6 +342,7 @@ def _check_keys(value: Any, known: set[str], name: str) -> None:
             raise ApiError(f"this server does not honour {key!r} in {name!r}: leave it out", name)
 
 
+LOAD_ADAPTER = "/v1/load_lora_adapter"
 RULES: dict[str, Callable[[Body], None]] = {
     "/v1/chat/completions": check_chat,
     "/v1/chat/completions/batch": check_batch,
@@ -349,4 +350,5 @@ RULES: dict[str, Callable[[Body], None]] = {
     "/v1/completions": lambda body: None,
     "/v1/messages": lambda body: None,  # messages in Anthropic's form: the chat template checks them
     "/invocations": check_chat,
+    LOAD_ADAPTER: lambda body: None,  # the adapter is compared with the model, see vllm_api
 }

@@ -15,11 +15,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllm.api_rules import RULES, ApiError, check_characters, check_fields, named_parts
+from mllm.api_rules import LOAD_ADAPTER, RULES, ApiError, check_characters, check_fields, named_parts
 from mllm.api_usage import MediaUsage
+from mllm.checkpoint_check import checkpoint_shapes
 from mllm.errors import MllmError
+from mllm.lora import check_served
 
 if TYPE_CHECKING:
     from mllm.processor import MediaFeatures, MllmProcessor
@@ -158,12 +161,20 @@ def _check(path: str, body: dict[str, Any], exchange: Exchange, state: Any) -> N
         honoured |= {"store", "background", "previous_response_id"}
     check_fields(body, _known_fields(path), honoured)
     RULES[path](body)
+    if path == LOAD_ADAPTER:
+        _check_adapter(body.get("lora_path"), str(getattr(arguments, "model", "")))
     if path == "/v1/chat/completions" and "messages" in body:
         for modality, url, uuid in named_parts(body["messages"]):
             if url is None:
                 exchange.usage += _remembered.get((modality, uuid), MediaUsage())
             else:
                 exchange.named[modality, url] = uuid
+
+
+def _check_adapter(folder: Any, model: str) -> None:
+    """Raises MllmError if an adapter on this disk fits the model not at all, or not whole."""
+    if isinstance(folder, str) and os.path.isdir(folder) and os.path.isdir(model):
+        check_served(Path(folder), checkpoint_shapes(Path(model)), model)
 
 
 @lru_cache
@@ -176,6 +187,7 @@ def _known_fields(path: str) -> frozenset[str]:
     )
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
     models: dict[str, Any] = {
         "/v1/chat/completions": ChatCompletionRequest,
@@ -183,6 +195,7 @@ def _known_fields(path: str) -> frozenset[str]:
         "/v1/completions": CompletionRequest,
         "/v1/responses": ResponsesRequest,
         "/v1/messages": AnthropicMessagesRequest,
+        LOAD_ADAPTER: LoadLoRAAdapterRequest,
     }
     return frozenset(models[path].model_fields)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -46,6 +48,33 @@ def test_a_task_that_the_request_starts_knows_who_asked():
 
     assert request(application).text == "192.0.2.7"
     assert current.get() is None
+
+
+def test_an_adapter_that_does_not_fit_the_model_is_not_loaded_at_run_time(checkpoint, adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    bad = Path(shutil.copytree(adapter, tmp_path / "bad"))
+    weights = load_file(bad / "adapter_model.safetensors")
+    renamed = {name.replace("model.language_model.", "model."): tensor for name, tensor in weights.items()}
+    save_file(renamed, bad / "adapter_model.safetensors")
+
+    async def loaded(scope, receive, send):
+        await answer(send, "loaded", kind="text/plain")
+
+    async def server(scope, receive, send):
+        scope["app"] = SimpleNamespace(state=SimpleNamespace(args=SimpleNamespace(model=str(checkpoint))))
+        await ApiMiddleware(loaded)(scope, receive, send)
+
+    def load(folder: Path) -> httpx.Response:
+        body = {"lora_name": "mine", "lora_path": str(folder)}
+        return request(server, "POST", "/v1/load_lora_adapter", json=body)
+
+    assert load(adapter).text == "loaded"
+    refused = load(bad)
+    assert refused.status_code == 400
+    assert "fit no module of" in refused.json()["error"]["message"]
+    save_file({}, bad / "adapter_model.safetensors")
+    assert "it holds nothing that fits" in load(bad).json()["error"]["message"]
 
 
 def test_every_vllm_server_gets_the_middleware_once():
