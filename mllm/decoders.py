@@ -77,6 +77,11 @@ def require_decoder(config: Any) -> None:
         )
 
 
+def attention_of(config: Any) -> dict[str, str]:
+    """How a decoder has to attend, for `from_config`: PyTorch's fused kernel leaves out Gemma 2's cap."""
+    return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+
+
 def behind_head(logits: torch.Tensor, config: Any) -> torch.Tensor:
     """The logits of the plain head as the decoder's family gives them; config is the decoder's."""
     return DECODERS[config.model_type](logits, config)

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from mllm.adapters import EmbeddingHead, Projector, QFormer
 from mllm.config import MllmConfig
-from mllm.decoders import behind_head, require_decoder
+from mllm.decoders import attention_of, behind_head, require_decoder
 from mllm.encoders import build_encoder
 
 
@@ -139,7 +139,7 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         super().__init__(config)
         require_decoder(config.text_config)
         self.build_media(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, **attention_of(config.text_config))
         if config.space_config is not None:
             self.space = SharedSpace(config)
         self.post_init()

@@ -162,7 +162,7 @@ def _check(path: str, body: dict[str, Any], exchange: Exchange, state: Any) -> N
     check_fields(body, _known_fields(path), honoured)
     RULES[path](body)
     if path == LOAD_ADAPTER:
-        _check_adapter(body.get("lora_path"), str(getattr(arguments, "model", "")))
+        _check_adapter(body.get("lora_path"), str(getattr(getattr(state, "args", None), "model", "")))
     if path == "/v1/chat/completions" and "messages" in body:
         for modality, url, uuid in named_parts(body["messages"]):
             if url is None:

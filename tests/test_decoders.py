@@ -53,26 +53,28 @@ def built(family: str, tied: bool) -> tuple[Any, Any, torch.Tensor]:
 @pytest.mark.parametrize("family", DECODERS)
 def test_logits_are_those_of_the_familys_own_model(family, tied, tmp_path):
     model, processor, ids = built(family, tied)
-    own = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    own = AutoModelForCausalLM.from_config(model.config.text_config, attn_implementation="eager").eval()
     own.get_decoder().load_state_dict(model.model.language_model.state_dict())
     own.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     expected = own(input_ids=ids).logits
-    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-3)
     loaded, _ = checkpoint.load(checkpoint.save(model, processor, tmp_path / "model"))
-    torch.testing.assert_close(loaded(input_ids=ids).logits, expected)
+    torch.testing.assert_close(loaded(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["granite", "cohere", "gemma2", "gemma3_text"])
 def test_a_pretrained_decoder_brings_what_is_behind_its_head(family, tmp_path):
     model, processor, ids = built(family, True)
-    own = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    own = AutoModelForCausalLM.from_config(model.config.text_config, attn_implementation="eager").eval()
     own.get_decoder().load_state_dict(model.model.language_model.state_dict())
     own.tie_weights()
     own.save_pretrained(tmp_path / "decoder")
     processor.tokenizer.save_pretrained(tmp_path / "decoder")
     ours, _ = checkpoint.build_model(Model(**SETTINGS | {"decoder": str(tmp_path / "decoder")}))
-    torch.testing.assert_close(ours.eval()(input_ids=ids).logits, own(input_ids=ids).logits)
+    torch.testing.assert_close(
+        ours.eval()(input_ids=ids).logits, own(input_ids=ids).logits, atol=1e-4, rtol=1e-3
+    )
 
 
 @torch.no_grad()

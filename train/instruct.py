@@ -45,8 +45,8 @@ def add_lora(model: MllmForConditionalGeneration, lora: Any | None) -> nn.Module
         parameter.requires_grad_(True)
     if isinstance(adapted.get_base_model().get_output_embeddings(), LoraLayer):
         raise ConfigError(
-            f"instruct.lora.target {lora.target!r} names the head, whose adapter the training loss goes past: "
-            "leave out lm_head"
+            f"instruct.lora.target {lora.target!r} names the head, and the training loss goes past an "
+            "adapter there: leave out lm_head"
         )
     return adapted
 
