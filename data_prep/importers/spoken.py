@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,13 @@ from mllm.sources import MEDIA_SUFFIXES, SUFFIXES
 
 KALDI = ("text", "wav.scp", "segments", "utt2spk", "spk2gender")
 GAP = 5.0  # s without a word behind which a new record of a timed transcript begins
-NOT_SAID = re.compile(r"[\[(♪♫].*[\])♪♫]|[♪♫].*")  # [door slams], ♪ music ♪
+NOT_SAID = re.compile(r"(?:[\[(♪♫][^\[\]()♪♫]*[\])♪♫]\s*)+|[♪♫].*")  # [door slams] (laughs), ♪ music ♪
+KINDS = ("forced", "sdh", "cc", "default", "auto")  # of subtitles, as players name them beside the language
+LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,4})?")
+# Of a command that gives something else than the whole recording, as it lies there.
+CHANGED = re.compile(
+    r"\s(?:trim|speed|tempo|reverse|remix\s+\d+|-ss|-to|-t\s+[\d:.]+|-map_channel)\s|\bsph2pipe\b[^|]*\s-[cst]\s"
+)
 
 
 def subtitles(job: Job) -> Iterator[Record]:
@@ -73,8 +80,11 @@ def _spoken(job: Job, lines: list[Line]) -> Iterator[Line]:
 
 def _recording(job: Job, path: Path) -> tuple[str, str | None, Part]:
     """(name, language, part) of the recording that subtitles belong to: beside them, else under --media."""
-    tagged = re.fullmatch(r"(.+)\.([a-z]{2,3}(?:-[A-Za-z]{2,4})?)", path.stem)
-    for name, language in ((path.stem, None), *((tagged.groups(),) if tagged else ())):
+    words = path.stem.split(".")  # film.en.srt, film.pt-BR.forced.srt
+    for count in range(len(words), max(len(words) - 3, 0), -1):
+        name, tags = ".".join(words[:count]), [tag for tag in words[count:] if tag not in KINDS]
+        if not all(map(LANGUAGE.fullmatch, tags)):
+            break
         beside = [
             file
             for kind in ("video", "audio")
@@ -82,7 +92,8 @@ def _recording(job: Job, path: Path) -> tuple[str, str | None, Part]:
             if file.suffix.lower() in SUFFIXES[kind] and name in (file.stem, file.name)
         ]
         if beside or job.media.has("video", name) or job.media.has("audio", name):
-            return name, language, job.medium(str(beside[0].absolute()) if beside else name)
+            part = job.medium(str(beside[0].absolute()) if beside else name)
+            return name, next(iter(tags), None), part
     return path.stem, None, job.medium(path.stem)
 
 
@@ -107,20 +118,58 @@ def ljspeech(job: Job) -> Iterator[Record]:
     Recordings lie beside it, in wavs/ say. Of two texts the normalised one is taken.
     """
     for path, text in [*job.texts(".csv"), *job.texts(".txt")]:
-        for number, line in enumerate(text.split("\n"), start=1):
+        lines = [
+            [value.strip() for value in line.split("|")] for line in text.split("\n")
+        ]  # " is a letter here
+        if {value.lower() for value in lines[0][1:]} & {"text", "transcript", "transcription"}:
+            raise RecordError(f"{path.name}: has a header, which ljspeech has not: import it as `table`")
+        said, speaker = _columns_of(path, lines)
+        for number, (name, *values) in enumerate(lines, start=1):
             job.where = f"{path.name} line {number}"
-            if not line.strip():
+            if not name and not values:
                 continue
-            name, *texts = (value.strip() for value in line.split("|"))  # quotation marks are letters here
-            if number == 1 and {value.lower() for value in texts} & {"text", "transcript", "transcription"}:
-                raise RecordError(f"{path.name}: has a header, which ljspeech has not: import it as `table`")
             with job.or_left_out():
-                if not texts:
+                if not values:
                     raise RecordError(f"{job.where}: must be id|text, as in LJSpeech's metadata.csv")
-                speaker = texts.pop() if len(texts) > 1 and _is_path(name) else None
-                labels = {"speaker": speaker} if speaker else None
+                if len(values) <= speaker:
+                    raise RecordError(
+                        f"{job.where}: has fewer columns than other lines: write empty ones, too"
+                    )
+                words = next(filter(None, (values[place] for place in said if place < len(values))), "")
+                labels = {"speaker": values[speaker]} if speaker >= 0 else None
                 id = Path(name).stem if _is_path(name) else name
-                yield job.transcript(id, [job.medium(name, "audio")], texts[-1] or texts[0], labels=labels)
+                yield job.transcript(id, [job.medium(name, "audio")], words, labels=labels)
+
+
+def _columns_of(path: Path, lines: list[list[str]]) -> tuple[list[int], int]:
+    """Which columns behind the name are texts, the one to take first, and which is the speaker, or -1.
+
+    A speaker or a language is named in every line, in one word, and is never the text itself.
+
+    Raises:
+        RecordError: that does not tell them apart.
+    """
+    width = max(map(len, lines)) - 1
+    if width < 2:
+        return [0], -1
+    full = [line for line in lines if len(line) == width + 1]
+    places = range(1, width + 1)
+    texts = [place for place in places if any(len(line[place].split()) > 1 for line in full)]
+    if not texts and width == 2 and not all(line[1].isdigit() for line in full):  # single words
+        return ([0], 1) if any(_is_path(line[0]) for line in full) else ([1, 0], -1)
+    others = [
+        place
+        for place in places
+        if place not in texts
+        and all(line[place] and line[place] not in [line[text] for text in texts] for line in full)
+    ]
+    said = [place - 1 for place in places if place not in others]
+    if not texts or len(said) > 2 or len(others) > 2:
+        raise RecordError(
+            f"{path.name}: {width + 1} columns, and which is the text cannot be told: write a header such as "
+            "file|speaker|text, and import it as `table`"
+        )
+    return said[::-1], others[0] - 1 if others else -1
 
 
 def _is_path(name: str) -> bool:
@@ -132,13 +181,14 @@ def kaldi(job: Job) -> Iterator[Record]:
 
     Commands in wav.scp are never run: the recording that one reads is taken.
     """
-    files = {name: dict(_pairs(job, name)) for name in KALDI}
-    if not files["text"]:
+    if not any(path.name == "text" for path in job.files):
         raise RecordError("kaldi: no file called text: give --annotations a data folder, or its files")
-    for id, said in files["text"].items():
-        job.where = f"text {id}"
-        with job.or_left_out():
-            yield from _utterance(job, files, id, said)
+    for folder in dict.fromkeys(path.parent for path in job.files if path.name == "text"):
+        files = {name: dict(_pairs(job, folder, name)) for name in KALDI}  # splits may number alike
+        for id, said in files["text"].items():
+            job.where = f"text {id}"
+            with job.or_left_out():
+                yield from _utterance(job, files, id, said)
 
 
 def _utterance(job: Job, files: dict[str, dict[str, str]], id: str, said: str) -> Iterator[Record]:
@@ -160,14 +210,14 @@ def _utterance(job: Job, files: dict[str, dict[str, str]], id: str, said: str) -
     yield job.transcript(id, [job.medium(found, "audio", **span)], said, **more)
 
 
-def _pairs(job: Job, name: str) -> Iterator[tuple[str, str]]:
-    """(key, the rest of the line) of the files of a name; a folder of splits has several."""
-    for path in job.files:
-        if path.name == name:
-            for line in job.read(path).split("\n"):
-                key, _, rest = line.strip().replace("\t", " ").partition(" ")
-                if key:
-                    yield key, rest.strip()
+def _pairs(job: Job, folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """(key, the rest of the line) of the file of a name: that in the folder, or any where it has none."""
+    named = [path for path in job.files if path.name == name]
+    for path in [path for path in named if path.parent == folder] or named:
+        for line in job.read(path).split("\n"):
+            key, _, rest = line.strip().replace("\t", " ").partition(" ")
+            if key:
+                yield key, rest.strip()
 
 
 def _segment(segments: dict[str, str], id: str) -> tuple[str, dict[str, float]]:
@@ -183,9 +233,14 @@ def _segment(segments: dict[str, str], id: str) -> tuple[str, dict[str, float]]:
 
 
 def _readable(source: str) -> str | None:
-    """The recording of a line of wav.scp; None where there is none, or several."""
+    """The recording of a line of wav.scp; None where there is none, or several, or a part of one."""
     if not source.endswith("|"):
         return None if re.search(r"\.ark:\d+$", source) else source
-    words = (word.strip("'\"") for word in source.rstrip("| ").split())
+    if CHANGED.search(source):
+        return None
+    try:
+        words = shlex.split(source.rstrip("| "))
+    except ValueError:  # a quotation mark that is never closed
+        return None
     found = [word for word in words if Path(word).suffix.lower() in MEDIA_SUFFIXES]
     return found[0] if len(found) == 1 else None

@@ -114,8 +114,27 @@ def test_ljspeech_with_two_columns_and_file_lists_with_speakers(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("text", "answers", "speakers"),
+    [
+        ("wavs/a.wav|0|Hello there\nwavs/b.wav|1|Go\n", ["Hello there", "Go"], ["0", "1"]),  # VITS
+        ("a|bob|Hello there\nb|eve|Go\n", ["Hello there", "Go"], ["bob", "eve"]),  # Piper
+        ("a.wav|bob|EN|Hello there\nb.wav|eve|EN|Go\n", ["Hello there", "Go"], ["bob", "eve"]),  # GPT-SoVITS
+        ("wavs/a.wav|Dr. X|Doctor X\nwavs/b.wav|Go|Go\n", ["Doctor X", "Go"], [None, None]),
+        ("a|Dr. X|\nb|Go|Go\n", ["Dr. X", "Go"], [None, None]),
+    ],
+)
+def test_the_text_of_a_file_list_is_told_from_the_speaker(
+    tmp_path: Path, text: str, answers: list[str], speakers: list[str | None]
+) -> None:
+    records, _ = do_import(tmp_path, "ljspeech", {"train.txt": text})
+    assert [record["answer"] for record in records] == answers
+    assert [record.get("labels", {}).get("speaker") for record in records] == speakers
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a.wav|0|yes\nb.wav|1|no\n", "m.csv: 3 columns, and which is the text cannot be told"),
         ("audio_file|text|speaker\na.wav|b|c\n", "m.csv: has a header, which ljspeech has not: import it as"),
         ("a, b\n", r"m.csv line 1: must be id\|text"),
     ],
@@ -164,6 +183,36 @@ def test_a_kaldi_folder_without_segments(tmp_path: Path) -> None:
     assert (report.missing, report.noted) == ([], {})
     with pytest.raises(RecordError, match="^kaldi: no file called text: give --annotations a data folder"):
         do_import(tmp_path, "kaldi", {"wav.scp": "a b\n"})
+
+
+def test_kaldi_splits_that_number_alike(tmp_path: Path) -> None:
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "text").write_text(f"u1 said in {split}\n")
+        (tmp_path / split / "wav.scp").write_text(f"u1 {split}.wav\n")
+    import_records("kaldi", [tmp_path], None, tmp_path / "out")
+    records = read(tmp_path / "out" / "records.jsonl")
+    assert [(Path(medium(record)["audio"]).name, record["answer"]) for record in records] == [
+        ("test.wav", "said in test"),
+        ("train.wav", "said in train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sox a.wav -t wav - trim 1 2 |",  # a part of it
+        "sph2pipe -f wav -p -c 2 a.wav |",  # one of two speakers
+        "ffmpeg -ss 3 -i a.wav -f wav - |",
+        "sox a.wav -t wav - speed 0.9 |",
+        "cat 'a.wav |",
+    ],
+)
+def test_kaldi_leaves_out_what_a_command_cuts_out_of_a_recording(tmp_path: Path, command: str) -> None:
+    files = {"text": "u1 hello\nu2 go\n", "wav.scp": f"u1 {command}\nu2 sox 'my b.wav' -r 16k -t wav - |\n"}
+    (record,), report = do_import(tmp_path, "kaldi", files, folder(tmp_path, "a.wav", "my b.wav"))
+    assert medium(record)["audio"].endswith("my b.wav")
+    assert report.left_out == {"sound of a command or an archive (wav.scp)": 1}
 
 
 QV = {"qid": 1, "query": "a bell rings", "duration": 150, "vid": "abc_60.0_210.0"}

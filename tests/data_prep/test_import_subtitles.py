@@ -93,6 +93,29 @@ def test_the_language_in_a_name(tmp_path: Path) -> None:
     assert report.noted == {"more subtitles of one recording: only those in its language say what is said": 1}
 
 
+def test_what_players_write_behind_the_language(tmp_path: Path) -> None:
+    media = folder(tmp_path, "a.mp4", "b.mp4")
+    cue = "1\n00:00:01,000 --> 00:00:02,000\n"
+    (media / "a.en.forced.srt").write_text(cue + "Hello\n")
+    (media / "a.es-419.srt").write_text(cue + "Hola\n")
+    (media / "b.sdh.srt").write_text(cue + "Hi\n")
+    (media / "b.2.srt").write_text(cue + "Another\n")
+    records, report = imported(tmp_path, media)
+    told = {record["answer"]: (record.get("labels") or {}).get("language") for record in records}
+    assert told == {"Hello": "en", "Hola": "es-419", "Hi": None, "Another": None}
+    assert report.missing == ["b.2.mp4"]
+
+
+def test_speech_between_brackets_stays(tmp_path: Path) -> None:
+    media = folder(tmp_path, "a.mp4")
+    lines = ["(laughs) Hi [door]", "[A] said hi (B)", "[door] (laughs)", "♪ la la ♪"]
+    cues = [f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n{line}\n" for n, line in enumerate(lines, start=1)]
+    (media / "a.srt").write_text("\n".join(cues))
+    (record,), report = imported(tmp_path, media)
+    assert record["answer"] == "(laughs) Hi [door] [A] said hi (B)"
+    assert report.left_out == {"line that is no speech": 2}
+
+
 def test_recordings_of_one_name_keep_their_subtitles(tmp_path: Path) -> None:
     media = folder(tmp_path, "train/a.mp4", "test/a.mp4")
     for split in ("train", "test"):
