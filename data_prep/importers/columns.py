@@ -32,7 +32,7 @@ LABELS = {  # columns that say what a recording is, beside the answer; --held-ou
 }  # fmt: skip
 MEDIA, TARGETS = ("file", "video", "audio", "image"), ("answer", "text", "caption")
 NUMBERED = {
-    "options": re.compile(r"(option|choice|opt)_?([0-9]+|[a-h])|a_?[0-9]+"),
+    "options": re.compile(r"(option|choice|opt)_?([0-9]+|[a-h])|a_?[0-9]+|[a-h]"),
     "caption": re.compile(r"caption_?[0-9]+"),
 }
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from data_prep.importers.columns import MEDIA, TARGETS, Columns, find_columns, guessed, unread
 from data_prep.importers.job import Job, Part, Record
@@ -17,6 +18,7 @@ from mllm.records import parse_row
 from mllm.sources import SUFFIXES
 
 MANY = 50  # classes that a prompt still names
+LETTERED = re.compile(r"\(?([A-Za-z])[.):]\s+(\S.*)", re.DOTALL)  # an option: "A. a dog", "(B) a cat"
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
@@ -84,6 +86,8 @@ class Form:
         for said, known in ((answer, options), (answer.casefold(), [text.casefold() for text in options])):
             if said in known:
                 return known.index(said)
+        if (told := LETTERED.fullmatch(answer)) and told[2].casefold() in known:
+            return known.index(told[2].casefold())
         letter = answer.strip("().: ").upper()
         if answer.isdecimal():
             if self.first is None:
@@ -169,6 +173,8 @@ def _labels(row: Row, found: Columns) -> dict[str, Any]:
     labels: dict[str, Any] = {}
     for column in found.get("labels", ()):
         value = row.get(column)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = parse_row(value, f"{row.where}: {column}", 'write {"name": "value"}')
         if isinstance(value, dict):
             labels |= value
         elif _filled(value):
@@ -190,17 +196,36 @@ def _texts(row: Row, column: str) -> list[str]:
 
 
 def _options(row: Row, found: Columns) -> list[str]:
-    """A row's options: one in each of several columns; or in one a list, or texts with | or ; between."""
+    """A row's options: one in each of several columns; or in one a list, or texts with | or ; between.
+
+    Letters that they have already are taken off: they are shown in another order, lettered anew.
+    """
     columns = found.get("options", [])
     if len(columns) != 1:
-        return [text for column in columns for text in _texts(row, column)]
+        texts = [_texts(row, column) for column in columns]
+        if [] in texts and any(texts[texts.index([]) :]):
+            raise RecordError(
+                f"{row.where}: {columns[texts.index([])]} is empty, and options follow it: fill it"
+            )
+        return _unlettered([text for given in texts for text in given])
     value = row.get(columns[0])
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         value = parse_row(value, f"{row.where}: {columns[0]}", 'write ["a", "b"], or a|b')
     if isinstance(value, str):
         value = value.split("|" if "|" in value else ";")
+    if isinstance(value, dict):  # {"A": "a dog", "B": "a cat"}
+        value = [f"{key}. {text}" if len(key) == 1 and key.isalpha() else text for key, text in value.items()]
     values = value if isinstance(value, list) else [value]
-    return [str(option).strip() for option in values if _filled(option)]
+    return _unlettered([str(option).strip() for option in values if _filled(option)])
+
+
+def _unlettered(options: list[str]) -> list[str]:
+    """Options without "A. " or "(B) ", where these count them."""
+    told = [LETTERED.fullmatch(option) for option in options]
+    letters = "".join(match[1] if match else "?" for match in told).upper()
+    if options and "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters):
+        return [match[2] for match in told if match]
+    return options
 
 
 def _filled(value: Any) -> bool:
@@ -226,13 +251,18 @@ def seconds_of(row: Row, column: str) -> float | None:
 def folders(job: Job) -> Iterator[Record]:
     """Recordings in folders named by class: --media FOLDER with dog/a.wav or train/dog/a.wav."""
     found: list[tuple[Path, str, str | None]] = []
+    deeper: list[str] = []
     for path in sorted({path for kind in SUFFIXES for path in job.media.files(kind)}):
         parts = list(path.relative_to(job.media.folder or "").parts[:-1])
-        split = parts.pop(0) if parts and parts[0].lower() in SPLITS else None
+        place = next((place for place in range(len(parts)) if parts[place].lower() in SPLITS), None)
+        split = None if place is None else parts.pop(place)  # train/dog/a.wav, or dog/train/a.wav
         if parts:
-            found.append((path, parts[0].replace("_", " ").strip(), split))
+            found.append((path, normalize("NFC", parts[0]).replace("_", " ").strip(), split))
+            deeper += ["/".join(parts)] if len(parts) > 1 else []
         else:
             job.left_out["in no folder of a class"] += 1
+    if deeper:
+        job.noted[f"folder in a folder, such as {deeper[0]}: the outer one names the class"] = len(deeper)
     classes = sorted({name for _, name, _ in found})
     if len(classes) < 2:
         has = f"all lie in {classes[0]!r}" if classes else "there is no recording in a folder"
@@ -253,15 +283,17 @@ def coco_captions(job: Job) -> Iterator[Record]:
         images, annotations = whole.get("images"), whole.get("annotations")
         if not isinstance(images, list):
             raise RecordError(f"{path.name}: no list of 'images': give captions_<split>.json")
-        if annotations and "caption" not in annotations[0]:
+        if not isinstance(annotations or [], list):
+            raise RecordError(f"{path.name}: 'annotations' is no list: give captions_<split>.json")
+        if annotations and not any("caption" in row for row in annotations if isinstance(row, dict)):
             job.noted[f"file without captions, such as {path.name}"] += 1
             continue
-        captions: dict[Any, list[str]] = defaultdict(list)
+        captions: dict[str, list[str]] = defaultdict(list)
         for number, annotation in enumerate(annotations or (), start=1):
             job.where = f"{path.name} annotations row {number}"
             with job.or_left_out():
                 row = Row(annotation, job.where)
-                captions[row["image_id"]].append(row.text("caption").strip())
+                captions[str(row["image_id"])].append(row.text("caption").strip())
         for number, image in enumerate(images, start=1):
             job.where = f"{path.name} images row {number}"
             with job.or_left_out():
@@ -270,11 +302,13 @@ def coco_captions(job: Job) -> Iterator[Record]:
             job.left_out["picture that has captions, and is not listed"] += len(captions)
 
 
-def _pictured(job: Job, image: Row, captions: dict[Any, list[str]]) -> Iterator[Record]:
+def _pictured(job: Job, image: Row, captions: dict[str, list[str]]) -> Iterator[Record]:
     """The record of a picture; its captions are taken out of `captions`."""
     id = image["imgid"] if "id" not in image and "imgid" in image else image["id"]
     name = image["filename"] if "filename" in image else image["file_name"]
-    texts = captions.pop(id, None) or [sentence["raw"].strip() for sentence in image.get("sentences", ())]
+    texts = captions.pop(str(id), None) or [
+        sentence["raw"].strip() for sentence in image.get("sentences", ())
+    ]
     if texts := [text for text in texts if text]:
         labels = {"split": image["split"]} if "split" in image else None
         yield job.caption(id, [job.medium(name, "image")], {"video": texts}, labels=labels)

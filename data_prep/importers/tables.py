@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -127,12 +128,13 @@ def read_text(path: Path, named: str | None = None, usual: str | None = None) ->
 
 def _csv_rows(path: Path, text: str, odd: Odd, columns: list[str] | None) -> Iterator[Row]:
     lines = list(io.StringIO(text, newline=""))  # splitlines also ends lines inside values
-    before = 0
-    if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[0])):  # as Excel writes it
-        form, before = {"delimiter": told[1]}, 1
+    before = next((number for number, line in enumerate(lines) if line.strip()), 0)  # Excel's empty rows
+    if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[before])):  # as Excel writes it
+        form, before = {"delimiter": told[1]}, before + 1
     else:
-        form = _form_of(path, lines, len(columns or ()))
+        form = _form_of(path, lines[before:], len(columns or ()))
     reader = csv.DictReader(lines[before:], fieldnames=columns, strict=True, **form)
+    _check_header(reader, path, before)
     for row in _checked(reader, path, before, odd):
         where = f"{path.name} line {before + reader.line_num}"
         extra = row.pop(None, None) or []
@@ -148,23 +150,34 @@ def _csv_rows(path: Path, text: str, odd: Odd, columns: list[str] | None) -> Ite
         yield Row({key.strip(): value for key, value in row.items()}, where)
 
 
+def _check_header(reader: csv.DictReader, path: Path, before: int) -> None:
+    """Raises RecordError if a header cannot be read, or gives two columns one name: one would be lost."""
+    try:
+        names = Counter(name.strip() for name in reader.fieldnames or ())
+    except csv.Error as error:
+        raise _not_csv(error, f"{path.name} line {before + reader.line_num}") from None
+    if twice := [name for name, count in names.items() if count > 1 and name]:
+        raise RecordError(f"{path.name}: two columns are called {twice[0]!r}: rename or drop one")
+
+
 def _checked(reader: csv.DictReader, path: Path, before: int, odd: Odd) -> Iterator[dict[Any, Any]]:
     """The rows that the reader makes sense of; a quotation mark that is never closed swallows the others."""
-    header = True
     while True:
         try:
-            header = header and reader.fieldnames is None
             row = next(reader, None)
         except csv.Error as error:
-            where = f"{path.name} line {before + reader.line_num}"
-            what = RecordError(f'{where}: not CSV ({error}): write a quotation mark in a value twice ("")')
-            if header or "end of data" in str(error):
+            what = _not_csv(error, f"{path.name} line {before + reader.line_num}")
+            if "end of data" in str(error):
                 raise what from None
             odd(what)
             continue
         if row is None:
             return
         yield row
+
+
+def _not_csv(error: csv.Error, where: str) -> RecordError:
+    return RecordError(f'{where}: not CSV ({error}): write a quotation mark in a value twice ("")')
 
 
 def _form_of(path: Path, lines: list[str], fields: int) -> dict[str, Any]:

@@ -96,6 +96,29 @@ def test_coco_of_another_task_is_told(tmp_path: Path) -> None:
         do_import(tmp_path, "coco-captions", {"c.json": {"info": 1}})
 
 
+def test_folders_by_class_and_then_by_split(tmp_path: Path) -> None:
+    names = (
+        "V\u00f6gel/train/a.wav",
+        "Vo\u0308gel/test/b.wav",
+        "Hunde/speaker1/c.wav",
+    )  # NFC, NFD as on macOS
+    records, report = do_import(tmp_path, "folders", {}, folder(tmp_path, *names))
+    labels = sorted((record["answer"], record["labels"].get("split", "")) for record in records)
+    assert labels == [("Hunde", ""), ("V\u00f6gel", "test"), ("V\u00f6gel", "train")]
+    note = "folder in a folder, such as Hunde/speaker1: the outer one names the class"
+    assert report.noted == {note: 1}
+
+
+def test_coco_with_odd_annotations(tmp_path: Path) -> None:
+    images = [{"id": "1", "file_name": "1.jpg"}]  # its annotations count in numbers
+    annotations = [None, {"image_id": 1, "bbox": []}, {"image_id": 1, "caption": "A dog."}]
+    whole = {"images": images, "annotations": annotations}
+    (record,), report = do_import(tmp_path, "coco-captions", {"c.json": whole}, folder(tmp_path, "1.jpg"))
+    assert (record["answer"], sum(report.left_out.values())) == ("A dog.", 2)
+    with pytest.raises(RecordError, match="^c.json: 'annotations' is no list"):
+        do_import(tmp_path, "coco-captions", {"c.json": {"images": images, "annotations": {"1": "A"}}})
+
+
 def test_ljspeech_takes_the_normalised_text(tmp_path: Path) -> None:
     text = 'LJ001-0001|"Printing, in 1450|"Printing, in fourteen fifty\nLJ001-0002|He said "no"|\n\n'
     media = folder(tmp_path, "wavs/LJ001-0001.wav", "wavs/LJ001-0002.flac")

@@ -201,6 +201,38 @@ def test_odd_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     assert report.noted["no answer given"] == 1
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"A": "a dog", "B": "a cat", "answer": "B"},
+        {"options": ["A. a dog", "B. a cat"], "answer": "B"},
+        {"options": ["(A) a dog", "(B) a cat"], "answer": "(B) a cat"},
+        {"options": {"A": "a dog", "B": "a cat"}, "answer": "b"},
+        {"options": '{"A": "a dog", "B": "a cat"}', "answer": "a cat"},
+        {"option_a": "A) a dog", "option_b": "B) a cat", "answer": "(B)"},
+    ],
+)
+def test_options_that_have_letters_already(tmp_path: Path, row: dict) -> None:
+    rows = [{"file": "a.wav", "question": "Who?"} | row]
+    (record,), _ = do_import(tmp_path, "table", {"t.jsonl": rows})
+    assert sorted(option[3:] for option in record["options"]) == ["a cat", "a dog"]
+    assert record["answer"][3:] == "a cat"
+    assert record["answer"] in record["options"]
+
+
+def test_a_letter_never_means_the_option_after_a_gap(tmp_path: Path) -> None:
+    csv = "file,question,A,B,C,answer\na.wav,Who?,,x,y,B\nb.wav,Who?,x,y,,B\n"
+    (record,), report = do_import(tmp_path, "table", {"t.csv": csv})
+    assert record["answer"][3:] == "y"
+    assert report.left_out == {"A is empty, and options follow it: fill it (first: t.csv line 2)": 1}
+
+
+def test_labels_as_json_in_a_cell(tmp_path: Path) -> None:
+    csv = 'file,answer,labels\na.wav,dog,"{""actor"": ""7""}"\n'
+    (record,), _ = do_import(tmp_path, "table", {"t.csv": csv})
+    assert record["labels"] == {"actor": "7"}
+
+
 def test_many_different_answers_are_no_classes(tmp_path: Path) -> None:
     rows = [{"file": f"{number}.wav", "answer": f"name {number}"} for number in range(100)]
     records, report = do_import(tmp_path, "table", {"t.jsonl": rows})

@@ -94,3 +94,14 @@ def test_a_row_of_another_width_is_told(tmp_path: Path, text: str, remedy: str) 
 def test_a_line_separator_inside_a_value_ends_no_row(tmp_path: Path) -> None:
     (row,) = rows(tmp_path / "t.csv", 'a,b\n"one\u2028two\nthree",x\n')
     assert row["a"] == "one\u2028two\nthree"
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="^t.csv: two columns are called 'label': rename or drop one"):
+        rows(tmp_path / "t.csv", "file,label, label\na.wav,dog,cat\n")
+    assert len(rows(tmp_path / "t.csv", ",file,\n0,a.wav,\n")) == 1  # pandas' index, a comma too many
+
+
+def test_empty_lines_before_a_header_are_passed_over(tmp_path: Path) -> None:
+    (row,) = rows(tmp_path / "t.csv", "\r\n\r\na;b\r\n1;2\r\n")
+    assert (row["b"], row.where) == ("2", "t.csv line 4")
