@@ -169,7 +169,7 @@ def _check_answer(record: dict[str, Any], row: Row, checked: Checked) -> None:
         options
         and "answer" not in record
         and said is not None
-        and not any(text in normalise(said) for text in known)
+        and not any(_says(said, option) for option in known)
     ):
         checked.add(
             "error", "answer not an option", row, f"the assistant says {said!r}, no option: {options}"
@@ -184,6 +184,12 @@ def _check_answer(record: dict[str, Any], row: Row, checked: Checked) -> None:
             "warning" if answer is None else "error", "never right", row,
             f"the answer {truth!r} is {what}: exact match calls every answer to it wrong; write it in words",
         )  # fmt: skip
+
+
+def _says(said: str, option: str) -> bool:
+    """Whether an answer holds an option, in whole words where its script has any: not "no" in "nothing"."""
+    letter = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uffff]"  # not of Thai, Khmer, Chinese …
+    return bool(re.search(rf"(?<!{letter}){re.escape(option)}(?!{letter})", normalise(said)))
 
 
 def _check_options(options: list[str], row: Row, checked: Checked) -> None:

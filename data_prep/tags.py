@@ -8,9 +8,11 @@ TAG = re.compile(r"\n?<(video|audio|image|speech)>\n?", re.IGNORECASE)  # LLaVA'
 NUMBERED = re.compile(
     r"<\|?(video|audio|image|speech)[ _:-]?(\d+)\|?>", re.IGNORECASE
 )  # <image_1>, <|image_1|>
-# <|image_pad|>, <start_of_image>, </video>, <ImageHere>, [IMG]: of one model each.
+# <|image_pad|>, <start_of_image>, </video>, <ImageHere>, [IMG], [image 1], {video}: of one model each.
 FOREIGN = re.compile(
     r"</?\|?[\w:/-]*(?:image|img|picture|video|vision|audio|speech|sound|media)[\w:/-]*\|?>"
-    r"|\[(?-i:IMG|IMAGE|VIDEO|AUDIO|BEGIN_AUDIO)(?:_\w+)?\]",
+    r"|\[(?-i:IMG|IMAGE|VIDEO|AUDIO|BEGIN_AUDIO)(?:_\w+)?\]"
+    r"|\[(?:image|img|picture|video|audio)(?:[ _-]?\d+)?\](?!\()"  # before ( it is a link
+    r"|\{+(?:image|img|picture|video|audio)s?(?:_?\d+)?\}+|</?\|?frames?\|?>",
     re.IGNORECASE,
 )

@@ -27,6 +27,7 @@ LEARNED = frozenset((
 SPARED = frozenset((
     *("mask", "masked", "is_masked", "masked_out", "rejected", "is_rejected", "undesirable"),
     *("ignore", "ignored", "ignore_loss", "no_loss", "no_train", "skip", "skipped", "exclude", "excluded"),
+    *("do_not_train", "dont_train"),
 ))  # fmt: skip
 VERDICTS = frozenset(["label", "chosen", "accepted", "preferred"])  # true and false alone: others are content
 IN_PARTS = frozenset(["train_detail", "training_detail"])  # axolotl's: offsets into a turn

@@ -13,6 +13,7 @@ import numpy as np
 
 RECALL_AT = (1, 5, 10)
 _MEANT = "%‰@&"  # punctuation by its class that says something: 50% is not 50
+_ALIKE = str.maketrans("‘’−", "''-")  # as programs put it for what people type
 _FORM = "`´~|"  # symbols by their class that are form: `yes`, ~~yes~~
 
 
@@ -22,7 +23,7 @@ def normalise(answer: str) -> str:
     Brackets, quotation marks and the marks of markdown count as such: "(yes)", "yes:", "**Yes.**" are "yes".
     What changes an answer stays: "-5", ".5", "50%", "#3", "c#".
     """
-    return _bare(" ".join(unicodedata.normalize("NFKC", answer).casefold().split()))
+    return _bare(" ".join(unicodedata.normalize("NFKC", answer).translate(_ALIKE).casefold().split()))
 
 
 def _bare(text: str) -> str:

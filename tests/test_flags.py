@@ -28,6 +28,7 @@ SPARING = [
     {"label": False},  # KTO of TRL and ms-swift
     {"mask": True},
     {"masked": 1},  # torchtune
+    {"do_not_train": True},
     {"rejected": True},
     {"ignore": "true"},
     {"loss_mask": [0, 0, 0]},

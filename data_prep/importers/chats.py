@@ -23,6 +23,7 @@ from mllm.stills import FRAME_SUFFIXES, in_order
 KINDS = ("video", "audio", "image")
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+    "developer": "system",
 }  # fmt: skip
 TOOLS = {"tool", "tool_call", "tool_response", "function", "function_call", "observation"}
 GROUNDED = ("<ref-object>", "<bbox>")  # ms-swift's: filled from `objects`, in a form for each model

@@ -27,6 +27,7 @@ NOT_TEXT = {  # how files begin that are no text
 # What people's files are in, beside UTF-8. Code pages of DOS and of mainframes would look as likely.
 WIDE = ["gb18030", "big5", "cp932", "euc_jp", "cp949"]  # of Chinese, Japanese, Korean
 CANDIDATES = [*WIDE, "tis_620", "koi8_r", "iso8859_2", *(f"cp125{number}" for number in range(9))]
+SEVEN_BIT = ("iso2022", "utf-7", "hz")
 DAMAGED = "utf-8 with damaged characters"
 LEAST = 40  # bytes beyond ASCII from which an encoding is told
 MESS = 5  # percent of characters that look out of place: most in the best reading, and least more in others
@@ -63,6 +64,12 @@ def decoded(data: bytes, where: str, named: str | None = None, usual: str | None
     for mark, encoding in BOMS.items():
         if data.startswith(mark):
             return _strictly(data, encoding, where), encoding.removesuffix("-sig")
+    if named and data.isascii() and codecs.lookup(named).name.startswith(SEVEN_BIT):
+        return _strictly(data, named, where), named
+    if re.search(rb"\x1b\$[@B]|\x1b\$\)[CAG]", data):
+        raise RecordError(
+            f"{where}: is in ISO-2022: give --encoding iso2022_jp, iso2022_kr, or save it as UTF-8"
+        )
     if b"\0" not in data:
         with suppress(UnicodeDecodeError):
             return data.decode(), "utf-8"

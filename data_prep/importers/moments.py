@@ -11,6 +11,7 @@ from data_prep.importers.job import Job, Record
 from data_prep.importers.plain import seconds_of
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
+from mllm.records import parse_row
 
 NAMES = {  # the fields of a row, the likeliest first
     "query": ("query", "sentence", "description"),
@@ -76,6 +77,10 @@ def _fields(given: Columns, row: Row) -> dict[str, str]:
 
 def _moment(job: Job, row: Row, fields: dict[str, str]) -> Iterator[Record]:
     spans: Any = row.get(fields.get("spans", ""))
+    if isinstance(spans, str):  # the cell of a table
+        spans = (
+            parse_row(spans, f"{row.where}: {fields['spans']}", "write [[1.5, 4]]") if spans.strip() else None
+        )
     if any(key.startswith("pred_") for key in row):
         raise RecordError(f"{row.where}: these are predictions, not what is true: give the annotations")
     if "spans" not in fields and "start" in fields:

@@ -19,7 +19,9 @@ SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
 Line = dict[str, Any]  # text; start and end in s
 
 _TIME = r"(?:(\d{1,2}):)?(\d{1,2}):(\d{1,2})(?:[.,:](\d+))?"
-_CUE = re.compile(rf"\s*{_TIME}\s*-+>\s*{_TIME}(?:\s.*)?")  # behind the times .vtt has a cue's position
+_CUE = re.compile(rf"\s*{_TIME}\s*-+>\s*{_TIME}(\s.*)?")  # behind the times .vtt has a cue's position
+_SETTING = re.compile(r"\w+:\S+")  # behind the times of a cue: line:90%, X1:100
+_FORMAT = re.compile(r"^\[Events\][^\[]*?^Format:(.*)", re.MULTILINE | re.IGNORECASE)  # of .ass
 _BESIDE = re.compile(r"(?:NOTE|STYLE|REGION)\b")  # blocks of .vtt that nobody sees
 
 
@@ -33,8 +35,16 @@ def subtitle_lines(path: Path, text: str) -> list[Line]:
     Raises:
         RecordError: naming file and line of a cue whose times cannot be read, or a file without cues.
     """
+    text = re.sub("\r+\n", "\n", text)  # what a program for Windows wrote twice
     substation = re.match(r"\s*\[(?:Script Info|V4\+? Styles|Events)\]", text, re.IGNORECASE)
     given = text if substation else _tidied(path, text)
+    if substation and (told := _FORMAT.search(text)):
+        fields = [field.strip().lower() for field in told[1].split(",")]
+        if len(fields) != 10 or fields[1:4] != ["start", "end", "style"] or fields[-1] != "text":
+            raise RecordError(
+                f"{path.name}: events with {told[1].strip()}: only Layer, Start, End, Style, Name, three "
+                "margins, Effect, Text is read: save it with another program, or as .srt"
+            )
     try:
         events = pysubs2.SSAFile.from_string(given, format_=None if substation else "srt")
     except (pysubs2.exceptions.Pysubs2Error, ValueError, LookupError) as error:
@@ -63,7 +73,9 @@ def _tidied(path: Path, text: str) -> str:
         if times := _CUE.fullmatch(line):
             if shown and (shown[-1].strip().isdigit() or (web and _stands_alone(shown))):
                 shown.pop()  # the number or the name of this cue
-            shown += ["", "1", f"{_full(times.groups()[:4])} --> {_full(times.groups()[4:])}"]
+            shown += ["", "1", f"{_full(times.groups()[:4])} --> {_full(times.groups()[4:8])}"]
+            if not all(map(_SETTING.fullmatch, (times[9] or "").split())):
+                shown.append(times[9])  # its text begins behind the times
             beside = False
             continue
         beside = web and (bool(line.strip()) if beside else after_blank and bool(_BESIDE.match(line)))

@@ -381,6 +381,10 @@ def test_numbered_placeholders_stand_for_the_rows_files(tmp_path: Path, asked: s
         ("<|vision_start|><|image_pad|><|vision_end|>?", "<|vision_start|> in a question is another model's"),
         ("<image><ImageHere>?", "<ImageHere> in a question is another model's"),
         ("[IMG]?", "[IMG] in a question is another model's"),
+        ("[image]?", "[image] in a question is another model's"),
+        ("[Image 2]?", "[Image 2] in a question is another model's"),
+        ("{{image}}?", "{{image}} in a question is another model's"),
+        ("<frame>?", "<frame> in a question is another model's"),
         (
             [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "<image>"}],
             "more <image> tags than",

@@ -304,8 +304,15 @@ def test_answers_are_compared_with_options_as_scores_compare_them(tmp_path: Path
     spoken = question(3, "qa", ["Yes", "No"], "it is: YES!")
     del spoken["answer"]
     rows.append(spoken)
-    rows.append(question(4, "qa", ["Yes", "No"], "perhaps"))
-    assert kinds(check([write(tmp_path, "rows.jsonl", rows)], workers=1)) == [(4, "answer not an option")]
+    rows += [question(4, "qa", ["Yes", "No"], "perhaps"), question(5, "qa", ["Yes", "No"], "Nothing")]
+    rows += [
+        question(6, "qa", ["猫", "狗"], "这是猫的声音"),
+        question(7, "qa", ["Yes", "No"], "No, it isn't."),
+    ]
+    for said in rows[4:]:
+        del said["answer"]
+    found = kinds(check([write(tmp_path, "rows.jsonl", rows)], workers=1))
+    assert found == [(4, "answer not an option"), (5, "answer not an option")]
 
 
 @pytest.mark.parametrize("truth", ["…", "?", " - ", "**", "()", "", "\u200b", "<|end|>"])

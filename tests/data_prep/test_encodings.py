@@ -134,3 +134,13 @@ def test_subtitles_are_told_and_asked_about_likewise(tmp_path: Path) -> None:
         subtitled("你好", "gbk")
     assert "[00:01] 你好" in subtitled("你好", "gbk", "gb18030")[0]
     assert "[00:01] At the café over there" in subtitled("At the café over there", "iso-8859-1")[0]
+
+
+def test_seven_bits_are_no_ascii() -> None:
+    """ISO-2022 and UTF-7 look like ASCII: nobody would see what their texts became."""
+    text = "今日は天気がいいです"
+    with pytest.raises(RecordError, match="^a.srt: is in ISO-2022: give --encoding iso2022_jp"):
+        decoded(text.encode("iso2022_jp"), "a.srt")
+    for encoding in ("iso2022_jp", "utf-7"):
+        assert decoded(text.encode(encoding), "a.srt", named=encoding) == (text, encoding)
+        assert decoded(text.encode(), "a.srt", named=encoding) == (text, "utf-8")

@@ -314,3 +314,12 @@ def test_spans_that_are_none_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_what_is_no_moment_query_is_told(tmp_path: Path, files: dict, message: str) -> None:
     with pytest.raises(RecordError, match=f"^{message}"):
         do_import(tmp_path, "moments", files)
+
+
+def test_spans_in_the_cell_of_a_table(tmp_path: Path) -> None:
+    csv = 'query,video,spans\na bell,a.mp4,"[[1, 2.5]]"\na dog,a.mp4,1-2\na cat,a.mp4,\n'
+    (record, kept_back), report = do_import(tmp_path, "moments", {"m.csv": csv}, folder(tmp_path, "a.mp4"))
+    assert (record["spans"], kept_back["answer"]) == ([[1.0, 2.5]], None)
+    assert next(iter(report.left_out)).startswith(
+        "spans: not JSON (Extra data at column 2): write [[1.5, 4]]"
+    )

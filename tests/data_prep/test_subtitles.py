@@ -103,3 +103,20 @@ def test_empty_files_say_nothing_and_others_are_named() -> None:
         read("What is this?")
     with pytest.raises(RecordError, match=r"^a.srt line 2: '00:00:01,000 --> x' are no times of a cue"):
         read("1\n00:00:01,000 --> x\nHi.\n")
+
+
+def test_lines_that_were_ended_twice() -> None:
+    lines = "1\n00:00:01,000 --> 00:00:02,000\nHi.\n\n2\n00:00:03,000 --> 00:00:04,000\nYou\n"
+    assert read(lines.replace("\n", "\r\r\n")) == [(1, 2, "Hi."), (3, 4, "You")]
+
+
+def test_a_text_may_begin_behind_its_times() -> None:
+    lines = "1\n00:00:01,000 --> 00:00:02,000 Hi you\n\n2\n00:00:03,000 --> 00:00:04,000 X1:10 Y1:20\nthere\n"
+    assert [text for _, _, text in read(lines)] == ["Hi you", "there"]
+
+
+def test_substation_fields_in_another_order_are_refused() -> None:
+    events = "[Events]\nFormat: Start, End, Text\nDialogue: 0:00:01.00,0:00:02.00,a\n"
+    text = f"[Script Info]\n\n[V4+ Styles]\n\n{events}"
+    with pytest.raises(RecordError, match=r"^a.ass: events with Start, End, Text: only Layer, Start, End"):
+        read(text, "a.ass")
