@@ -186,14 +186,15 @@ def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Sta
     heard: list[Stamp] = []
     first, faults, numbered = None, set(), container.format.name == "avi"
     counts: Counter[int] = Counter()
-    for packet in packets(container, [stream for stream in (video, audio) if stream is not None]):
+    streams = [stream for stream in (video, audio) if stream is not None]
+    for place, packet in enumerate(packets(container, streams)):
         time = packet.pts if packet.pts is not None else packet.dts
         decoded = packet.dts if packet.dts is not None else time
         number = counts[packet.stream_index]
         counts[packet.stream_index] += 1
         if video is None or packet.stream_index != video.index:
             if time is not None and not packet.is_discard:
-                heard.append(Stamp(time, True, packet.duration or 0, number, decoded))
+                heard.append(Stamp(time, True, packet.duration or 0, number, decoded, place))
             continue
         first = first or _first_frame(packet, video)
         faults |= {name for name in ("is_corrupt", "is_discard") if getattr(packet, name)}
@@ -201,14 +202,17 @@ def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Sta
         if not packet.is_discard:
             # AVI numbers its frames; the pts that FFmpeg derives go to the wrong ones where order changes.
             time = packet.dts if numbered else time
-            shown.append(Stamp(time, packet.is_keyframe, packet.duration or 0, number, decoded))
+            shown.append(Stamp(time, packet.is_keyframe, packet.duration or 0, number, decoded, place))
     if shown:
         first = first or _first_frame(None, video)
     if any(stamp.time is None for stamp in shown):
-        # A bare stream without timestamps: its frames follow each other at the nominal rate.
+        # A bare stream without timestamps, or with few: its frames follow each other at the nominal rate.
         step = _step(video)
+        known = ((stamp.time, place) for place, stamp in enumerate(shown) if stamp.time is not None)
+        time, place = next(known, (0, 0))
+        begin = time - place * step
         shown = [
-            stamp._replace(time=place * step, duration=step, decoded=place * step)
+            stamp._replace(time=begin + place * step, duration=step, decoded=begin + place * step)
             for place, stamp in enumerate(shown)
         ]
     return shown, heard, first, faults

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from mllm.clocks import Stamp, moved, shifts
 from mllm.errors import MediaError
 from mllm.media import SAMPLE_RATE, load_clip, probe
 from tests.media_files import clicks, encoded, make, numbers
@@ -22,6 +25,14 @@ def spliced(begins, container="mpegts", **options) -> bytes:
         encoded(**options, container_options={"output_ts_offset": str(begin), "mpegts_copyts": "1"})
         for begin in begins
     )
+
+
+ONLY_PICTURE: dict = {"sounds": []}
+
+
+def joined(*pieces) -> bytes:
+    """Pieces of 2 s, each as (when its clock begins, what it lacks)."""
+    return b"".join(spliced([begin], **options) for begin, options in pieces)
 
 
 def click_times(waveform) -> list[float]:
@@ -62,6 +73,56 @@ def test_sound_and_picture_stay_together():
 @pytest.mark.parametrize("options", [{"sounds": []}, {"codec": None}])
 def test_sound_or_picture_alone(options):
     assert load_clip(spliced([0, 500], **options)).duration == pytest.approx(4.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "clicked"),
+    [
+        ([(0, {}), (7200, ONLY_PICTURE)], [1.0]),
+        ([(0, ONLY_PICTURE), (7200, {})], [3.0]),
+        ([(7200, ONLY_PICTURE), (0, {})], [3.0]),
+        ([(0, {}), (7200, ONLY_PICTURE), (0, {})], [1.0, 5.0]),
+        ([(0, {}), (7200, ONLY_PICTURE), (40, {})], [1.0, 5.0]),
+        ([(0, ONLY_PICTURE), (9000, ONLY_PICTURE), (40, {})], [5.0]),
+    ],
+)
+def test_pieces_without_sound_follow_the_others(pieces, clicked):
+    """As a silent trailer does; the sound that comes after it is still heard with its own picture."""
+    clip = load_clip(joined(*pieces))
+    assert clip.duration == pytest.approx(2 * len(pieces), abs=0.2)
+    assert numbers(clip) == list(range(50)) * len(pieces)
+    assert click_times(clip.waveform) == pytest.approx(clicked, abs=0.2)
+    assert clip.clock_jumps == len(pieces) - 1
+    seen = [numbers(clip)[frame] for frame in clip.on_screen(np.array(click_times(clip.waveform)) + 0.01)]
+    assert seen == pytest.approx([25] * len(clicked), abs=2)
+
+
+def test_sound_that_begins_late_is_no_jump():
+    clip = load_clip(spliced([0], seconds=20, fps=5, sound_start=15.0))
+    assert clip.clock_jumps == 0
+    assert clip.duration == pytest.approx(20, abs=0.3)
+    assert click_times(clip.waveform) == pytest.approx([16.0], abs=0.2)
+
+
+@pytest.mark.parametrize("container", ["mpegts", "flv"])
+def test_slides_are_no_jumps(container):
+    """A picture that changes every ten seconds, without sound."""
+    times = [0.0, 10.0, 20.0, 30.0, 40.0]
+    clip = load_clip(encoded(times=times, container=container))
+    assert clip.clock_jumps == 0
+    assert clip.frame_times.tolist() == pytest.approx(times, abs=0.1)
+
+
+def test_many_jumps_take_no_time():
+    """Every packet's clock jumps: the work for each must not grow with their number."""
+    clocks = [number % 2 * 900_000_000 + number * 3600 for number in range(20_000)]
+    stamps = [Stamp(clock, True, 3600, number, clock, number) for number, clock in enumerate(clocks)]
+    begin = time.monotonic()
+    (moves,) = shifts([(stamps, Fraction(1, 90_000))])
+    ticks = [stamp.time for stamp in moved(stamps, moves)]
+    assert time.monotonic() - begin < 5
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == pytest.approx(20_000 * 3600, rel=0.01)
 
 
 def test_a_cut_counts_on_the_mended_clock():
