@@ -8,6 +8,7 @@ its arrays back in shared memory; nothing that it says is run or unpickled here.
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import math
 import mmap
@@ -24,7 +25,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,10 +34,13 @@ from mllm.errors import MediaError
 from mllm.sources import MediaLimits, Source, memory_file
 
 SLOW = 2.0  # s: a request that takes longer no longer counts among those that run side by side
+LONGEST_WAIT = 1e6  # s
+STARTING = 60.0  # s that a worker may take to start; only then its time for a request begins
 MOST_WORKERS = 32  # at once, those with slow requests included
 MOST_WARM = 8  # of them that are started before anybody asks
 REQUESTS = 500  # after so many a worker is replaced: some decoders leak
 MOST_BYTES = 1_000_000  # of a worker's message; its arrays come by shared memory
+NOT_STARTED = "no process to decode recordings can be started ({})"
 BUSY = "too many recordings are being decoded: try again later"
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy would start some that nothing uses
 
@@ -112,57 +116,70 @@ class DecodePool:
         described = {side: _described(each) for side, each in (("source", source), ("audio", audio))}
         seconds = limits.max_decode_seconds
         with self._turn(source.name, seconds) as give_way:
-            with self._lock:
-                worker = self._idle.pop() if self._idle else None
-            worker = worker or _Worker()
+            worker = self._warm_one() or _Worker()
             try:
                 message = request | described | {"limits": asdict(limits)}
                 reply, memory = worker.ask(message, (source, audio), seconds, choose, give_way)
+                if "bug" in reply:
+                    raise RuntimeError(f"decoding {source.name} failed in its worker:\n{reply['bug']}")
             except BaseException as error:
                 worker.kill()
-                with self._lock:  # so that the next request need not wait for it
-                    self._idle.insert(0, _Worker())
+                if worker.ready:
+                    self._replace()
                 if isinstance(error, _Lost):
                     raise WorkerLost(f"{source.name}: {error}: convert it again, or leave it out") from None
                 raise
             self._take_back(worker)
         if "error" in reply:
             raise MediaError(reply["error"])
-        if "bug" in reply:
-            raise RuntimeError(f"decoding {source.name} failed in its worker:\n{reply['bug']}")
         return reply, memory
+
+    def _warm_one(self) -> _Worker | None:
+        """A worker that waits; one that was killed meanwhile, for want of memory perhaps, is passed over."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None or worker.process.poll() is None:
+                return worker
+            worker.kill()
+
+    def _replace(self) -> None:
+        """Starts another worker, so that the next request need not wait for it."""
+        with self._lock:
+            if len(self._idle) < self.side_by_side:
+                self._idle.insert(0, _Worker())
 
     def _take_back(self, worker: _Worker) -> None:
         worn = worker.asked >= REQUESTS
+        if worn:
+            self._replace()
         with self._lock:
-            if worn:
-                self._idle.insert(0, _Worker())
-            elif kept := len(self._idle) < self.side_by_side:
+            kept = not worn and len(self._idle) < self.side_by_side
+            if kept:
                 self._idle.append(worker)
-        if worn or not kept:
+        if not kept:
             worker.end()
 
     @contextmanager
     def _turn(self, name: str, seconds: float | None) -> Iterator[Callable[[], None]]:
         """Waits for a place; gives what lets the next request in."""
         until = None if seconds is None else time.monotonic() + seconds
-        if not self._places.acquire(timeout=_left(until)):
-            raise DecodersBusy(f"{name}: {BUSY}")
-        if not self._turns.acquire(timeout=_left(until)):
-            self._places.release()
-            raise DecodersBusy(f"{name}: {BUSY}")
-        holds = [True]
+        holds: list[threading.Semaphore] = []
 
         def give_way() -> None:
-            if holds:
-                holds.clear()
+            if self._turns in holds:
+                holds.remove(self._turns)
                 self._turns.release()
 
         try:
+            for semaphore in (self._places, self._turns):
+                if not semaphore.acquire(timeout=_left(until)):
+                    raise DecodersBusy(f"{name}: {BUSY}")
+                holds.append(semaphore)
             yield give_way
-        finally:
-            give_way()
-            self._places.release()
+        finally:  # also if Ctrl-C ends the waiting
+            for semaphore in holds:
+                semaphore.release()
 
 
 class _Worker:
@@ -170,27 +187,15 @@ class _Worker:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.errors = memory_file()  # what its libraries say when they give up
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            # -P and the path: what stands in the user's folder must not be imported in place of ours.
-            path = os.pathsep.join(
-                [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            )
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "mllm.decode_worker", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    env=os.environ | THREADS | {"PYTHONPATH": path},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self.errors,
-                )
-            except OSError as error:
-                raise MediaError(
-                    f"no process to decode recordings can be started ({error.strerror})"
-                ) from None
-            self.connection = Connection(ours.detach())
+        self.ready = False  # it has said that it has started
+        try:
+            self.errors = memory_file()  # what its libraries say when they give up
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                self.process = _started(theirs.fileno(), self.errors)
+                self.connection = Connection(ours.detach())
+        except OSError as error:
+            raise MediaError(NOT_STARTED.format(error.strerror)) from None
 
     def ask(
         self,
@@ -204,28 +209,44 @@ class _Worker:
 
         Raises:
             _Lost: the process ended, or took too long.
+            MediaError: it never started, or files cannot be passed to it or from it.
         """
         self.asked += 1
-        until = None if seconds is None else time.monotonic() + seconds
+        self.errors.seek(0)  # the process writes where we stand
+        self.errors.truncate()
         try:
             self.connection.send_bytes(json.dumps(request).encode())
             for source in sources:
                 if source is not None and source.file is not None:
-                    send_handle(self.connection, source.file.fileno(), None)
+                    with _passing():
+                        send_handle(self.connection, source.file.fileno(), None)
+            if not self.ready:
+                self._receive(time.monotonic() + STARTING, give_way)
+                self.ready = True
+            until = None if seconds is None else time.monotonic() + seconds
             reply = self._receive(until, give_way)
             while "choose" in reply:
                 assert choose is not None
                 times = np.asarray(choose(reply["choose"]), np.float64).ravel()
-                self.connection.send_bytes(json.dumps(times.tolist()).encode())
+                self.connection.send_bytes(times.tobytes())
                 reply = self._receive(until, give_way)
-            return reply, _mapped(recv_handle(self.connection)) if "clip" in reply else None
+            if "clip" not in reply:
+                return reply, None
+            with _passing():
+                return reply, _mapped(recv_handle(self.connection))
         except TimeoutError:
+            if not self.ready:
+                raise MediaError(NOT_STARTED.format(f"it takes longer than {STARTING:g} s")) from None
             raise _Lost(f"decoding it takes longer than {seconds:g} s") from None
         except (EOFError, ConnectionError):
-            raise _Lost(self._last_words()) from None
+            last_words = self._last_words()
+            if not self.ready:
+                raise MediaError(NOT_STARTED.format(last_words)) from None
+            raise _Lost(last_words) from None
 
     def _receive(self, until: float | None, give_way: Callable[[], None]) -> dict[str, Any]:
-        if not self.connection.poll(SLOW):
+        left = _left(until)
+        if not self.connection.poll(SLOW if left is None else min(SLOW, left)):
             give_way()
             if not self.connection.poll(_left(until)):
                 raise TimeoutError
@@ -240,12 +261,16 @@ class _Worker:
             return "its decoder hung up"
         if status == -signal.SIGKILL:
             return "decoding it was killed, probably for want of memory"
+        if status == -signal.SIGALRM:  # its owner was held up, and did not watch
+            return "decoding it takes too long"
         self.errors.seek(0)
-        if b"bad_alloc" in self.errors.read():
+        said = self.errors.read(MOST_BYTES).decode(errors="replace").strip()
+        if "bad_alloc" in said:
             return "decoding it takes too much memory"
         if status < 0:
             return f"it crashed its decoder (signal {-status}, {signal.Signals(-status).name})"
-        return f"its decoder ended with status {status}"
+        last = "".join(c for c in said.rpartition("\n")[2][:200] if c.isprintable())
+        return f"its decoder ended with status {status}" + (f": {last}" if last else "")
 
     def end(self) -> None:
         """Lets the process end by itself."""
@@ -266,8 +291,37 @@ class _Lost(Exception):
     """A worker that ended, or does not come back."""
 
 
+def _started(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The process, at the other end of whose socket we are."""
+    if not sys.executable:
+        raise MediaError(NOT_STARTED.format("it is not known where Python lies: set sys.executable"))
+    # -P and the path: what stands in the user's folder must not be imported in place of ours.
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "mllm.decode_worker", str(socket)],
+        pass_fds=[socket],
+        env=os.environ | THREADS | {"PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+    )
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    """Files on their way from one process to the other: both need a free descriptor."""
+    try:
+        yield
+    except (ConnectionError, EOFError):
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: it was sent, and none was free here
+        cause = getattr(error, "strerror", None) or os.strerror(errno.EMFILE)
+        raise MediaError(f"files cannot be passed between processes ({cause}): raise `ulimit -n`") from None
+
+
 def _left(until: float | None) -> float | None:
-    return None if until is None else max(0.0, until - time.monotonic())
+    """Seconds; no more than the system can wait."""
+    return None if until is None else min(max(0.0, until - time.monotonic()), LONGEST_WAIT)
 
 
 def _described(source: Source | None) -> dict[str, Any] | None:
@@ -293,11 +347,9 @@ def _clip(reply: dict[str, Any], memory: mmap.mmap | None) -> Clip:
     offset = 0
     for name, (shape, kind) in reply["arrays"].items():
         count = math.prod(shape)
-        arrays[name] = np.zeros(shape, kind)
-        if count:
-            assert memory is not None
-            arrays[name] = np.frombuffer(memory, kind, count, offset).reshape(shape)
-            offset += arrays[name].nbytes
+        held = memory if memory is not None and count else b""
+        arrays[name] = np.frombuffer(held, kind, count, offset if count else 0).reshape(shape)
+        offset += arrays[name].nbytes
     return Clip(**arrays, **reply["fields"])
 
 
@@ -311,13 +363,20 @@ def shared_pool() -> DecodePool:
     with _lock:
         if _pool is None:
             _pool = DecodePool()
-            atexit.register(_pool.close)
         return _pool
 
 
+@atexit.register
+def _close() -> None:
+    if _pool is not None:
+        _pool.close()
+
+
 def _after_fork() -> None:
-    """A forked process leaves its parent's workers alone and begins its own."""
+    """A forked process lets go of its parent's workers, which end with the parent, and begins its own."""
     global _pool, _lock
+    for worker in _pool._idle if _pool is not None else []:
+        worker.connection.close()
     _pool, _lock = None, threading.Lock()
 
 

@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,10 +28,10 @@ from mllm.errors import MediaError
 from mllm.media import load_clip, probe
 from mllm.sources import MediaLimits, Source, memory_file
 
-ORPHAN = 5  # s: how much longer than its time a worker lives whose owner no longer watches it
+ORPHAN = 5  # s: how much longer than its time a worker lives whose owner does not watch it
 NO_ROOM = (errno.EFBIG, errno.ENOMEM, errno.ENOSPC)
 TOO_MUCH = "decoding it takes too much memory: ask for a smaller size or a shorter cut"
-ARRAYS = ("frames", "frame_times", "waveform")  # of a Clip
+ARRAYS = ("frame_times", "waveform", "frames")  # of a Clip; the widest numbers first, so that all are aligned
 FIELDS = ("duration", "source", "is_image", "picture_end", "clock_jumps")
 
 
@@ -37,7 +39,9 @@ def main(socket: int) -> None:
     """Serves requests until the other side of the socket is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who then closes the socket
     connection = Connection(socket)
+    threading.Thread(target=_end_with_owner, args=[socket], daemon=True).start()
     try:
+        _send(connection, {"ready": True})
         while True:
             request = json.loads(connection.recv_bytes())
             try:
@@ -57,6 +61,14 @@ def main(socket: int) -> None:
                 signal.alarm(0)
     except (EOFError, ConnectionError):
         return
+
+
+def _end_with_owner(socket: int) -> None:
+    """Ends this process when its owner is gone, whatever it is decoding."""
+    watch = select.poll()
+    watch.register(socket, 0)  # a hang-up is told, asked for or not
+    watch.poll()
+    os._exit(0)
 
 
 def _answer(connection: Connection, request: dict[str, Any]) -> None:
@@ -85,8 +97,8 @@ def _answer(connection: Connection, request: dict[str, Any]) -> None:
 def _bound(limits: MediaLimits) -> None:
     """Sets what one recording may take of this process; the owner watches the time, too."""
     if limits.max_decode_seconds is not None:
-        signal.alarm(int(limits.max_decode_seconds) + ORPHAN)
-    bound = resource.RLIM_INFINITY if limits.max_decode_bytes is None else limits.max_decode_bytes
+        signal.alarm(min(int(limits.max_decode_seconds) + ORPHAN, 2**31 - 1))
+    bound = resource.RLIM_INFINITY if limits.max_decode_bytes is None else int(limits.max_decode_bytes)
     for what, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, bound),  # heap and what is mapped to write
@@ -116,7 +128,7 @@ def _ask(connection: Connection) -> Callable[[float], np.ndarray]:
 
     def choose(duration: float) -> np.ndarray:
         _send(connection, {"choose": duration})
-        return np.array(json.loads(connection.recv_bytes()), np.float64)
+        return np.frombuffer(connection.recv_bytes(), np.float64)
 
     return choose
 

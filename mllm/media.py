@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mllm.decode_pool import DecodePool
 
 SAMPLE_RATE = 16_000
+NO_SOUND = "no sound in it: give a sound file such as wav or flac as `audio`"
 HOLD = 0.5  # s: how long the last frame stands in for a picture that ends before the sound
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,12 @@ def load_clip(
     Raises:
         MediaError: with source, cause and remedy, if it cannot be read, breaks a limit or ends before start.
     """
-    if isolated and not isinstance(source, Clip) and not isinstance(audio, Clip):
+    if isinstance(audio, Clip):
+        told = "a Clip cannot be the sound of another: give a path or bytes as `audio`"
+        raise MediaError(f"{audio.source}: {told}")
+    if isinstance(source, Clip):
+        return _cut_clip(source, start, end, limits, audio, want_video, want_audio, isolated)
+    if isolated:
         sound_of = None if audio is None else locate(audio, limits)
         options = {
             "size": size,
@@ -109,8 +115,6 @@ def load_clip(
         clip = _pool().load_clip(locate(source, limits), sound_of, limits, choose, options)
         _warn_of_jumps(clip.source, clip.clock_jumps)
         return clip
-    if isinstance(source, Clip):
-        return _cut_clip(source, start, end, limits, audio, want_video, want_audio)
     media = _open(source, limits, want_video)
     sound = media if audio is None else _open_sound(audio, limits)
     duration = max(media.duration, sound.duration)
@@ -246,13 +250,9 @@ def _open(source: MediaSource, limits: MediaLimits, want_video: bool = True) -> 
 
 def _open_sound(source: MediaSource, limits: MediaLimits) -> _Recording:
     """A recording for its sound alone."""
-    if isinstance(source, Clip):
-        raise MediaError(
-            f"{source.source}: a Clip cannot be the sound of another: give a path or bytes as `audio`"
-        )
     found = _open(source, limits, want_video=False)
     if not isinstance(found, _Recording) or found.found.sound is None:
-        raise MediaError(f"{found.name}: no sound in it: give a sound file such as wav or flac as `audio`")
+        raise MediaError(f"{found.name}: {NO_SOUND}")
     return found
 
 
@@ -285,15 +285,17 @@ def _cut_clip(
     audio: MediaSource | None,
     want_video: bool,
     want_audio: bool,
+    isolated: bool,
 ) -> Clip:
     """A Clip without what is not wanted; the very same one if all of it is."""
     if start is None and end is None and audio is None and want_video and want_audio:
         return clip
     duration, waveform = clip.duration, clip.waveform
     if audio is not None:
-        sound = _open_sound(audio, limits)
-        duration = max(duration, sound.duration)
-        waveform = sound.read_sound(0.0, sound.duration)
+        sound = load_clip(audio, want_video=False, limits=limits, isolated=isolated)
+        if sound.waveform is None:
+            raise MediaError(f"{sound.source}: {NO_SOUND}")
+        duration, waveform = max(duration, sound.duration), sound.waveform
     first, last = (0.0, duration) if clip.is_image else _span(clip.source, duration, start, end)
     frames, times, until = None, np.zeros(0), clip.picture_until()
     if want_video and clip.frames is not None and first <= until + HOLD:
@@ -310,4 +312,5 @@ def _cut_clip(
         clip.source,
         clip.is_image and audio is None,
         max(0.0, until - first) if frames is not None else None,
+        clip.clock_jumps,
     )

@@ -20,7 +20,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import av
 from PIL import Image
 
-from mllm.errors import MediaError, MllmError
+from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.places import is_data_uri
 
 # What PyAV and, less tidily, Pillow raise over damaged files.
@@ -50,9 +50,12 @@ SUFFIXES = {
 MEDIA_SUFFIXES = frozenset().union(*SUFFIXES.values())
 
 
+LARGEST_LIMIT = 1e15  # of anything: what is larger, the system cannot be told
+
+
 @dataclass(frozen=True)
 class MediaLimits:
-    """What is too much; None lifts a limit.
+    """What is too much; None lifts a limit. Others are numbers above 0, or it is a ConfigError.
 
     Attributes:
         max_bytes: of the file.
@@ -69,6 +72,12 @@ class MediaLimits:
     max_frame_bytes: int | None = 2_000_000_000
     max_decode_seconds: float | None = 120.0
     max_decode_bytes: int | None = 4_000_000_000
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit is not None and not 0 < limit <= LARGEST_LIMIT:
+                allowed = "a number above 0, or None for no limit"
+                raise ConfigError(f"{name} is {limit!r}: give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,14 @@ class Source:
     @classmethod
     def in_memory(cls, name: str, data: bytes | bytearray | memoryview) -> Source:
         """A file that lies in memory alone."""
-        file = memory_file()
-        file.write(data)
-        file.flush()
+        try:
+            file = memory_file()
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            raise MediaError(
+                f"{name}: it cannot be held in memory ({error.strerror}): give a smaller file, or try again"
+            ) from None
         return cls.of_file(name, file)
 
     @classmethod
@@ -141,6 +155,11 @@ def clear_errors(name: str) -> Iterator[None]:
         ) from None
 
 
+def printable(path: str | Path) -> str:
+    """A path as messages write it: one line, in characters that any encoding takes."""
+    return "".join(c if c.isprintable() else "?" for c in str(path)[:300])
+
+
 def locate(source: Any, limits: MediaLimits) -> Source:
     """Check that there is something of an acceptable size, and name it; messages never quote content."""
     if isinstance(source, Source):
@@ -152,7 +171,7 @@ def locate(source: Any, limits: MediaLimits) -> Source:
         data = source
         name = f"<bytes, {memoryview(data).nbytes} bytes>"
     elif isinstance(source, (str, Path)):
-        name = "".join(c if c.isprintable() else "?" for c in str(source)[:300])
+        name = printable(source)
         return Source(name, _existing(Path(source), name, limits))
     else:
         raise MediaError(
@@ -193,7 +212,7 @@ def open_ordinary(
     Raises:
         MllmError: of that kind, if there is no such file, it may not be read, or it is no ordinary file.
     """
-    name = name or str(path)
+    name = name or printable(path)
     # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     try:

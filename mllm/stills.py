@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.errors import MediaError
-from mllm.sources import Source, check_frame_bytes, check_pixels, clear_errors, open_ordinary
+from mllm.sources import Source, check_frame_bytes, check_pixels, clear_errors, open_ordinary, printable
 
 # JPEG includes MPO, what phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
@@ -132,7 +132,7 @@ def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills
     for path in entries:
         if path.suffix.lower() in FRAME_SUFFIXES | SOUND_SUFFIXES or path.name == "fps.txt":
             open_ordinary(path).close()
-    files = [Source(str(path), path) for path in entries if path.suffix.lower() in FRAME_SUFFIXES]
+    files = [Source(printable(path), path) for path in entries if path.suffix.lower() in FRAME_SUFFIXES]
     sounds = [path for path in entries if path.suffix.lower() in SOUND_SUFFIXES]
     if not files:
         raise MediaError(f"{name}: no frames in this folder: put png or jpg files there, named in order")
@@ -141,7 +141,8 @@ def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills
         raise MediaError(f"{name}: several sound files ({both}): keep one, or name it with `audio`")
     fps = FOLDER_FPS
     if (folder / "fps.txt").is_file():
-        text = (folder / "fps.txt").read_text(errors="replace").strip()
+        with open_ordinary(folder / "fps.txt") as file:
+            text = printable(file.read(100).decode(errors="replace").strip())
         try:
             fps = float(text)
         except ValueError:

@@ -95,7 +95,7 @@ class LocalEngine:
             *sorted(options.items()),
         )
         if key not in self._media:
-            require_kind(modality, source)
+            require_kind(modality, source, self.isolated)
             self._media[key] = self.processor.media(source, modality, isolated=self.isolated, **options)
         return self._media[key]
 
@@ -197,7 +197,7 @@ class RemoteEngine:
             raise MllmError(f"the server at {self.client.base_url} says: {_reason(error)}") from None
 
 
-def require_kind(modality: str, source: Any) -> None:
+def require_kind(modality: str, source: Any, isolated: bool = False) -> None:
     """Raises MediaError if a file is not what it is called: a film called an image, a song called a video.
 
     What cannot be read passes: whoever answers says what is wrong with it.
@@ -205,7 +205,7 @@ def require_kind(modality: str, source: Any) -> None:
     if not isinstance(source, str | Path) or "://" in str(source)[:20] or not Path(source).exists():
         return
     try:
-        found = probe(source)
+        found = probe(source, isolated=isolated)
     except MediaError:
         return
     kind = "image" if found.is_image else "video" if found.has_video else "audio"
