@@ -111,8 +111,8 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
         return "it is a web page, not a recording: download the file that the page shows"
     if head[4:8] == b"ftyp":
         return "its index (moov) is missing or damaged, so the file is incomplete: copy or download it again"
-    if head[:4] in (b"II*\0", b"MM\0*"):
-        return "a TIFF of a kind that is not read (16 bits a colour, perhaps): convert it to png"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF of a kind that is not read (colours that are fractions, perhaps): convert it to png"
     if b"\0" not in head:
         try:
             head.decode()

@@ -109,7 +109,8 @@ def read_stills(source: Source, image: Image.Image, max_pixels: int | None, max_
                 image.seek(number)
                 image.load()  # WebP knows a frame's time only then
                 delays.append((image.info.get("duration") or 0) / 1000 or NOMINAL_DELAY)
-    width, height = image.size[::-1] if rotation in (90, 270) else image.size
+    turned = rotation in (90, 270) and image.format != "TIFF"  # whose size Pillow turns already
+    width, height = image.size[::-1] if turned else image.size
     ends = np.cumsum(delays) if delays else np.zeros(1)
     times = np.concatenate([[0.0], ends[:-1]])
     codec = (image.format or "image").lower()

@@ -178,3 +178,74 @@ def test_a_scrambled_broadcast_is_called_that():
             data[place + 3] |= 0x80
     with pytest.raises(MediaError, match="it is encrypted"):
         load_clip(bytes(data))
+
+
+@pytest.mark.parametrize("kind", [b"drms", b"enca", b"aavd"])
+def test_sound_that_was_sold_encrypted_is_called_that(tmp_path, kind):
+    """As iTunes (m4p) and Audible (aax) sold it: the kind of the track's sample entry tells."""
+    data = make(tmp_path / "a.m4a", codec=None, container="ipod", sounds=[clicks(2, 44_100)]).read_bytes()
+    head, entries, rest = data.partition(b"stsd")
+    with pytest.raises(MediaError, match="it is encrypted"):
+        probe(head + entries + rest.replace(b"mp4a", kind, 1))
+
+
+def element(name: str, *inside: bytes) -> bytes:
+    """One of Matroska's, whose name is given in hex."""
+    body = b"".join(inside)
+    return bytes.fromhex(name) + (0x10000000 | len(body)).to_bytes(4, "big") + body
+
+
+ENCRYPTED = element("6d80", element("6240", element("5033", b"\1"), element("5035", element("47e1", b"\5"))))
+COMPRESSED = element("6d80", element("6240", element("5034", element("4254", b"\3"))))
+
+
+def webm(*tracks: bytes, before: bytes = b"") -> bytes:
+    """A WebM file with these elements in its tracks, and something before them."""
+    data = encoded(
+        container="webm", codec="libvpx", sound_codec="libopus", rate=48_000, sounds=[clicks(1, 48_000)]
+    )
+    begin = data.rindex(bytes.fromhex("1654ae6b"))
+    length = 9 - data[begin + 4].bit_length()
+    size = int.from_bytes(data[begin + 4 : begin + 4 + length], "big") & (1 << 7 * length) - 1
+    body = data[begin + 4 + length : begin + 4 + length + size]
+    entries = []
+    for extra in tracks:
+        place = body.index(b"\xae")
+        length = 9 - body[place + 1].bit_length()
+        size = int.from_bytes(body[place + 1 : place + 1 + length], "big") & (1 << 7 * length) - 1
+        entries.append(element("ae", body[place + 1 + length : place + 1 + length + size], extra))
+        body = body[place + 1 + length + size :]
+    rest = data[data.index(bytes.fromhex("1f43b675"), begin) :]
+    front, segment, head = data[:begin].partition(bytes.fromhex("18538067"))
+    endless = b"\1" + b"\xff" * 7  # its size, which is another one now
+    return front + segment + endless + head[8:] + before + element("1654ae6b", *entries) + rest
+
+
+@pytest.mark.parametrize("tracks", [(ENCRYPTED, b""), (b"", ENCRYPTED), (COMPRESSED, ENCRYPTED)])
+@pytest.mark.parametrize("before", [b"", element("ec", bytes(1 << 20))])
+def test_an_encrypted_webm_is_called_that(tracks, before):
+    with pytest.raises(MediaError, match="it is encrypted"):
+        probe(webm(*tracks, before=before))
+
+
+def test_what_only_looks_like_encryption_is_read():
+    """A compressed track, and the bytes of the elements within something else."""
+    chance = element("ec", bytes.fromhex("6d80624050336240") + b"1234" + bytes.fromhex("5035") + b"5678")
+    assert probe(webm(COMPRESSED, b"", before=chance)).has_audio
+    assert probe(webm(b"", b"", before=chance)).has_audio
+
+
+@pytest.mark.parametrize(("front", "stuffed"), [(0, 2), (4, 0), (4, 2)])
+def test_a_scrambled_broadcast_with_stuffing_or_times_is_called_that(front, stuffed):
+    """Null packets fill the rate of a channel; m2ts puts four bytes before each packet."""
+    data, null = spliced([0]), b"\x47\x1f\xff\x10" + b"\xff" * 184
+    packets, plain = [], []
+    for place in range(0, len(data), 188):
+        packet = bytearray(data[place : place + 188])
+        plain += [bytes(front) + packet] + [bytes(front) + null] * stuffed
+        if packet[1] & 0x1F or packet[2] > 0x20:  # not the tables
+            packet[3] |= 0x80
+        packets += [bytes(front) + packet] + [bytes(front) + null] * stuffed
+    assert probe(b"".join(plain)).has_audio
+    with pytest.raises(MediaError, match="it is encrypted"):
+        probe(b"".join(packets))

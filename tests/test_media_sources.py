@@ -151,6 +151,21 @@ def test_tiff_of_many_depths(tmp_path, name, values, seen):
     assert clip.frames[0, 0, 0].tolist() == [seen] * 3
 
 
+@pytest.mark.parametrize("suffix", ["tif", "jpg", "png"])
+def test_pictures_are_turned_as_they_say(tmp_path, suffix):
+    """Of a TIFF, Pillow gives the size upright, and of the others as it is stored."""
+    stored = Image.new("RGB", (64, 48), "blue")
+    stored.paste("red", (0, 24, 32, 48))  # at the lower left, which comes to the upper left
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / f"a.{suffix}", exif=exif)
+    clip, info = load_clip(tmp_path / f"a.{suffix}"), probe(tmp_path / f"a.{suffix}")
+    assert clip.frames.shape == (1, 64, 48, 3)
+    assert (info.width, info.height) == (48, 64)
+    assert clip.frames[0, 5, 5].argmax() == 0
+    assert clip.frames[0, -5, 5].argmax() == 2
+
+
 def test_the_first_page_of_a_tiff_is_the_picture(tmp_path):
     pages = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
