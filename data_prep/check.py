@@ -17,11 +17,12 @@ from typing import Any
 from data_prep.check_media import LONGEST, MediaFacts, look
 from data_prep.check_rows import Checked, Row, Severity, check_ids, read_rows
 from data_prep.engine import Engine, ProcessDied, run
+from mllm.decode_worker import bound_memory
 from mllm.errors import MediaError
 from mllm.media import HOLD
 from mllm.places import media_name
 from mllm.shards import REFERENCE
-from mllm.sources import open_ordinary
+from mllm.sources import MediaLimits, open_ordinary
 from mllm.times import FORMS
 
 CLOSE = 0.05  # s: a span may end so much later than its recording
@@ -188,18 +189,31 @@ def look_at_all(
     look: Callable[[str, str | None], MediaFacts] = look,
 ) -> Iterator[tuple[str, MediaFacts]]:
     """Facts of every recording, as they come; a worker that hangs or dies is replaced."""
-    items = {key: (path, options.get("audio")) for key, (_, path, options) in media.items()}
-    for outcome in run(look, items, engine, workers, timeout):
+    items = {key: (look, path, options.get("audio")) for key, (_, path, options) in media.items()}
+    for outcome in run(look_within, items, engine, workers, timeout):
         if isinstance(outcome.error, TimeoutError):
             hung = f"decoding hung for {timeout:g} s: encode it again or drop it"
             yield outcome.key, MediaFacts(hung)
         elif isinstance(outcome.error, ProcessDied):
             yield outcome.key, MediaFacts("it crashed the decoder: encode it again or drop it")
+        elif isinstance(outcome.error, MemoryError):
+            yield outcome.key, MediaFacts("decoding it takes too much memory: encode it again or drop it")
         elif isinstance(outcome.error, Exception):  # of a library: this recording's, not the check's
             said = " ".join(f"{type(outcome.error).__name__}: {outcome.error}".split())
             yield outcome.key, MediaFacts(f"it fails ({said}): encode it again or drop it")
         else:
             yield outcome.key, outcome.result()
+
+
+def look_within(
+    look: Callable[[str, str | None], MediaFacts],
+    path: str,
+    audio: str | None,
+    most_bytes: float | None = MediaLimits().max_decode_bytes,
+) -> MediaFacts:
+    """Looks at a recording in no more memory than that, for the rest of this process."""
+    bound_memory(most_bytes)
+    return look(path, audio)
 
 
 def key_of(kind: str, path: str, options: dict[str, Any]) -> str:

@@ -98,7 +98,12 @@ def _bound(limits: MediaLimits) -> None:
     """Sets what one recording may take of this process; the owner watches the time, too."""
     if limits.max_decode_seconds is not None:
         signal.alarm(min(int(limits.max_decode_seconds) + ORPHAN, 2**31 - 1))
-    bound = resource.RLIM_INFINITY if limits.max_decode_bytes is None else int(limits.max_decode_bytes)
+    bound_memory(limits.max_decode_bytes)
+
+
+def bound_memory(most_bytes: float | None) -> None:
+    """Sets how much memory this process may take; what asks for more is told that there is none."""
+    bound = resource.RLIM_INFINITY if most_bytes is None else int(most_bytes)
     for what, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, bound),  # heap and what is mapped to write

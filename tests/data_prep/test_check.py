@@ -410,14 +410,17 @@ def odd(path: str, audio: str | None) -> MediaFacts:
         os._exit(11)
     if path == "hangs":
         time.sleep(600)
+    if path == "swells":
+        np.empty(6_000_000_000, np.uint8)
     return MediaFacts(info={"duration": 1.0})
 
 
 def test_a_recording_that_hangs_or_crashes_costs_one_worker_with_a_mocked_decoder() -> None:
-    media = {name: ("video", name, {}) for name in ("a", "crashes", "b", "hangs", "raises", "c")}
+    media = {name: ("video", name, {}) for name in ("a", "crashes", "b", "hangs", "swells", "raises", "c")}
     facts = dict(look_at_all(media, workers=1, timeout=4, look=odd))
     assert "crashed the decoder" in facts["crashes"].error
     assert "decoding hung for 4 s" in facts["hangs"].error
+    assert "takes too much memory" in facts["swells"].error
     assert "it fails (ValueError: of some library)" in facts["raises"].error
     assert {name for name, found in facts.items() if found.error is None} == {"a", "b", "c"}
 
