@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -103,18 +103,34 @@ def load_clip(
         raise MediaError(f"{audio.source}: {told}")
     if isinstance(source, Clip):
         return _cut_clip(source, start, end, limits, audio, want_video, want_audio, isolated)
+    options: dict[str, Any] = {
+        "size": size,
+        "start": start,
+        "end": end,
+        "want_video": want_video,
+        "want_audio": want_audio,
+    }
     if isolated:
-        sound_of = None if audio is None else locate(audio, limits)
-        options = {
-            "size": size,
-            "start": start,
-            "end": end,
-            "want_video": want_video,
-            "want_audio": want_audio,
-        }
-        clip = _pool().load_clip(locate(source, limits), sound_of, limits, choose, options)
-        _warn_of_jumps(clip.source, clip.clock_jumps)
-        return clip
+        sound = None if audio is None else locate(audio, limits)
+        clip = _pool().load_clip(locate(source, limits), sound, limits, choose, options)
+    else:
+        clip = _decoded(source, audio, limits, choose, **options)
+    _warn_of_jumps(clip.source, clip.clock_jumps)
+    return clip
+
+
+def _decoded(
+    source: MediaSource,
+    audio: MediaSource | None,
+    limits: MediaLimits,
+    choose: Callable[[float], np.ndarray] | None,
+    *,
+    size: int | None,
+    start: float | None,
+    end: float | None,
+    want_video: bool,
+    want_audio: bool,
+) -> Clip:
     media = _open(source, limits, want_video)
     sound = media if audio is None else _open_sound(audio, limits)
     duration = max(media.duration, sound.duration)
@@ -141,7 +157,6 @@ def load_clip(
             times = np.maximum(media.times[real] - first, 0.0)
             picture_end = max(0.0, until - first)
     waveform = sound.read_sound(first, last) if want_audio else None
-    _warn_of_jumps(media.name, media.clock_jumps)
     return Clip(frames, times, waveform, last - first, media.name, is_image, picture_end, media.clock_jumps)
 
 
