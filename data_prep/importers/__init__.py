@@ -47,7 +47,7 @@ class Importer:
 TVQA = "qid, q, a0 … a4, answer_idx, ts, vid_name; <video>.srt | vid_name, sub | <video>: sub_text, sub_time"
 CHATS = "messages | conversations | instruction, output | query, response | prompt, completion"
 
-TABLE = "file; answer | text | caption; question, options, start, end, id, labels"
+TABLE = "file; answer | text | caption; question, options, start, end | duration, id, labels"
 
 IMPORTERS: dict[str, Importer] = {
     "table": Importer(plain.table, TABLE, roles=ROLES, beside=True),

@@ -18,6 +18,7 @@ NAMES = {  # what people call a column, the likeliest first; without case, blank
     "id": "id key uid qid utt_id utterance_id sample_id segment_id question_id",
     "start": "start start_time start_s start_sec start_seconds begin begin_time onset",
     "end": "end end_time end_s end_sec end_seconds stop stop_time",
+    "duration": "duration duration_s duration_sec length",
     "question": "question query prompt instruction q",
     "options": "options choices candidates",
     "answer": "answer label class class_name category event_label event emotion response output target",
@@ -89,6 +90,8 @@ def find_columns(given: Columns, has: Sequence[str], where: str) -> Columns:
         free = [column for column in has if column not in _taken(found)]
         if columns := list(_guess(role, free)):
             found[role] = columns
+    if "duration" not in given and ("start" not in found or "end" in found):
+        found.pop("duration", None)  # that of the recording
     if {"video", "audio", "image"} & found.keys() and "file" not in given:
         found.pop("file", None)
     for roles_of, what in ((MEDIA, "the recording: add --columns file=…"), (TARGETS, TO_LEARN)):

@@ -157,6 +157,8 @@ def _answer(
 def _media(job: Job, row: Row, found: Columns) -> list[Part]:
     """The recordings of a row; a sound beside a video is the sound of that video."""
     span = {role: seconds_of(row, found[role][0]) for role in ("start", "end") if role in found}
+    if "duration" in found and (lasts := seconds_of(row, found["duration"][0])) is not None:
+        span["end"] = (span.get("start") or 0) + lasts
     parts: list[Part] = []
     for role in MEDIA:
         if (name := _cell(row, found, role)) is None:
@@ -186,6 +188,9 @@ def _cell(row: Row, found: Columns, role: str) -> str | None:
     """What a row says in a role; None where its cell is empty."""
     if role not in found or not _filled(row.get(found[role][0])):
         return None
+    value = row[found[role][0]]
+    if role in MEDIA and isinstance(value, dict) and isinstance(value.get("path"), str):
+        return value["path"].strip()  # as Hugging Face's datasets hold recordings
     return row.text(found[role][0]).strip()
 
 

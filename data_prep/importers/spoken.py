@@ -53,10 +53,17 @@ def subtitles(job: Job) -> Iterator[Record]:
 
 
 def _unrolled(job: Job, lines: list[Line]) -> list[Line]:
-    """Lines without what each repeats of the one before, where most do: so YouTube's captions roll."""
+    """Lines without what each repeats of the one before, where most do: so YouTube's captions roll.
+
+    They follow each other without a gap; what is repeated after one is said again.
+    """
     shown, repeated, kept = [""], 0, []
+    until = 0.0
     for line in lines:
         words = line["text"].split()
+        if line["start"] > until + 0.05:
+            shown = [""]
+        until = line["end"]
         same = next(size for size in range(len(words), -1, -1) if words[:size] == shown[len(shown) - size :])
         repeated += same > 0
         kept.append(line | {"text": " ".join(words[same:])})

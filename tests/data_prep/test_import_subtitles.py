@@ -166,3 +166,11 @@ def test_what_is_said_twice_is_written_twice(tmp_path: Path) -> None:
 def test_a_folder_without_subtitles_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="^subtitles: no records: give --annotations its files, or --media"):
         imported(tmp_path, folder(tmp_path, "a.mp4"))
+
+
+def test_what_is_said_again_and_again_is_no_rolling(tmp_path: Path) -> None:
+    media = folder(tmp_path, "a.mp4")
+    cues = [f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\nNo!\n" for n in range(1, 5)]
+    (media / "a.srt").write_text("\n".join(cues))
+    (record,), report = imported(tmp_path, media)
+    assert (record["answer"], report.noted) == ("No! No! No! No!", {})

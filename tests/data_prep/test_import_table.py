@@ -227,6 +227,24 @@ def test_a_letter_never_means_the_option_after_a_gap(tmp_path: Path) -> None:
     assert report.left_out == {"A is empty, and options follow it: fill it (first: t.csv line 2)": 1}
 
 
+def test_a_start_with_a_duration(tmp_path: Path) -> None:
+    (record,), _ = do_import(tmp_path, "table", {"t.csv": "file,start,duration,label\na.wav,1.5,2,dog\n"})
+    assert (medium(record)["start"], medium(record)["end"]) == (1.5, 3.5)
+    whole = "file,start,end,duration,label\na.wav,1.5,2,60,dog\n"  # that of the recording
+    (record,), report = do_import(tmp_path, "table", {"t.csv": whole})
+    assert (medium(record)["end"], report.noted["column duration not read"]) == (2, 1)
+
+
+def test_recordings_as_datasets_of_hugging_face_hold_them(tmp_path: Path) -> None:
+    rows = [
+        {"audio": {"path": "a.wav", "bytes": None}, "text": "Hello"},
+        {"audio": {"bytes": "x"}, "text": "y"},
+    ]
+    (record,), report = do_import(tmp_path, "table", {"t.jsonl": rows}, folder(tmp_path, "a.wav"))
+    assert (Path(medium(record)["audio"]).name, record["answer"]) == ("a.wav", "Hello")
+    assert next(iter(report.left_out)).startswith("audio must be text")
+
+
 def test_labels_as_json_in_a_cell(tmp_path: Path) -> None:
     csv = 'file,answer,labels\na.wav,dog,"{""actor"": ""7""}"\n'
     (record,), _ = do_import(tmp_path, "table", {"t.csv": csv})
