@@ -6,6 +6,7 @@ BIN := .venv/bin
 TESTS ?= tests
 MARKERS ?= not gpu
 COVERAGE ?= 85
+JOBS ?= auto
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -16,8 +17,8 @@ setup: ## Make .venv and install everything into it (with vLLM for the GPU, or f
 demo: setup ## Serve the shipped checkpoint with vLLM and ask it about new clips (or MEDIA=file QUESTION="…")
 	@$(BIN)/python -m serve.demo $(if $(MEDIA),--media "$(MEDIA)") $(if $(QUESTION),--question "$(QUESTION)")
 
-test: setup ## Run the tests and measure the coverage of mllm/ (TESTS=path MARKERS="not slow" COVERAGE=0)
-	@$(BIN)/python -m pytest $(TESTS) -m "$(MARKERS)" --cov=mllm --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
+test: setup ## Run the tests and measure the coverage of mllm/ (TESTS=path MARKERS="not slow" JOBS=0 COVERAGE=0)
+	@$(BIN)/python -m pytest $(TESTS) -m "$(MARKERS)" -n $(JOBS) --dist loadgroup --cov=mllm --cov-report=term:skip-covered --cov-fail-under=$(COVERAGE)
 
 fuzz: setup ## Read damaged recordings by the thousand (MUTANTS=20000 SEED=0)
 	@$(BIN)/python -m tests.fuzz --mutants $(or $(MUTANTS),20000) --seed $(or $(SEED),0)

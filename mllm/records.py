@@ -122,7 +122,10 @@ def read_records(path: str | os.PathLike) -> Iterator[Record]:
 
 
 def write_records(
-    path: str | os.PathLike, records: Iterable[Mapping[str, Any]], media_must_exist: bool = True
+    path: str | os.PathLike,
+    records: Iterable[Mapping[str, Any]],
+    media_must_exist: bool = True,
+    checked: bool = False,
 ) -> int:
     """Writes records as JSONL, whole or not at all, and returns their number.
 
@@ -131,6 +134,7 @@ def write_records(
 
     Args:
         media_must_exist: False where recordings may be missing yet; `mllm data check` names those.
+        checked: the records come from `validate_record`.
 
     Raises:
         RecordError: a record is wrong, or holds media in memory. MllmError: the disk is full.
@@ -141,9 +145,11 @@ def write_records(
         for record in records:
             count += 1
             where = f"{path.name} row {count}"
-            record = validate_record(record, where, path.parent, media_must_exist)
-            record = _with_media(record, lambda media, where=where: portable(media, path.parent, where))
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            valid = dict(record)
+            if not checked:
+                valid = validate_record(record, where, path.parent, media_must_exist)
+            valid = _with_media(valid, lambda media, where=where: portable(media, path.parent, where))
+            file.write(json.dumps(valid, ensure_ascii=False) + "\n")
     return count
 
 

@@ -102,9 +102,9 @@ def import_records(
     if held_out and not (kept and apart):
         wanted = " and ".join(f"{key}={','.join(sorted(values))}" for key, values in held_out.items())
         raise ConfigError(f"--held-out {wanted} takes {'all' if apart else 'none'} of the records")
-    report.records = write_records(out / TRAIN, _together(kept), media_must_exist=False)
+    report.records = write_records(out / TRAIN, _together(kept), checked=True)
     if held_out:
-        report.held_out = write_records(out / HELD_OUT, _together(apart), media_must_exist=False)
+        report.held_out = write_records(out / HELD_OUT, _together(apart), checked=True)
     elif _held_out_before(out):
         (out / HELD_OUT).unlink(missing_ok=True)
     if job.media.elsewhere:
