@@ -23,6 +23,7 @@ os.environ.setdefault("TERM", "dumb")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share the one vLLM server run in one process of pytest-xdist."""
     for item in items:

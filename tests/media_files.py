@@ -102,6 +102,8 @@ def make(
         for _ in range(videos if codec else 0):
             stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
             stream.width, stream.height, stream.pix_fmt = width, height, pixels
+            if codec.startswith("libvpx"):
+                stream.codec_context.thread_count = 1  # its threads spin while they wait for each other
             stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS)
             if rotation:
                 stream.set_display_rotation(rotation)
