@@ -21,6 +21,7 @@ def bench_media(
     files: Annotated[list[Path] | None, typer.Argument(help="Videos; without, one that is made up.")] = None,
     size: Annotated[int, typer.Option(min=1, help="Pixels, height = width.")] = 224,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video, evenly.")] = 32,
+    seconds: Annotated[int, typer.Option(min=1, help="Length of the one that is made up.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Times each is read; the fastest counts.")] = 5,
     json_file: JsonOption = None,
 ) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def bench_media(
 
     with tempfile.TemporaryDirectory() as folder:
         rows = [
-            _measure(file, size, frames, repeats) for file in files or [made_up(Path(folder) / "made-up.mp4")]
+            _measure(file, size, frames, repeats)
+            for file in files or [made_up(Path(folder) / "made-up.mp4", seconds)]
         ]
     table = Table(
         "video", "length", "mllm.media", "with sound", "plain decord", "ratio", "in a worker", box=None
