@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TERM", "dumb")
 
+SCHEDULING = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,6 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("server"))
+
+
+@pytest.fixture(autouse=True)
+def _scheduling() -> Iterator[None]:
+    """A test must not leave its process real-time, as some encoders do: all that runs beside it starves."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == SCHEDULING, "this test changed how its process is scheduled"
 
 
 @pytest.fixture(autouse=True)

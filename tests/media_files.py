@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -64,6 +66,23 @@ def click_time(waveform: np.ndarray, rate: int = 16_000) -> float:
     return float(np.argmax(loud)) / rate
 
 
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """Undoes what SVT-AV1 does as root: it makes the thread that encodes real-time, before all others.
+
+    What that thread starts later inherits it: a test process and its servers then starve everything else on
+    the machine, the process that waits for their results included.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def make(
     path: str | Path | io.BytesIO,
     *,
@@ -97,7 +116,10 @@ def make(
         sound_start: s, where the sound begins on the container's clock.
     """
     moments = np.arange(round(seconds * fps)) / fps if times is None else times
-    with av.open(path, "w", format=container, container_options=container_options or {}) as out:
+    with (
+        scheduling_kept(),
+        av.open(path, "w", format=container, container_options=container_options or {}) as out,
+    ):
         tracks = []
         for _ in range(videos if codec else 0):
             stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})

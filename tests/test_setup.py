@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.media_files import can_encode, make
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -167,3 +169,10 @@ def test_entry_points_are_installed_and_lead_somewhere(group: str) -> None:
     for name, value in declared.items():
         assert installed[name].value == value, "pyproject.toml changed: run `make setup`"
         assert find_spec(value.partition(":")[0]), value
+
+
+@pytest.mark.skipif(not can_encode("libsvtav1"), reason="this PyAV cannot write AV1")
+def test_recordings_made_for_tests_leave_the_process_as_it_was(tmp_path):
+    before = os.sched_getscheduler(0)
+    make(tmp_path / "a.mkv", codec="libsvtav1", width=128, height=96)
+    assert os.sched_getscheduler(0) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,8 +177,11 @@ def web(media) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def server(checkpoint, adapter, media, tmp_path_factory) -> Iterator[Any]:
+def server(request, checkpoint, adapter, media, tmp_path_factory) -> Iterator[Any]:
     """The one vLLM server: float32, chunked prefill in small steps, and an adapter under the name 'tuned'."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        grouped = any(item.nodeid.endswith("@server") for item in request.session.items)
+        assert grouped, "pytest-xdist did not group the tests by server: each process would start its own"
     pytest.importorskip("vllm", reason="vLLM is not installed")
     from serve.launcher import Server
 
