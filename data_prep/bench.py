@@ -18,10 +18,10 @@ import numpy as np
 import typer
 
 from data_prep.build import Form, build, make_plan
-from mllm.bench import JsonOption, report
-from mllm.bench_media import made_up
-from mllm.media import SAMPLE_RATE
-from mllm.windows import WindowSpec
+from mllm.command.bench import JsonOption, report
+from mllm.command.bench_media import made_up
+from mllm.media.recording import SAMPLE_RATE
+from mllm.media.windows import WindowSpec
 
 REALISTIC = {  # towers between the nano size and a pretrained one
     "video": {
@@ -93,7 +93,7 @@ def bench_data(
 
 
 def _records(folder: Path, count: int) -> Path:
-    from mllm.records import write_records
+    from mllm.records.record import write_records
 
     first = made_up(folder / "0.mp4")
     rows = []
@@ -164,7 +164,7 @@ def _read(built: Path) -> dict[str, float]:
 def _read_here(built: Path) -> dict[str, float]:
     import datasets
 
-    from mllm.shards import ShardSource
+    from mllm.records.shards import ShardSource
 
     source = ShardSource(built)
     count = source.manifest["recordings"]
@@ -212,10 +212,10 @@ def _epoch(folder: Path, count: int) -> dict[str, float]:
     """Seconds of a pass with gradients through Q-Formers and decoder, towers frozen: run, or kept on disk."""
     import torch
 
-    from mllm.build import build_model
-    from mllm.cache import FeatureCache, keep_features
     from mllm.experiment import Model
-    from mllm.media import load_clip
+    from mllm.media.recording import load_clip
+    from mllm.models.build import build_model
+    from mllm.models.feature_cache import FeatureCache, keep_features
 
     torch.manual_seed(0)
     model, processor = build_model(Model.model_validate(REALISTIC), ["What is seen? colours"] * 10)

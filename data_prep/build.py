@@ -1,4 +1,4 @@
-"""`mllm data build`: recordings decoded once, into shards that training maps into memory (`mllm.shards`).
+"""`mllm data build`: recordings decoded once, into shards that training maps into memory.
 
 A shard is a fixed stretch of the recordings, made by one worker, written beside its place and renamed. So the
 folder holds whole shards at every moment, the same command goes on with those that are missing, and what
@@ -22,12 +22,13 @@ from uuid import uuid4
 import pyarrow as pa
 
 from data_prep.engine import Engine, run
-from mllm.chat import media_parts
 from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
-from mllm.media import load_clip
-from mllm.records import Record, read_records, write_records
-from mllm.shards import (
+from mllm.media.recording import load_clip
+from mllm.media.windows import WindowSpec
+from mllm.records.chat import media_parts
+from mllm.records.record import Record, read_records, write_records
+from mllm.records.shards import (
     MANIFEST,
     RECORDS,
     REFERENCE,
@@ -38,7 +39,6 @@ from mllm.shards import (
     to_row,
     write_shard,
 )
-from mllm.windows import WindowSpec
 
 SAMPLED = 16  # recordings at most that the disk estimate is made from
 ONE_IN = 64  # and one in so many, or the estimate would take longer than it is worth

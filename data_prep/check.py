@@ -17,13 +17,13 @@ from typing import Any
 from data_prep.check_media import LONGEST, MediaFacts, look
 from data_prep.check_rows import Checked, Row, Severity, check_ids, read_rows
 from data_prep.engine import Engine, ProcessDied, run
-from mllm.decode_worker import bound_memory
 from mllm.errors import MediaError
-from mllm.media import HOLD
-from mllm.places import media_name
-from mllm.shards import REFERENCE
-from mllm.sources import MediaLimits, open_ordinary
-from mllm.times import FORMS
+from mllm.media.decode_worker import bound_memory
+from mllm.media.places import media_name
+from mllm.media.recording import HOLD
+from mllm.media.sources import MediaLimits, open_ordinary
+from mllm.records.shards import REFERENCE
+from mllm.records.times import FORMS
 
 CLOSE = 0.05  # s: a span may end so much later than its recording
 

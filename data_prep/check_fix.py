@@ -16,8 +16,8 @@ from typing import Any
 
 from data_prep.check import ends_late, key_of
 from data_prep.check_rows import Checked, Row
-from mllm.chat import media_parts
-from mllm.records import write_records
+from mllm.records.chat import media_parts
+from mllm.records.record import write_records
 
 REPAIRED = {"span too long", "id twice"}
 

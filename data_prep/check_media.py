@@ -14,11 +14,12 @@ from typing import Any
 import av
 import numpy as np
 
-from mllm.decode import interleaved
 from mllm.errors import MediaError
-from mllm.media import SAMPLE_RATE, MediaInfo, load_clip, probe
-from mllm.scan import configure, open_container, packets
-from mllm.sources import MediaLimits, Source, clear_errors, locate
+from mllm.media.clip import MediaInfo
+from mllm.media.decode import interleaved
+from mllm.media.recording import SAMPLE_RATE, load_clip, probe
+from mllm.media.scan import configure, open_container, packets
+from mllm.media.sources import MediaLimits, Source, clear_errors, locate
 
 SILENCE = 1e-4  # peak of a waveform between -1 and 1 (-80 dB), below which nobody hears anything
 LONGEST = MediaLimits().max_seconds or math.inf  # s: longer ones are not listened to
@@ -118,7 +119,7 @@ def _cut_off(source: Source, container: Any, info: MediaInfo) -> list[str]:
 
 
 def _undecodable(container: Any, streams: list[Any], duration: float) -> list[str]:
-    """Decodes once more, since `mllm.decode` passes over what is damaged, as playing does."""
+    """Decodes once more, since `mllm.media.decode` passes over what is damaged, as playing does."""
     met: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     numbers = True

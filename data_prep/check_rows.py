@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from data_prep.check_media import MediaFacts
 from data_prep.tags import FOREIGN, TAG
-from mllm.chat import PLACEHOLDERS, SPECIAL_TOKENS, escape, media_parts
 from mllm.errors import RecordError
-from mllm.records import decode_row, parse_row, validate_record
+from mllm.media.sources import open_ordinary
+from mllm.records.chat import PLACEHOLDERS, SPECIAL_TOKENS, escape, media_parts
+from mllm.records.record import decode_row, parse_row, validate_record
 from mllm.scores import exact_match, normalise
-from mllm.sources import open_ordinary
 
 Severity = Literal["error", "warning"]
 LETTER = re.compile(r"^\(?[A-Za-z0-9]{1,2}[.):]\s+")  # of an option

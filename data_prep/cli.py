@@ -174,9 +174,9 @@ def build(
     """Decode recordings once, at the model's size, into shards that training maps into memory."""
     from data_prep.build import Form, make_plan
     from data_prep.build import build as run
-    from mllm.build import window_spec
-    from mllm.checkpoint import load_processor
     from mllm.experiment import load_experiment
+    from mllm.models.build import window_spec
+    from mllm.models.checkpoint import load_processor
 
     experiment = load_experiment(config, overrides or [])
     shards = experiment.data.shards

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from data_prep.engine import Engine, run
-from mllm.cache import FeatureCache, freeze_and_keep
-from mllm.chat import media_parts
-from mllm.checkpoint import load
-from mllm.media import Clip
-from mllm.processor import MediaFeatures, MllmProcessor, collate_media
-from mllm.records import Source, open_source
-from mllm.shards import require_windows
-from mllm.windows import WindowSpec
+from mllm.media.clip import Clip
+from mllm.media.windows import WindowSpec
+from mllm.models.checkpoint import load
+from mllm.models.feature_cache import FeatureCache, freeze_and_keep
+from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
+from mllm.records.chat import media_parts
+from mllm.records.shards import require_windows
+from mllm.records.source import DataSource, open_source
 
 WINDOWS = 32  # that go through a tower at once
 SCENES = 64  # that one task works on
@@ -81,7 +81,7 @@ def _towers(model: str, folder: Path, max_gb: float) -> tuple[Any, MllmProcessor
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, spec: WindowSpec) -> Source:
+def _opened(source: str, spec: WindowSpec) -> DataSource:
     """Opened once in each process: every row is looked at."""
     scenes = open_source(source)
     require_windows(scenes, spec)
@@ -94,7 +94,7 @@ def _run(model: Any, items: list[MediaFeatures]) -> None:
     model.model.query_outputs(**tensors)
 
 
-def _recordings(source: Source, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
+def _recordings(source: DataSource, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
     """Every different recording of a scene, with an answer or without."""
     seen = set()
     for record in source.records(scene):

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mllm.chat import END_TOKEN, PLACEHOLDERS, media_parts, validate_messages
 from mllm.errors import MediaError, RecordError
 from mllm.files import replacing
+from mllm.records.chat import END_TOKEN, PLACEHOLDERS, media_parts, validate_messages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.text import Text
 
-    from mllm.processor import Encoded, MllmProcessor
-    from mllm.windows import Window
+    from mllm.media.windows import Window
+    from mllm.models.processor import Encoded, MllmProcessor
 
 # Pixels of the contact sheet.
 THUMBNAIL = 96
@@ -45,7 +45,7 @@ def show(
     """Show a record: the trained tokens in colour, the frames and sound as a contact sheet."""
     from rich.console import Console
 
-    from mllm.checkpoint import load_processor
+    from mllm.models.checkpoint import load_processor
 
     record = pick(file, row)
     processor = load_processor(model)
@@ -102,8 +102,8 @@ def read(
     processor: MllmProcessor, modality: str, source: Any, options: dict[str, Any]
 ) -> tuple[list[Window], Any]:
     """The windows of one recording as the model gets them, and their features."""
-    from mllm.media import load_clip
-    from mllm.windows import cut, load_windows
+    from mllm.media.recording import load_clip
+    from mllm.media.windows import cut, load_windows
 
     if modality == "image":
         clip = load_clip(source, size=processor.image_size, **options)
@@ -145,7 +145,7 @@ def contact_sheet(recordings: Sequence[Sequence[Window]]) -> Image:
     """One row per window: time mark, frames, and the sound as a waveform; recordings under one another."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from mllm.windows import time_mark
+    from mllm.media.windows import time_mark
 
     rows = [(window, index == 0) for windows in recordings for index, window in enumerate(windows)]
     columns = max((len(window.frames) for window, _ in rows if window.frames is not None), default=4)
@@ -197,7 +197,8 @@ def _draw_waveform(draw: Any, waveform: Any, box: tuple[int, int, int, int]) -> 
 
 
 def _records(name: str) -> Iterator[dict[str, Any]]:
-    from mllm.records import open_source, read_records
+    from mllm.records.record import read_records
+    from mllm.records.source import open_source
 
     if ":" not in name:
         yield from read_records(name)

@@ -22,13 +22,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_prep.engine import Engine, ProcessDied, run
-from mllm.chat import media_parts
 from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
-from mllm.media import load_clip, probe
-from mllm.places import media_name
-from mllm.records import Record, read_records, write_records
-from mllm.templates import subtitle_block
+from mllm.media.places import media_name
+from mllm.media.recording import load_clip, probe
+from mllm.records.chat import media_parts
+from mllm.records.record import Record, read_records, write_records
+from mllm.records.templates import subtitle_block
 
 TRANSCRIPTS = "transcripts.jsonl"
 

@@ -1,8 +1,8 @@
 """Who answers: a checkpoint in this process, or any OpenAI-compatible server. The same prompts, both greedy.
 
 A backend has `name` and `answer(conversations, tell) -> list of texts`; a conversation is a list of messages
-(see `mllm.chat`) that ends with a user's. A recording that cannot be read costs the answers about it, and no
-more. To add one, write the class and give it a flag in `eval.cli`.
+(see `mllm.records.chat`) that ends with a user's. A recording that cannot be read costs the answers about it,
+and no more. To add one, write the class and give it a flag in `eval.cli`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from mllm import chat
 from mllm.errors import MediaError, MllmError
-from mllm.openai_parts import to_openai
+from mllm.records import chat
+from mllm.records.openai_parts import to_openai
 
 Tell = Callable[[int], None]  # called with the number of answers that have just come
 REFUSED = (400, 413, 415, 422)  # what servers answer to a recording that they cannot take
@@ -64,7 +64,7 @@ class HfBackend:
         """The backend of a checkpoint folder; None takes the one that ships with mllm."""
         import torch
 
-        from mllm.checkpoint import find_default_checkpoint, load
+        from mllm.models.checkpoint import find_default_checkpoint, load
 
         folder = find_default_checkpoint() if folder is None else folder
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

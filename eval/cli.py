@@ -75,9 +75,9 @@ def world(
     from rich.console import Console
 
     from eval import world as benchmark
-    from mllm.embedder import Embedder
     from mllm.errors import ConfigError
-    from mllm.records import open_source
+    from mllm.records.source import open_source
+    from mllm.search.embedder import Embedder
 
     settings = _settings(model, url)
     splits = split or settings.splits
@@ -149,7 +149,7 @@ def records(
 
     from eval import world as benchmark
     from mllm.errors import ConfigError
-    from mllm.records import open_source
+    from mllm.records.source import open_source
 
     if file.is_dir():
         raise ConfigError(f"{file} is a folder: give the JSONL file that it was built from")
@@ -179,8 +179,8 @@ def _backends(
 ) -> tuple[Any, Any]:
     """Who answers, and the checkpoint in this process if there is one (beside a server it searches)."""
     from eval.backends import HfBackend, OpenAIBackend
-    from mllm.cache import FeatureCache, freeze_and_keep
     from mllm.errors import ConfigError
+    from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 
     if served_model is not None and url is None:
         raise ConfigError("--served-model names a model at --url: give that too, or a checkpoint as --model")
@@ -233,8 +233,8 @@ def _report(header: dict[str, Any], results: dict[str, Any], folder: Path, conso
 
 def _settings(model: str | None, url: str | None) -> Any:
     """The section `eval` of the experiment that lies in the checkpoint folder, or the defaults."""
-    from mllm.checkpoint import experiment_of
     from mllm.experiment import Eval
+    from mllm.models.checkpoint import experiment_of
 
     return Eval() if model is None and url is not None else experiment_of(model).eval
 

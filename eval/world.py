@@ -20,13 +20,14 @@ import numpy as np
 
 from eval.backends import Backend, Unread
 from eval.metrics import CAPTION, Answered, AnswerPrior, caption_table, retrieval_scores, score_table
-from mllm import chat
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
-from mllm.records import Record, Source, open_source
+from mllm.records import chat
+from mllm.records.record import Record
+from mllm.records.source import DataSource, open_source
 
 if TYPE_CHECKING:
-    from mllm.embedder import Embedder
+    from mllm.search.embedder import Embedder
 
 # What a question needs: the sound, the picture, both of one moment, a still, two recordings, the honest
 # answer that a side is missing, or no recording at all.
@@ -104,7 +105,7 @@ def question_of(record: Record) -> Question:
     return Question(record.get("id") or text, record.get("task") or "qa", text, truth or "", messages)
 
 
-def collect(source: Source) -> list[Question]:
+def collect(source: DataSource) -> list[Question]:
     """All questions of a source, captions last (their answers are long: so batches stay even)."""
     found = [question_of(record) for index in range(len(source)) for record in source.conversations(index)]
     if not found:
@@ -158,7 +159,7 @@ def train_prior(scenes: int = PRIOR_SCENES) -> AnswerPrior:
     return AnswerPrior(pairs())
 
 
-def retrieve(source: Source, embedder: Embedder, clips: int) -> dict[str, Any]:
+def retrieve(source: DataSource, embedder: Embedder, clips: int) -> dict[str, Any]:
     """Recall both ways between clips and captions, for picture, sound and the two together."""
     pairs = [source.pair(index) for index in range(min(clips, len(source)))]
     vectors: dict[str, dict[int, np.ndarray]] = {}
@@ -189,7 +190,7 @@ def evaluate(
     questions: Sequence[Question],
     backend: Backend,
     embedder: Embedder | None = None,
-    pairs: Source | None = None,
+    pairs: DataSource | None = None,
     prior: AnswerPrior | None = None,
     blind: bool = True,
     tell: Callable[[int], None] = lambda count: None,
@@ -211,7 +212,7 @@ def evaluate(
     return SplitResult(rows, score_table(in_order), caption_table(in_order), found, seconds, missing)
 
 
-def write_files(split: str, clips: int, questions: int, seed: int, folder: Path) -> Source:
+def write_files(split: str, clips: int, questions: int, seed: int, folder: Path) -> DataSource:
     """The split as media files, made by `mllm data world` unless they are there already.
 
     Raises:
@@ -222,7 +223,17 @@ def write_files(split: str, clips: int, questions: int, seed: int, folder: Path)
     told = json.dumps([world.text(scene) for scene in range(min(clips, 50))])
     out = folder / f"{split}-{clips}x{questions}-seed{seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     if not (out / "records.jsonl").is_file():
-        command = [sys.executable, "-m", "mllm.cli", "data", "world", "--out", str(out), "--split", split]
+        command = [
+            sys.executable,
+            "-m",
+            "mllm.command.cli",
+            "data",
+            "world",
+            "--out",
+            str(out),
+            "--split",
+            split,
+        ]
         command += ["--clips", str(clips), "--questions", str(questions), "--seed", str(seed)]
         done = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False

@@ -76,7 +76,7 @@ done
 
 check='import torch, vllm, transformers
 from transformers import LlamaForCausalLM, TimesformerModel, WhisperModel
-import mllm.cli
+import mllm.command.cli
 print(f"READY torch {torch.__version__}, transformers {transformers.__version__}, vllm {vllm.__version__}")'
 step "checking that it loads" .venv/bin/python -c "$check" ||
     { show_log; stop "the packages do not load together, the reason is above and in $LOG"; }

@@ -5,7 +5,7 @@
 
 All variants take turns within a round, so that a change of the machine meets them alike. Prints the median of
 wall and CPU seconds, and the load before each round; put the table into docs/log.md with the machine's name.
-`mllm.cli.before_torch` holds the default that comes of it.
+`mllm.command.cli.before_torch` holds the default that comes of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-MLLM = [sys.executable, "-m", "mllm.cli"]
+MLLM = [sys.executable, "-m", "mllm.command.cli"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

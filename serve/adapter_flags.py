@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm.checkpoint_check import Shapes, check_folder, in_one_line
 from mllm.errors import MllmError
-from mllm.lora import Adapter, check_served
+from mllm.models.checkpoint_check import Shapes, check_folder, in_one_line
+from mllm.models.lora import Adapter, check_served
 from mllm.yaml_text import parse_yaml
 
 MODULES, BY_MODALITY, CONFIG = "--lora-modules", "--default-mm-loras", "--config"
@@ -27,7 +27,7 @@ def check_served_folders(base: str, adapter: Path | None, flags: Sequence[str]) 
     Raises:
         MllmError: a file is missing or damaged, or vLLM would not apply an adapter, or not all of it.
     """
-    from mllm.checkpoint import fetch
+    from mllm.models.checkpoint import fetch
 
     named = list(adapters_in(flags))
     shapes: Shapes = {}

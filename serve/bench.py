@@ -71,8 +71,8 @@ def bench_serve(
     """vLLM beside Hugging Face generate, in turn: tokens a second, requests in time, first tokens, CPU."""
     from rich.console import Console
 
-    from mllm.bench import report
-    from mllm.checkpoint import find_default_checkpoint
+    from mllm.command.bench import report
+    from mllm.models.checkpoint import find_default_checkpoint
     from serve.bench_engines import HuggingFace, Vllm
     from serve.bench_models import random_checkpoint
     from serve.bench_report import notes_of, table_of

@@ -19,7 +19,7 @@ import aiohttp
 import psutil
 
 from mllm.errors import MllmError
-from mllm.openai_parts import media_url
+from mllm.records.openai_parts import media_url
 from serve.bench_load import Request, serve_fifo
 
 PROMPT = "Tell me all that you know about the red star, the blue circle and the bell that rings."
@@ -262,7 +262,7 @@ class Generator:
     def use(self, dtype: str, threads: int) -> None:
         import torch
 
-        from mllm.checkpoint import load
+        from mllm.models.checkpoint import load
         from serve.chat import LocalEngine
 
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,9 +23,9 @@ def random_checkpoint(folder: Path) -> Path:
     """A checkpoint with nano's towers and a random decoder of SmolLM2-135M's dimensions, in bfloat16."""
     import torch
 
-    from mllm.build import build_model
-    from mllm.checkpoint import save
     from mllm.experiment import Model
+    from mllm.models.build import build_model
+    from mllm.models.checkpoint import save
     from serve.bench_engines import PROMPT, QUESTION
 
     torch.manual_seed(0)

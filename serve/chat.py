@@ -1,6 +1,6 @@
 """Ask about recordings, in this process (Hugging Face generate) or at any OpenAI-compatible server.
 
-An engine takes messages (see `mllm.chat`) and streams the answer's text:
+An engine takes messages (see `mllm.records.chat`) and streams the answer's text:
 
     for piece in LocalEngine.load("checkpoints/nano").stream(messages): print(piece, end="")
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
-from mllm import chat
 from mllm.errors import MediaError, MllmError
-from mllm.media import probe
-from mllm.openai_parts import to_openai
-from mllm.sources import open_ordinary
+from mllm.media.recording import probe
+from mllm.media.sources import open_ordinary
+from mllm.records import chat
+from mllm.records.openai_parts import to_openai
 
 MODALITIES = ("video", "audio", "image")
 HELP = "/video FILE  /audio FILE  /image FILE  add to the next question    /clear  start anew    /quit"
@@ -48,7 +48,7 @@ class LocalEngine:
     """A checkpoint in this process.
 
     Args:
-        isolated: decode recordings in processes that may be lost (see `mllm.media.load_clip`).
+        isolated: decode recordings in processes that may be lost (see `mllm.media.recording.load_clip`).
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LocalEngine:
         """An engine for a checkpoint folder (None: the one that ships), on a GPU where there is one."""
         import torch
 
-        from mllm.checkpoint import load
+        from mllm.models.checkpoint import load
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(*load(checkpoint, device=device), max_tokens, temperature, isolated)

@@ -83,7 +83,7 @@ def serve(
     Recordings are fetched from the public internet alone, each within a deadline. --allowed-media-domains
     HOST … names the only hosts to fetch from, wherever they are.
     """
-    from mllm.checkpoint import experiment_of
+    from mllm.models.checkpoint import experiment_of
     from serve.engine_settings import MEGABYTE, is_given
     from serve.launcher import Server
     from serve.supervise import serve_forever
@@ -166,7 +166,7 @@ def parse_serve_words(words: Sequence[str], model: str | None) -> tuple[str | Pa
     Raises:
         MllmError: the checkpoint is named twice, or behind flags, where vLLM would pass it over.
     """
-    from mllm.checkpoint import find_default_checkpoint
+    from mllm.models.checkpoint import find_default_checkpoint
 
     flags = list(words)
     named = flags.pop(0) if flags and not flags[0].startswith("-") else None

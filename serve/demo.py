@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import MllmError
-from mllm.openai_parts import to_openai
+from mllm.media.sources import open_ordinary
+from mllm.records.openai_parts import to_openai
 from mllm.scores import exact_match
-from mllm.sources import open_ordinary
 from serve.launcher import Server
 from serve.supervise import stop_signals
 
@@ -74,7 +74,7 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
 
     console = Console(highlight=False)
     if checkpoint is None:
-        from mllm.checkpoint import find_default_checkpoint
+        from mllm.models.checkpoint import find_default_checkpoint
 
         checkpoint = str(find_default_checkpoint())
     if media is not None:
@@ -110,7 +110,7 @@ def make_clips(out: Path) -> subprocess.Popen:
     words = ["data", "world", "--split", "val", "--clips", str(SCENES), "--questions", "6"]
     words += ["--seed", str(seed), "--workers", "1", "--out", str(out)]
     return subprocess.Popen(
-        [sys.executable, "-m", "mllm.cli", *words],
+        [sys.executable, "-m", "mllm.command.cli", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -124,7 +124,7 @@ def finish(maker: subprocess.Popen | None, out: Path) -> list[dict[str, Any]]:
     Raises:
         MllmError: if they could not be made.
     """
-    from mllm.records import read_records
+    from mllm.records.record import read_records
 
     assert maker is not None
     _, errors = maker.communicate()
@@ -151,7 +151,7 @@ def questions(records: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[st
 
 def own_question(media: str, question: str | None) -> tuple[str, list[dict[str, Any]], None]:
     """The user's recording; what kind it is decides how it is sent."""
-    from mllm.media import probe
+    from mllm.media.recording import probe
 
     info = probe(media)
     modality = "image" if info.is_image else "video" if info.has_video else "audio"

@@ -37,10 +37,10 @@ class EngineSettings:
     """One checkpoint, and how vLLM serves it.
 
     Args:
-        checkpoint: what `mllm.checkpoint.load` takes: a folder, a run, a PEFT adapter folder, a hub id.
+        checkpoint: what `checkpoint.load` takes: a folder, a run, a PEFT adapter folder, a hub id.
         allowed_media: folders that `file://` URLs may name.
-        max_media_mb, max_media_seconds: what the server accepts; None keeps the defaults of `mllm.media`.
-        media_fetch_seconds: deadline for fetching one recording; None keeps the default of `mllm.fetch`.
+        max_media_mb, max_media_seconds: what the server accepts; None keeps the defaults of `MediaLimits`.
+        media_fetch_seconds: deadline for fetching one recording; None keeps the default of `media.fetch`.
         allow_private_media: whether recordings are fetched from inside the network, too.
         flags: further vLLM flags; they win over the defaults chosen here.
         environment: further environment variables for vLLM.
@@ -84,7 +84,7 @@ class EngineSettings:
 
     def _model_flags(self) -> tuple[str, list[Flag]]:
         """The model to load, and the flags that serve LoRA deltas beside it under its name."""
-        from mllm.checkpoint import resolve
+        from mllm.models.checkpoint import resolve
 
         base, adapter = resolve(self.checkpoint)
         beside = check_served_folders(base, adapter, self.flags)
@@ -132,7 +132,7 @@ class EngineSettings:
         return not (self.fast_start or lora)
 
     def _adapter(self) -> Path | None:
-        from mllm.checkpoint import resolve
+        from mllm.models.checkpoint import resolve
 
         return resolve(self.checkpoint)[1]
 
@@ -180,14 +180,14 @@ class EngineSettings:
     @property
     def width(self) -> int:
         """Hidden size of the decoder."""
-        from mllm.checkpoint import resolve
+        from mllm.models.checkpoint import resolve
 
         base = resolve(self.checkpoint)[0]
         file = Path(base) / "config.json"
         if file.is_file():
             config = json.loads(file.read_text(encoding="utf-8"))
             return int(config.get("text_config", config).get("hidden_size", 0))
-        from mllm.config import MllmConfig
+        from mllm.models.config import MllmConfig
 
         return MllmConfig.from_pretrained(base).text_config.hidden_size
 

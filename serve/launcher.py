@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from mllm import in_flight
 from mllm.errors import ConfigError, MllmError
+from mllm.vllm import in_flight
 from serve.engine_settings import EngineSettings
 from serve.vllm_log import how_it_ended, last_line
 from serve.warm_up import warm_up

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from mllm.embedder import Embedder
-    from mllm.index import Index
+    from mllm.search.embedder import Embedder
+    from mllm.search.index import Index
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
 
-DEFAULT_INDEX = Path(".mllm/index")  # mllm.index.DEFAULT_FOLDER, without loading the store for `--help`
+DEFAULT_INDEX = Path(
+    ".mllm/index"
+)  # mllm.search.index.DEFAULT_FOLDER, without loading the store for `--help`
 
 IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
 ModelOption = Annotated[
@@ -48,7 +50,7 @@ def add(
     from rich.console import Console
     from rich.markup import escape
 
-    from mllm.index import Index
+    from mllm.search.index import Index
 
     console = Console()
     opened = Index.open(index, _embedder(model, None if rebuild else index, features), rebuild=rebuild)
@@ -80,7 +82,7 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    from mllm.index import describe
+    from mllm.search.index import describe
 
     found = describe(index)
     if as_json:
@@ -115,7 +117,7 @@ def search(
     from rich.text import Text
 
     from mllm.errors import MllmError
-    from mllm.index import check_modality, describe
+    from mllm.search.index import check_modality, describe
 
     check_modality(modality)
     if not text.strip():
@@ -145,14 +147,14 @@ def clock(seconds: float, up: bool = False) -> str:
 
 
 def _embedder(model: str | None, index: Path | None, features: Path | None = None) -> Embedder:
-    from mllm.embedder import Embedder
+    from mllm.search.embedder import Embedder
 
     return Embedder.from_pretrained(_model(model, index), features=features)
 
 
 def _model(asked: str | None, index: Path | None) -> str | None:
     """The model asked for, else the one that filled the index, else None: the one that ships."""
-    from mllm import index as library
+    from mllm.search import index as library
 
     if asked is None and index is not None and library.exists(index):
         filled_by = library.describe(index).model
@@ -164,12 +166,12 @@ def _model(asked: str | None, index: Path | None) -> str | None:
 def _open_to_search(model: str | None, index: Path) -> Index:
     """The index with the text side of its model alone, where that will do: torch takes seconds to load."""
     from mllm.errors import ConfigError
-    from mllm.index import Index
-    from mllm.text_embedder import TextEmbedder
+    from mllm.search.index import Index
+    from mllm.search.text_embedder import TextEmbedder
 
     folder = _model(model, index)
     if folder is None:
-        from mllm.checkpoint import find_default_checkpoint
+        from mllm.models.checkpoint import find_default_checkpoint
 
         folder = str(find_default_checkpoint())
     text_side = TextEmbedder.from_pretrained(folder)

@@ -13,7 +13,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from mllm.openai_parts import media_url
+from mllm.records.openai_parts import media_url
 from serve.engine_settings import value_of
 
 if TYPE_CHECKING:

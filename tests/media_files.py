@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm import decode
-from mllm.media import Clip
+from mllm.media import decode
+from mllm.media.clip import Clip
 
 BITS = 10  # bars per frame: numbers up to 1023
 TICKS = 1000  # per second, the video time base: a frame time of 0.123 s is exact

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from mllm import cli
+from mllm.command import cli
 from mllm.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,8 +65,8 @@ def test_a_config_opens_with_the_commands_that_run_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_has_a_model_and_opens_the_worlds_it_names(path: Path) -> None:
-    from mllm.checkpoint import build_model, load_processor
-    from mllm.records import open_source
+    from mllm.models.checkpoint import build_model, load_processor
+    from mllm.records.source import open_source
 
     settings = load_experiment(path)
     if settings.start == "nano":

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mllm.checkpoint import build_model
 from mllm.experiment import Model
-from mllm.media import SAMPLE_RATE, Clip
+from mllm.media.clip import Clip
+from mllm.media.recording import SAMPLE_RATE
+from mllm.models.checkpoint import build_model
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 TEXTS = ("a red star moves left while a bell rings.", "three beeps. what colour is the star?", "[00:02]") * 20
@@ -52,7 +53,7 @@ def _built(changes: tuple[tuple[str, Any], ...]) -> tuple[dict[str, torch.Tensor
 
 def tiny(**changes: Any) -> tuple[Any, Any]:
     """(model, processor), the same random weights each time; `changes` replace model settings."""
-    from mllm.model import MllmForConditionalGeneration
+    from mllm.models.model import MllmForConditionalGeneration
 
     weights, config, processor = _built(tuple(changes.items()))
     model = MllmForConditionalGeneration(config)

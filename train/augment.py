@@ -18,7 +18,8 @@ import torch
 from av.filter import Graph
 
 from mllm.experiment import Augment
-from mllm.media import SAMPLE_RATE, Clip
+from mllm.media.clip import Clip
+from mllm.media.recording import SAMPLE_RATE
 
 # What a text may tell. Sides go with writing and clocks, which a mirror makes unreadable.
 SIDES = re.compile(

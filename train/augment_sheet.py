@@ -17,14 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.mlab import specgram
 from PIL import Image
 
-from mllm.chat import validate_messages
 from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.files import replacing
-from mllm.media import SAMPLE_RATE, Clip, load_clip
-from mllm.records import Source, answered
-from mllm.templates import paraphrase
-from mllm.windows import WindowSpec
+from mllm.media.clip import Clip
+from mllm.media.recording import SAMPLE_RATE, load_clip
+from mllm.media.windows import WindowSpec
+from mllm.records.chat import validate_messages
+from mllm.records.record import answered
+from mllm.records.source import DataSource
+from mllm.records.templates import paraphrase
 from train import augment as views
 from train.conversations import caption_conversations
 
@@ -67,7 +69,7 @@ class Scene:
     request: str = "Describe the recording."
 
 
-def open_scene(source: Source, number: int, spec: WindowSpec) -> Scene:
+def open_scene(source: DataSource, number: int, spec: WindowSpec) -> Scene:
     """A scene's first recording: with its captions, as in stage 1, or else with its questions, as in stage 2.
 
     Raises:

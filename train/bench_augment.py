@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from mllm.bench import JsonOption, report
+from mllm.command.bench import JsonOption, report
 
 SECONDS, RATE, FRAMES, SIZE = 4, 16_000, 16, 224  # of the recording; pixels, height = width
 SNR, SEMITONES, MASK, CROP = 10.0, 2.0, 0.1, 0.8  # dB, up, of the sound, of a picture's sides

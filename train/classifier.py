@@ -22,14 +22,15 @@ from torch import nn
 from torch.nn import functional
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from mllm.chat import media_parts, validate_messages
-from mllm.encoders import Tower
 from mllm.errors import RecordError
 from mllm.experiment import Experiment
 from mllm.files import write_atomically
-from mllm.processor import MediaFeatures, MllmProcessor
-from mllm.records import Record, Source, answered, open_source
-from mllm.shards import require_windows
+from mllm.models.encoders import Tower
+from mllm.models.processor import MediaFeatures, MllmProcessor
+from mllm.records.chat import media_parts, validate_messages
+from mllm.records.record import Record, answered
+from mllm.records.shards import require_windows
+from mllm.records.source import DataSource, open_source
 from train.data import Collator
 from train.optimizer import MuonAdamW, parameter_groups
 from train.run import BETAS, MAX_GRAD_NORM, MIN_LR_RATE, WEIGHT_DECAY, set_trainable
@@ -177,5 +178,5 @@ def _optimizer(classifier: Classifier, settings: Any) -> torch.optim.Optimizer:
     return (MuonAdamW if muon else torch.optim.AdamW)(groups, betas=BETAS)
 
 
-def _records(source: Source) -> Iterable[Record]:
+def _records(source: DataSource) -> Iterable[Record]:
     return (record for scene in range(len(source)) for record in source.conversations(scene))

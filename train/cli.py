@@ -65,8 +65,8 @@ def classifier(
 
     import torch
 
-    from mllm.encoders import build_encoder
     from mllm.experiment import load_experiment
+    from mllm.models.encoders import build_encoder
     from train.classifier import train
     from train.run import stage_folder
 
@@ -95,8 +95,8 @@ def probe_command(
     ] = 1000,
 ) -> None:
     """What a linear map can read from the Q-Former's outputs: colour, shape, motion."""
-    from mllm.checkpoint import load
-    from mllm.records import open_source
+    from mllm.models.checkpoint import load
+    from mllm.records.source import open_source
     from train.probe import probe
 
     model, processor = load(checkpoint)
@@ -114,11 +114,11 @@ def views_command(
     scene: Annotated[int, typer.Option(min=0, help="Which scene of data.train.")] = 0,
 ) -> None:
     """Draw a recording of data.train before and after each augmentation, at its strongest."""
-    from mllm.build import window_spec
-    from mllm.checkpoint import load_processor
     from mllm.errors import ConfigError
     from mllm.experiment import Augment, load_experiment
-    from mllm.records import open_source
+    from mllm.models.build import window_spec
+    from mllm.models.checkpoint import load_processor
+    from mllm.records.source import open_source
     from train.augment_sheet import draw_views, open_scene
 
     experiment = load_experiment(config, overrides or [])
@@ -134,7 +134,7 @@ def _before_torch() -> None:
     """Settings that are read once, when torch is first imported."""
     import os
 
-    from mllm.cli import before_torch
+    from mllm.command.cli import before_torch
 
     before_torch()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
@@ -218,9 +218,9 @@ def starting_point(experiment: Experiment, stage: str, folder: Path) -> tuple[An
     """
     from transformers import set_seed
 
-    from mllm.checkpoint import build_model, load, save
     from mllm.errors import ConfigError
-    from mllm.records import open_source
+    from mllm.models.checkpoint import build_model, load, save
+    from mllm.records.source import open_source
     from train.run import STAGES, stage_folder
 
     set_seed(experiment.seed)
@@ -260,10 +260,10 @@ def source_texts(source: Any, scenes: int):
 
 def report(experiment: Experiment, stage: str, folder: Path) -> dict[str, Any]:
     """Quick scores of a finished stage on the `val` source, printed and written to validation.json."""
-    from mllm.checkpoint import load
     from mllm.files import write_atomically
-    from mllm.records import open_source
-    from mllm.shards import require_windows
+    from mllm.models.checkpoint import load
+    from mllm.records.shards import require_windows
+    from mllm.records.source import open_source
     from train import validate
 
     model, processor = load(folder / "final")

@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import TrainingArguments
 
 from mllm.errors import ConfigError
-from mllm.model import MediaQueries, MllmForConditionalGeneration, MllmModel
-from mllm.processor import IGNORE
+from mllm.models.model import MediaQueries, MllmForConditionalGeneration, MllmModel
+from mllm.models.processor import IGNORE
 from train.conversations import CAPTION_REQUESTS
 from train.data import PROCESSES, PairCollator, number_dataset
 from train.losses import info_nce
@@ -113,8 +113,8 @@ class ContrastiveObjective(nn.Module):
             for name in ("pixel_values", "image_values", "input_features", "window_counts")
             if name in inputs
         }
-        queries = self.mllm.model.query_outputs(**media)
-        losses = space_losses(self.mllm.model, queries, space)
+        queries = self.mllm.models.model.query_outputs(**media)
+        losses = space_losses(self.mllm.models.model, queries, space)
         total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
         if self.settings.caption_weight:
             losses["caption_loss"] = answer_loss(self.mllm, queries, labels, **inputs)
@@ -150,7 +150,7 @@ def longest_caption(model: MllmForConditionalGeneration) -> int:
 
 def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path:
     """Stage 1, resumed where it stopped; returns the folder of its result."""
-    from mllm.records import open_source
+    from mllm.records.source import open_source
 
     settings = run.settings
     set_trainable(model, settings.train)

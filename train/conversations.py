@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mllm import chat
-from mllm.media import Clip
+from mllm.media.clip import Clip
+from mllm.records import chat
 
 # What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
 CAPTION_REQUESTS = {

@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from mllm import chat
-from mllm.embedder import text_inputs
 from mllm.errors import RecordError
 from mllm.experiment import Augment
-from mllm.media import Clip, load_clip
-from mllm.processor import Encoded, MediaFeatures, MllmProcessor
-from mllm.records import Record, Source, answered
-from mllm.shards import require_windows
-from mllm.templates import paraphrase
+from mllm.media.clip import Clip
+from mllm.media.recording import load_clip
+from mllm.models.processor import Encoded, MediaFeatures, MllmProcessor
+from mllm.records import chat
+from mllm.records.record import Record, answered
+from mllm.records.shards import require_windows
+from mllm.records.source import DataSource
+from mllm.records.templates import paraphrase
+from mllm.search.embedder import text_inputs
 from train.augment import augment, drop_words, permute_frames
 from train.conversations import (
     CAPTION_REQUESTS,
@@ -60,11 +62,11 @@ class Collator:
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         processor: MllmProcessor,
         seed: int,
         augmentation: Augment | None = None,
-        easy: Source | None = None,
+        easy: DataSource | None = None,
         easy_clips: int = 0,
     ):
         require_windows(source, processor.spec)
@@ -76,7 +78,7 @@ class Collator:
         self.augmentation = augmentation
         self._epoch: tuple[int, np.ndarray] | None = None
 
-    def place(self, number: int) -> tuple[Source, int]:
+    def place(self, number: int) -> tuple[DataSource, int]:
         """The source and the scene of the run's `number`-th example."""
         if self.easy is not None and number < self.easy_clips:
             return self.easy, number % len(self.easy)
@@ -205,11 +207,11 @@ class PairCollator(Collator):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         processor: MllmProcessor,
         seed: int,
         text_tokens: int,
-        easy: Source | None = None,
+        easy: DataSource | None = None,
         easy_clips: int = 0,
         text_batch: int = 0,
         augmentation: Augment | None = None,
@@ -263,13 +265,13 @@ class QuestionCollator(Collator):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         processor: MllmProcessor,
         seed: int,
         questions: int,
         text_tokens: int | None = None,
         augmentation: Augment | None = None,
-        easy: Source | None = None,
+        easy: DataSource | None = None,
         easy_clips: int = 0,
     ):
         super().__init__(source, processor, seed, augmentation, easy, easy_clips)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
 from mllm.errors import ConfigError
-from mllm.model import MllmForConditionalGeneration
+from mllm.models.model import MllmForConditionalGeneration
 from train.contrastive import longest_caption, space_losses, weighted
 from train.data import PROCESSES, QuestionCollator, number_dataset
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
@@ -80,7 +80,7 @@ class InstructTrainer(StageTrainer, SFTTrainer):
         base.forward = forward_with_space
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Not TRL's: `mllm.checkpoint.write_model_card` writes ours."""
+        """Not TRL's: `mllm.models.checkpoint.write_model_card` writes ours."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.space_loss = None
@@ -97,7 +97,7 @@ class InstructTrainer(StageTrainer, SFTTrainer):
 
 def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path:
     """Stage 2, resumed where it stopped; returns the folder of its result."""
-    from mllm.records import open_source
+    from mllm.records.source import open_source
 
     settings, data = run.settings, run.experiment.data
     set_trainable(model, settings.train)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mllm.records import Source
+from mllm.records.source import DataSource
 
 LABELS = {
     "colour": "colours",
@@ -22,7 +22,7 @@ LABELS = {
 
 @torch.inference_mode()
 def query_outputs(
-    model: Any, processor: Any, source: Source, clips: int, batch: int = 32
+    model: Any, processor: Any, source: DataSource, clips: int, batch: int = 32
 ) -> tuple[torch.Tensor, list[dict[str, str]]]:
     """Video query outputs of the window that shows the shape.
 
@@ -53,7 +53,7 @@ def query_outputs(
 
 
 def probe(
-    model: Any, processor: Any, train: Source, val: Source, clips: int = 1000
+    model: Any, processor: Any, train: DataSource, val: DataSource, clips: int = 1000
 ) -> dict[str, tuple[float, float]]:
     """Accuracy of a linear probe on `val`, and of always the most frequent label, for each of LABELS."""
     seen, truth = query_outputs(model, processor, train, clips)

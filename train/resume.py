@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from mllm.checkpoint_check import weight_shapes
 from mllm.errors import ConfigError, MllmError
+from mllm.models.checkpoint_check import weight_shapes
 
 WEIGHTS, OPTIMIZER, SCHEDULER, STATE = (
     "model.safetensors",

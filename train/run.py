@@ -4,7 +4,7 @@
                         metrics.json      every logged row, rewritten whole at each log
                         loss.png          the curves of every loss component
                         checkpoint-<n>/   what a resume needs (weights that train, optimizer, random state)
-                        final/            the stage's result, loadable with mllm.checkpoint.load
+                        final/            the stage's result, loadable with mllm.models.checkpoint.load
 
 A stage that was killed goes on from its last whole checkpoint (`resume.py`) when the same command is given
 again, and logs the same losses as if it had never stopped: batches depend on the step alone (`data.py`).
@@ -28,10 +28,10 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from mllm import checkpoint
-from mllm.cache import FeatureCache, keep_features
 from mllm.errors import ConfigError
 from mllm.files import write_atomically
+from mllm.models import checkpoint
+from mllm.models.feature_cache import FeatureCache, keep_features
 from train.compiler import require_compiler
 from train.curves import draw_losses
 from train.optimizer import MuonAdamW, parameter_groups

@@ -13,7 +13,7 @@ from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_a
 
 def train(run: Run, model: Any, processor: Any) -> Path:
     """Stage 0, resumed where it stopped; returns the folder of its result."""
-    from mllm.records import open_source
+    from mllm.records.source import open_source
 
     settings = run.settings
     set_trainable(model, ["decoder"])

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from mllm.records import Source
+from mllm.records.source import DataSource
 from mllm.scores import exact_match, recall_at_k
 
 PAIRED = ("video", "audio")
 LONGEST_ANSWER = 48  # tokens
 
 
-def retrieval(model: Any, processor: Any, source: Source, clips: int = 256) -> dict[str, float]:
+def retrieval(model: Any, processor: Any, source: DataSource, clips: int = 256) -> dict[str, float]:
     """R@1 of text to clip and back, for picture and for sound, over the first `clips` that have them."""
-    from mllm.embedder import Embedder
+    from mllm.search.embedder import Embedder
 
     embedder = Embedder(model, processor)
     clips_of: dict[str, list[Any]] = {kind: [] for kind in PAIRED}
@@ -45,14 +45,16 @@ def retrieval(model: Any, processor: Any, source: Source, clips: int = 256) -> d
     return scores
 
 
-def answers(model: Any, processor: Any, source: Source, clips: int = 64, batch: int = 64) -> dict[str, float]:
+def answers(
+    model: Any, processor: Any, source: DataSource, clips: int = 64, batch: int = 64
+) -> dict[str, float]:
     """Share of greedy answers that are exactly right, per task and over `all`, on the first `clips`."""
     scenes = range(min(len(source), clips))
     return _right(model, processor, [r for index in scenes for r in source.conversations(index)], batch)
 
 
 def text_answers(
-    model: Any, processor: Any, source: Source, scenes: int = 64, batch: int = 64
+    model: Any, processor: Any, source: DataSource, scenes: int = 64, batch: int = 64
 ) -> dict[str, float]:
     """The same with texts in place of the recordings: whether the decoder can answer at all."""
     texts = [messages for index in range(min(len(source), scenes)) for messages in source.text(index)]

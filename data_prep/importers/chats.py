@@ -2,7 +2,7 @@
 
 Media are named in lists beside the conversation, and stand where `<video>`, `<audio>` or `<image>` stands in
 a question; as many tags as media. A row with one medium and no tag has it before the first question. Answers
-are taken as they are. What a row or a turn says is not to be learned (`mllm.flags`) is not.
+are taken as they are. What a row or a turn says is not to be learned (`mllm.records.flags`) is not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from data_prep.importers.job import Job, Part, Record
 from data_prep.importers.tables import Row, is_nan
 from data_prep.tags import FOREIGN, NUMBERED, TAG
 from mllm.errors import ChatError, RecordError
-from mllm.flags import unlearned
-from mllm.stills import FRAME_SUFFIXES, in_order
+from mllm.media.stills import FRAME_SUFFIXES, in_order
+from mllm.records.flags import unlearned
 
 KINDS = ("video", "audio", "image")
 ROLES = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from mllm.errors import ConfigError, RecordError
-from mllm.sources import MEDIA_SUFFIXES, READ_ALREADY, SUFFIXES, walk_folders
+from mllm.media.sources import MEDIA_SUFFIXES, READ_ALREADY, SUFFIXES, walk_folders
 
 EXPECTED = {"video": ".mp4", "audio": ".wav", "image": ".jpg"}  # where nothing of that name is found
 

@@ -14,11 +14,11 @@ from data_prep.importers.encodings import DAMAGED
 from data_prep.importers.folder import MediaFolder
 from data_prep.importers.subtitles import SUBTITLES, Line, subtitle_lines
 from data_prep.importers.tables import Row, is_nan, object_of, parquet_rows, read_text, rows_of
-from mllm import templates
 from mllm.errors import ConfigError, MllmError, RecordError
+from mllm.media.sources import SUFFIXES
+from mllm.records import templates
+from mllm.records.times import span_text
 from mllm.scores import normalise
-from mllm.sources import SUFFIXES
-from mllm.times import span_text
 
 TEXTS = {".txt", *SUBTITLES}  # annotations that are not rows
 KINDS = 20  # of odd rows that are counted apart

@@ -11,7 +11,7 @@ from data_prep.importers.job import Job, Record
 from data_prep.importers.plain import seconds_of
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
-from mllm.records import parse_row
+from mllm.records.record import parse_row
 
 NAMES = {  # the fields of a row, the likeliest first
     "query": ("query", "sentence", "description"),

@@ -14,8 +14,8 @@ from data_prep.importers.columns import MEDIA, TARGETS, Columns, find_columns, g
 from data_prep.importers.job import Job, Part, Record
 from data_prep.importers.tables import Row, is_nan
 from mllm.errors import RecordError
-from mllm.records import parse_row
-from mllm.sources import SUFFIXES
+from mllm.media.sources import SUFFIXES
+from mllm.records.record import parse_row
 
 MANY = 50  # classes that a prompt still names
 LETTERED = re.compile(r"\(?([A-Za-z])[.):]\s+(\S.*)", re.DOTALL)  # an option: "A. a dog", "(B) a cat"

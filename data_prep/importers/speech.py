@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.importers.job import Job, Record
-from mllm import templates
-from mllm.sources import SUFFIXES
+from mllm.media.sources import SUFFIXES
+from mllm.records import templates
 
 CREMA_D = {
     "ANG": "angry", "DIS": "disgusted", "FEA": "afraid", "HAP": "happy", "NEU": "neutral", "SAD": "sad",

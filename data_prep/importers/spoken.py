@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.importers.job import Job, Part, Record
 from data_prep.importers.subtitles import SUBTITLES, Line
 from mllm.errors import RecordError
-from mllm.sources import MEDIA_SUFFIXES, SUFFIXES
+from mllm.media.sources import MEDIA_SUFFIXES, SUFFIXES
 
 KALDI = ("text", "wav.scp", "segments", "utt2spk", "spk2gender")
 GAP = 5.0  # s without a word behind which a new record of a timed transcript begins

@@ -14,8 +14,8 @@ from typing import Any
 
 from data_prep.importers.encodings import decoded
 from mllm.errors import RecordError
-from mllm.records import parse_row
-from mllm.sources import open_ordinary
+from mllm.media.sources import open_ordinary
+from mllm.records.record import parse_row
 
 DELIMITERS = (",", "\t", ";", "|")
 SAMPLE = 50  # rows that are looked at to tell the delimiter

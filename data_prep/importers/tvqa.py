@@ -15,8 +15,8 @@ from data_prep.importers.job import Job, Record
 from data_prep.importers.subtitles import Line
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
-from mllm.stills import FRAME_SUFFIXES
-from mllm.templates import subtitle_block
+from mllm.media.stills import FRAME_SUFFIXES
+from mllm.records.templates import subtitle_block
 
 FRAME_RATE = 3  # frames a second that the authors give
 UNKNOWN_SPAN = (10.0, 30.0)  # s: what the authors' preprocessing.py puts in place of NaN

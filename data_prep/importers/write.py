@@ -14,11 +14,11 @@ from data_prep.importers.columns import parse_columns
 from data_prep.importers.encodings import require_encoding
 from data_prep.importers.folder import MediaFolder
 from data_prep.importers.job import STRETCH, TEXTS
-from mllm.chat import media_parts
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.files import write_atomically
-from mllm.records import validate_record, write_records
-from mllm.sources import walk_folders
+from mllm.media.sources import walk_folders
+from mllm.records.chat import media_parts
+from mllm.records.record import validate_record, write_records
 
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", *TEXTS}
 Groups = dict[bytes, list[str]]  # recording -> its records as JSON, a fraction of what objects take

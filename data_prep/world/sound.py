@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.world import voice
 from data_prep.world.scene import Scene, Sound, rng_for
-from mllm.media import SAMPLE_RATE
+from mllm.media.recording import SAMPLE_RATE
 
 _NOISE_SAMPLES = 1 << 18
 _TIME = np.arange(2 * SAMPLE_RATE, dtype=np.float32) / SAMPLE_RATE

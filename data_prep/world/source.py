@@ -22,8 +22,8 @@ from data_prep.world.scene import (
     sample_episode,
 )
 from mllm.errors import ConfigError
-from mllm.media import Clip
-from mllm.windows import WindowSpec
+from mllm.media.clip import Clip
+from mllm.media.windows import WindowSpec
 
 ATTEMPTS = 2000  # scenes that are looked at for one that allows a question
 LENGTHS = {"train": 1_000_000, "val": 2048, "comp": 2048}
@@ -32,7 +32,7 @@ COMP_PAIR_FORMS = {"both": 0.8, "video": 0.1, "audio": 0.1}
 
 
 class WorldSource:
-    """A split of the world as a `mllm.records.Source`.
+    """A split of the world as a `DataSource`.
 
     Args:
         split: "train", "val" (unseen scenes) or "comp" (combinations that are never in the other two).

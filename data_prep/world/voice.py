@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from data_prep.world.scene import rng_for
-from mllm.media import SAMPLE_RATE
+from mllm.media.recording import SAMPLE_RATE
 
 LONGEST = 0.88  # s; a word has to fit into a window of one second
 TAKES = {"train": 16, "val": 4, "comp": 8}  # recordings of each word, voice and emotion

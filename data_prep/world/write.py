@@ -21,8 +21,8 @@ from data_prep.world import describe, render, sound
 from data_prep.world.scene import Episode, Scene
 from data_prep.world.source import WorldSource, captions_of, labels_of, media_part
 from mllm.errors import MllmError
-from mllm.media import SAMPLE_RATE
-from mllm.records import write_records
+from mllm.media.recording import SAMPLE_RATE
+from mllm.records.record import write_records
 
 FRAMES_PER_SECOND = 8
 SIZE = 128  # px

@@ -17,13 +17,15 @@ import pytest
 from typer.testing import CliRunner
 
 from data_prep.build import Form, build, build_shard, make_plan
-from mllm import bench, cli
-from mllm.checkpoint import load_processor
+from mllm.command import bench, cli
 from mllm.errors import ConfigError, MediaError, MllmError, RecordError
 from mllm.files import alone_in
-from mllm.records import JsonlSource, open_source, write_records
-from mllm.shards import ShardSource, require_windows, write_shard
-from mllm.windows import WindowSpec, load_windows
+from mllm.media.windows import WindowSpec, load_windows
+from mllm.models.checkpoint import load_processor
+from mllm.records.jsonl import JsonlSource
+from mllm.records.record import write_records
+from mllm.records.shards import ShardSource, require_windows, write_shard
+from mllm.records.source import open_source
 from tests.media_files import clicks, frame_folder, make, tone
 from tests.tiny import SETTINGS
 from train.data import QuestionCollator

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm import chat
 from mllm.errors import RecordError
+from mllm.records import chat
 from tests.data_prep.test_importers import do_import, folder
 
 ANSWER = {"role": "assistant", "content": "x"}

@@ -22,9 +22,9 @@ from data_prep.check_fix import fix
 from data_prep.check_media import MediaFacts
 from data_prep.check_report import write_json
 from data_prep.check_rows import Checked, record_files
-from mllm.cli import main
+from mllm.command.cli import main
 from mllm.errors import RecordError
-from mllm.records import read_records
+from mllm.records.record import read_records
 from tests.media_files import frame_folder, make, tone
 
 SOUND = [tone(1, 44_100)]
@@ -257,7 +257,7 @@ def test_what_may_not_be_read_is_named(media: Path, tmp_path: Path) -> None:
     (tmp_path / "closed").chmod(0)
     (tmp_path / "locked").chmod(0o500)
     mortal = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    mllm = [sys.executable, "-m", "mllm.cli", "data", "check", str(tmp_path), "--workers", "1"]
+    mllm = [sys.executable, "-m", "mllm.command.cli", "data", "check", str(tmp_path), "--workers", "1"]
     out = ["--out", str(tmp_path / "locked")]
     try:
         done = subprocess.run([*mortal, *mllm, *out], capture_output=True, text=True)

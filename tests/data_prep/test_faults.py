@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from data_prep import build, features, transcribe
-from mllm.checkpoint import save
-from mllm.records import write_records
-from mllm.windows import WindowSpec
+from mllm.media.windows import WindowSpec
+from mllm.models.checkpoint import save
+from mllm.records.record import write_records
 from tests.media_files import make, tone
 from tests.tiny import tiny
 
@@ -156,7 +156,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path:
 # Random weights, asked at higher temperatures because what they said was poor, end in NaN now and then.
 MAIN = """
 from data_prep.transcribe import Whisper
-from mllm.cli import main
+from mllm.command.cli import main
 Whisper.__init__.__defaults__ = (None, (("temperature", 0.0), ("sample_len", 4)))
 main()
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.cli import main
+from mllm.command.cli import main
 from mllm.errors import ConfigError, MllmError, RecordError
 from tests.data_prep.importing import asked, do_import, folder, medium
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.importers.write import import_records
-from mllm.records import JsonlSource
+from mllm.records.jsonl import JsonlSource
 from tests.data_prep.importing import MUSIC, QUESTION, SUBTITLES, TVQA, asked, do_import, folder, medium, read
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from data_prep.importers import IMPORTERS
 from data_prep.importers.write import import_records, parse_held_out
-from mllm.cli import main
+from mllm.command.cli import main
 from mllm.errors import ConfigError, MllmError, RecordError
-from mllm.records import read_records
+from mllm.records.record import read_records
 from tests.data_prep.importing import (
     IEMOCAP,
     MUSIC,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.importers import IMPORTERS, all_importers
-from mllm.cli import main
+from mllm.command.cli import main
 from mllm.errors import ConfigError
 from tests.data_prep.importing import do_import
 

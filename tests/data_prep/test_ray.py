@@ -9,10 +9,10 @@ import pytest
 
 from data_prep import build, check, features, transcribe
 from data_prep.check_report import write_json
-from mllm.checkpoint import save
 from mllm.errors import MediaError
-from mllm.records import write_records
-from mllm.windows import WindowSpec
+from mllm.media.windows import WindowSpec
+from mllm.models.checkpoint import save
+from mllm.records.record import write_records
 from tests.data_prep.test_check import odd
 from tests.media_files import make, tone
 from tests.tiny import tiny

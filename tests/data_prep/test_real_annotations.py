@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.importers.write import Report, import_records
-from mllm.records import read_records
+from mllm.records.record import read_records
 
 pytestmark = pytest.mark.slow
 

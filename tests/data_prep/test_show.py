@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from data_prep import show
-from mllm import checkpoint
-from mllm.chat import media_parts
 from mllm.errors import MediaError, RecordError
 from mllm.experiment import Model
-from mllm.media import Clip
+from mllm.media.clip import Clip
+from mllm.models import checkpoint
+from mllm.records.chat import media_parts
 from tests.media_files import make, tone
 
 FRAMES = np.full((8, 64, 64, 3), 200, np.uint8)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data_prep.transcribe import Whisper, language_code, load_whisper, transcribe
-from mllm.cli import main
+from mllm.command.cli import main
 from mllm.errors import ConfigError, MllmError
-from mllm.records import read_records, write_records
+from mllm.records.record import read_records, write_records
 from tests.media_files import make, tone
 
 

@@ -27,10 +27,10 @@ from data_prep.world.scene import (
     sample_episode,
 )
 from data_prep.world.source import open_world
-from mllm.chat import media_parts
 from mllm.errors import ConfigError
-from mllm.records import validate_record
-from mllm.windows import cut
+from mllm.media.windows import cut
+from mllm.records.chat import media_parts
+from mllm.records.record import validate_record
 
 SPLITS = ("train", "val", "comp")
 

@@ -13,8 +13,9 @@ from data_prep.world.scene import sample_episode
 from data_prep.world.source import open_world
 from data_prep.world.write import write_media, write_world
 from mllm.errors import MllmError
-from mllm.records import open_source, read_records
-from mllm.windows import cut, load_windows
+from mllm.media.windows import cut, load_windows
+from mllm.records.record import read_records
+from mllm.records.source import open_source
 
 
 def decode(path):

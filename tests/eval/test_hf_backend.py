@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from eval import world
 from eval.backends import HfBackend, Unread
 from eval.cli import app
-from mllm.checkpoint import save
 from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.experiment import Experiment
-from mllm.records import open_source, write_records
+from mllm.models.checkpoint import save
+from mllm.records.record import write_records
+from mllm.records.source import open_source
 from tests.media_files import make
 from tests.tiny import tiny
 

@@ -23,11 +23,11 @@ from zlib import crc32
 
 import numpy as np
 
-from mllm import decode_pool
-from mllm.decode_pool import DecodePool, WorkerLost
 from mllm.errors import MediaError
-from mllm.media import load_clip
-from mllm.sources import MediaLimits
+from mllm.media import decode_pool
+from mllm.media.decode_pool import DecodePool, WorkerLost
+from mllm.media.recording import load_clip
+from mllm.media.sources import MediaLimits
 from tests.fuzz.corpus import PICTURES, corpus
 from tests.fuzz.mutants import mutant
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mllm.media import load_clip
+from mllm.media.recording import load_clip
 from tests.fuzz.__main__ import fuzz
 from tests.fuzz.corpus import corpus
 from tests.fuzz.mutants import mutant

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.checkpoint import DEFAULT_CHECKPOINT, build_model, load, save
 from mllm.experiment import Model
+from mllm.models.checkpoint import DEFAULT_CHECKPOINT, build_model, load, save
 
 RATE = 16000
 MAX_MB, MAX_SECONDS = 60.0, 700.0  # what the test server accepts

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from mllm.chat import validate_messages
 from mllm.errors import ChatError
-from mllm.openai_parts import media_url
+from mllm.records.chat import validate_messages
+from mllm.records.openai_parts import media_url
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from mllm import cli
+from mllm.command import cli
 from mllm.errors import MediaError, MllmError
-from mllm.openai_parts import to_openai
+from mllm.records.openai_parts import to_openai
 from serve.chat import (
     LocalEngine,
     RemoteEngine,
@@ -269,7 +269,7 @@ def test_remote_engine_passes_on_what_the_server_refuses(server, tmp_path):
 
 @pytest.mark.slow
 def test_command_line(checkpoint, media, capfd):
-    from mllm.cli import main
+    from mllm.command.cli import main
 
     with pytest.raises(SystemExit) as done:
         main(

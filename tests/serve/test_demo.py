@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mllm.media import load_clip, probe
+from mllm.media.recording import load_clip, probe
 from serve import demo
 from serve.demo import Asked, ask, conclude, main, own_question, questions, table_of
 from serve.launcher import Server

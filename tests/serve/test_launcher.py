@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mllm import cli
+from mllm.command import cli
 from mllm.errors import ConfigError, MllmError
 from serve import engine_settings
 from serve.launcher import Server, ServerError
@@ -471,7 +471,7 @@ def crash(*frames: tuple[str, int, str]) -> list[str]:
     return ["Fatal Python error: Segmentation fault", "", *other, *current, *other]
 
 
-FRAME, SOUND = ("/x/av/frame.py", 5, "to_ndarray"), ("/x/mllm/decode.py", 210, "sound")
+FRAME, SOUND = ("/x/av/frame.py", 5, "to_ndarray"), ("/x/mllm/media/decode.py", 210, "sound")
 GONE = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue."
 TORCHS = [
     "!!!!!!! Segfault encountered !!!!!!!",
@@ -485,7 +485,7 @@ NATIVE = "signal 11 (SIGSEGV, a crash in native code)"
     ("status", "lines", "said"),
     [
         (-11, [], NATIVE),
-        (-11, crash(FRAME, SOUND), f"{NATIVE}: Segmentation fault in mllm/decode.py, line 210 (sound)"),
+        (-11, crash(FRAME, SOUND), f"{NATIVE}: Segmentation fault in mllm/media/decode.py, line 210 (sound)"),
         (-9, [], "signal 9 (SIGKILL, killed from outside, as the system does when memory runs out)"),
         (-15, [], "signal 15 (SIGTERM, asked to stop from outside)"),
         (

@@ -153,7 +153,7 @@ def test_clock():
 
 
 def test_default_index_is_the_library_s():
-    from mllm.index import DEFAULT_FOLDER
+    from mllm.search.index import DEFAULT_FOLDER
 
     assert library.DEFAULT_INDEX == DEFAULT_FOLDER
 
@@ -165,19 +165,19 @@ def test_help_loads_no_model():
 
 
 def test_model_of_an_index_is_taken_for_granted(monkeypatch, tmp_path):
-    import mllm.embedder
-    import mllm.index
+    import mllm.search.embedder
+    import mllm.search.index
 
     asked = []
     monkeypatch.setattr(
-        mllm.embedder.Embedder,
+        mllm.search.embedder.Embedder,
         "from_pretrained",
         classmethod(lambda cls, model, features=None: asked.append(model)),
     )
     (tmp_path / "model").mkdir()
     for name in (str(tmp_path / "model"), str(tmp_path / "gone"), "owner/hub-id"):
         index = tmp_path / f"index-{len(asked)}"
-        mllm.index.Index.open(index, JsonEmbedder(name))
+        mllm.search.index.Index.open(index, JsonEmbedder(name))
         library._embedder(None, index)
     library._embedder("other", index)
     library._embedder(None, tmp_path / "no index")

@@ -14,7 +14,7 @@ PARENT = """
 import multiprocessing, sys, time
 
 def engine():
-    from mllm.vllm_plugin import end_with_parent
+    from mllm.vllm.plugin import end_with_parent
     end_with_parent()
     print(multiprocessing.current_process().pid, flush=True)
     time.sleep(600)

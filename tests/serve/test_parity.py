@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mllm.checkpoint import load
-from mllm.openai_parts import media_url
+from mllm.models.checkpoint import load
+from mllm.records.openai_parts import media_url
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mllm.openai_parts import media_url
+from mllm.records.openai_parts import media_url
 
 pytestmark = pytest.mark.slow
 

@@ -64,7 +64,7 @@ def decoders(server) -> list[psutil.Process]:
     found = []
     for process in processes(server):
         with contextlib.suppress(psutil.Error):
-            if "mllm.decode_worker" in process.cmdline():
+            if "mllm.media.decode_worker" in process.cmdline():
                 found.append(process)
     return found
 

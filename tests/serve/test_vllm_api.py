@@ -12,9 +12,9 @@ import httpx
 import pytest
 import torch
 
-from mllm.processor import MediaFeatures
-from mllm.vllm_api import ApiMiddleware, current, note, one_line
-from mllm.windows import Seen
+from mllm.media.windows import Seen
+from mllm.models.processor import MediaFeatures
+from mllm.vllm.api import ApiMiddleware, current, note, one_line
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -81,7 +81,7 @@ def test_every_vllm_server_gets_the_middleware_once():
     import vllm.entrypoints.launchers.cli_args  # noqa: F401  what every server has read by then
     from vllm.entrypoints.launchers import app as launcher
 
-    from mllm.vllm_plugin import register
+    from mllm.vllm.plugin import register
 
     register()
     register()

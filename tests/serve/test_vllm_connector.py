@@ -15,10 +15,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from mllm import vllm_api, vllm_connector, vllm_plugin
-from mllm.addresses import REFUSED
-from mllm.fetch import FetchBusy, Fetcher, FetchLimits
-from mllm.vllm_connector import MediaBusy, MediaRejected, MllmMediaConnector
+from mllm.media.addresses import REFUSED
+from mllm.media.fetch import FetchBusy, Fetcher, FetchLimits
+from mllm.vllm import api as vllm_api
+from mllm.vllm import connector as vllm_connector
+from mllm.vllm import plugin as vllm_plugin
+from mllm.vllm.connector import MediaBusy, MediaRejected, MllmMediaConnector
 
 pytestmark = pytest.mark.slow
 SECRET = base64.b64encode(b"content that nobody may be told again" * 3).decode()

@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from mllm import vllm_plugin
 from mllm.errors import MediaError
-from mllm.media import Clip
-from mllm.vllm_connector import MediaRejected, MllmMediaConnector, RecordingIO
-from mllm.vllm_plugin import FeatureCache, read_recording, register
+from mllm.media.clip import Clip
+from mllm.vllm import plugin as vllm_plugin
+from mllm.vllm.connector import MediaRejected, MllmMediaConnector, RecordingIO
+from mllm.vllm.plugin import FeatureCache, read_recording, register
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mllm.media import probe
+from mllm.media.recording import probe
 from serve.launcher import Server
 from serve.warm_up import QUESTIONS, warm_up
 

@@ -52,7 +52,7 @@ def experiment(tmp_path: Path):
 @pytest.fixture(scope="session")
 def world():
     """The training split of the world at the tiny model's size."""
-    from mllm.records import open_source
+    from mllm.records.source import open_source
 
     return open_source("world:train,frames=2,size=32")
 
@@ -62,8 +62,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, world) -> Path:
     """The tiny model, random, as a checkpoint folder."""
     import torch
 
-    from mllm.checkpoint import build_model, save
     from mllm.experiment import Model
+    from mllm.models.checkpoint import build_model, save
     from train.cli import source_texts
 
     torch.manual_seed(0)
@@ -74,6 +74,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, world) -> Path:
 @pytest.fixture
 def tiny(tiny_folder: Path):
     """(model, processor), fresh for each test."""
-    from mllm.checkpoint import load
+    from mllm.models.checkpoint import load
 
     return load(tiny_folder)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.cli import main
+from mllm.command.cli import main
 from mllm.experiment import Augment
-from mllm.media import SAMPLE_RATE, Clip
-from mllm.records import open_source, write_records
-from mllm.templates import paraphrase, templates
-from mllm.windows import WindowSpec
+from mllm.media.clip import Clip
+from mllm.media.recording import SAMPLE_RATE
+from mllm.media.windows import WindowSpec
+from mllm.records.record import write_records
+from mllm.records.source import open_source
+from mllm.records.templates import paraphrase, templates
 from tests.media_files import make
 from tests.tiny import clip
 from train import augment as views

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from mllm import bench
+from mllm.command import bench
 
 FAKE = """
 import numpy as np

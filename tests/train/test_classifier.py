@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mllm.errors import RecordError
 from mllm.experiment import load_experiment
-from mllm.records import write_records
+from mllm.records.record import write_records
 from train import classifier, cli
 
 PITCHES = {"low": 300.0, "high": 2000.0}  # Hz

@@ -6,7 +6,7 @@ import pytest
 
 from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
-from mllm.records import open_source
+from mllm.records.source import open_source
 from tests.tiny import tiny
 from train.data import PairCollator, QuestionCollator
 

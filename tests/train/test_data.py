@@ -7,11 +7,12 @@ import pytest
 import soundfile
 import torch
 
-from mllm import chat
 from mllm.errors import RecordError
-from mllm.media import Clip
-from mllm.processor import IGNORE
-from mllm.records import answered, open_source, write_records
+from mllm.media.clip import Clip
+from mllm.models.processor import IGNORE
+from mllm.records import chat
+from mllm.records.record import answered, write_records
+from mllm.records.source import open_source
 from train.conversations import by_prefix, caption_conversations
 from train.data import PairCollator, QuestionCollator, TextCollator, number_dataset
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from mllm import cli as command
+from mllm.command import cli as command
 from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from train import cli

@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from mllm.checkpoint import load
 from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
+from mllm.models.checkpoint import load
 from train import cli
 from train.curves import draw_losses
 from train.run import metrics_of, open_run
@@ -161,7 +161,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, write_experiment):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(folder: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "mllm.cli", "train", stage, str(folder / "tiny.yaml")]
+        command = [sys.executable, "-m", "mllm.command.cli", "train", stage, str(folder / "tiny.yaml")]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     reference, run = start(straight), start(killed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mllm.embedder import text_inputs
+from mllm.search.embedder import text_inputs
 from train.data import PairCollator, QuestionCollator, TextCollator
 from train.run import open_run, prepare_model
 from train.shapes import ROWS, TOKENS, pad_rows

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from mllm.errors import ConfigError
-from mllm.processor import IGNORE
+from mllm.models.processor import IGNORE
 from train import contrastive, instruct
 from train.data import PairCollator, QuestionCollator, TextCollator, by_prefix, number_dataset
 from train.run import MODULE_GROUPS, StageTrainer, open_run, prepare_model, set_trainable, trainer_arguments
@@ -179,8 +179,8 @@ def test_unknown_groups_and_missing_space_are_named(tiny):
 
 
 def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_experiment, tiny_folder):
-    from mllm.checkpoint import load
     from mllm.experiment import load_experiment
+    from mllm.models.checkpoint import load
 
     def losses(name: str, *overrides: str) -> tuple[list[float], int]:
         path = write_experiment(tmp_path)

@@ -1,0 +1,1 @@
+"""The command `mllm` and what only its verbs need."""

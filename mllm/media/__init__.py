@@ -1,0 +1,1 @@
+"""Recordings in, clips and windows out: the only decoder of the project."""

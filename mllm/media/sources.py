@@ -1,0 +1,339 @@
+"""Where a recording comes from, what may be opened, and what is too much of it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import stat
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote, unquote_to_bytes
+
+import av
+from PIL import Image
+
+from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.media.places import is_data_uri
+
+# What PyAV and, less tidily, Pillow raise over damaged files.
+READING_ERRORS = (
+    av.error.FFmpegError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    SyntaxError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+# What is taken for a recording in a folder, by the end of its name; what it is, its content decides.
+SUFFIXES = {
+    "video": {
+        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv",
+        ".flv", ".3gp", ".ogv", ".gif",
+    },
+    "audio": {".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aiff"},
+    "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"},
+}  # fmt: skip
+MEDIA_SUFFIXES = frozenset().union(*SUFFIXES.values())
+
+
+LARGEST_LIMIT = 1e15  # of anything: what is larger, the system cannot be told
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What is too much; None lifts a limit. Others are numbers above 0, or it is a ConfigError.
+
+    Attributes:
+        max_bytes: of the file.
+        max_seconds: of what is read: the recording, or the cut from start to end.
+        max_pixels: of one picture.
+        max_frame_bytes: of all decoded frames together.
+        max_decode_seconds: until a worker process that decodes it is given up.
+        max_decode_bytes: of memory for such a process.
+    """
+
+    max_bytes: int | None = 200_000_000
+    max_seconds: float | None = 3600.0
+    max_pixels: int | None = 64_000_000
+    max_frame_bytes: int | None = 2_000_000_000
+    max_decode_seconds: float | None = 120.0
+    max_decode_bytes: int | None = 4_000_000_000
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit is not None and not 0 < limit <= LARGEST_LIMIT:
+                allowed = "a number above 0, or None for no limit"
+                raise ConfigError(f"{name} is {limit!r}: give {allowed}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recording lies, and what messages call it.
+
+    Bytes become a file in memory: decord's own reader of bytes runs past their end where a damaged index
+    points there, and ends the process; a file simply ends.
+
+    Attributes:
+        path: of a file or a folder.
+        file: what keeps a file in memory alive, and its path valid.
+    """
+
+    name: str
+    path: Path
+    file: IO[bytes] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def in_memory(cls, name: str, data: bytes | bytearray | memoryview) -> Source:
+        """A file that lies in memory alone."""
+        try:
+            file = memory_file()
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            raise MediaError(
+                f"{name}: it cannot be held in memory ({error.strerror}): give a smaller file, or try again"
+            ) from None
+        return cls.of_file(name, file)
+
+    @classmethod
+    def of_file(cls, name: str, file: IO[bytes]) -> Source:
+        """A file that is open already."""
+        named = os.path.isabs(str(file.name))
+        return cls(name, Path(file.name if named else f"/proc/self/fd/{file.fileno()}"), file)
+
+    def handle(self) -> str:
+        """What PyAV and decord take. The path is absolute: FFmpeg reads `a:b.mp4` as protocol `a`."""
+        return str(self.path.absolute())
+
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
+
+    def head(self, size: int = 4096) -> bytes:
+        """The first bytes."""
+        with open_ordinary(self.handle(), self.name) as file:
+            return file.read(size)
+
+
+def memory_file() -> IO[bytes]:
+    """An empty file that no folder names; its memory goes when the last process closes it."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("mllm"), "wb+")
+    return tempfile.NamedTemporaryFile()  # no Linux
+
+
+@contextmanager
+def clear_errors(name: str) -> Iterator[None]:
+    """Whatever the libraries raise over bad media, as one line."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except MemoryError:
+        raise MediaError(
+            f"{name}: it does not fit into memory: ask for a smaller size or a shorter cut"
+        ) from None
+    except READING_ERRORS as error:
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        cause = " ".join(cause.split())[:200]
+        raise MediaError(
+            f"{name}: cannot be read ({cause}): check that it plays, or convert it again"
+        ) from None
+
+
+def printable(path: str | Path) -> str:
+    """A path as messages write it: one line, in characters that any encoding takes."""
+    return "".join(c if c.isprintable() else "?" for c in str(path)[:300])
+
+
+def locate(source: Any, limits: MediaLimits) -> Source:
+    """Check that there is something of an acceptable size, and name it; messages never quote content."""
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, str) and is_data_uri(source):
+        data: bytes | bytearray | memoryview = data_uri(source, limits)
+        name = "data: URI"
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = source
+        name = f"<bytes, {memoryview(data).nbytes} bytes>"
+    elif isinstance(source, (str, Path)):
+        name = printable(source)
+        return Source(name, _existing(Path(source), name, limits))
+    else:
+        raise MediaError(
+            f"cannot read media from {type(source).__name__}: give a path, bytes, a data: URI or a Clip"
+        )
+    size = memoryview(data).nbytes
+    if not size:
+        raise MediaError(f"{name}: it is empty: send the whole file")
+    check_bytes(name, size, limits)
+    return Source.in_memory(name, data)
+
+
+def _existing(path: Path, name: str, limits: MediaLimits) -> Path:
+    if os.path.isdir(path):
+        return path
+    if "://" in name and not os.path.exists(path):
+        raise MediaError(f"{name}: no such file: download it first, then give its path")
+    with open_ordinary(path, name) as file:
+        size = os.fstat(file.fileno()).st_size
+    if not size:
+        raise MediaError(f"{name}: it is empty (0 bytes): copy or download it again")
+    check_bytes(name, size, limits)
+    return path
+
+
+def open_ordinary(
+    path: str | Path, name: str = "", follow_links: bool = True, error: type[MllmError] = MediaError
+) -> io.BufferedReader:
+    """An ordinary file, open for reading. Never waits: a FIFO, a device or a socket is refused.
+
+    This is the one check of what a path is; whoever reads a file that a user names, reads it through this.
+
+    Args:
+        name: what messages call the file; by default its path.
+        follow_links: False refuses a path whose last part is a symbolic link.
+        error: what is raised.
+
+    Raises:
+        MllmError: of that kind, if there is no such file, it may not be read, or it is no ordinary file.
+    """
+    name = name or printable(path)
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        # Looked at before it is opened, since opening a device or a FIFO can already do something …
+        odd = _not_a_file(os.stat(path, follow_symlinks=follow_links).st_mode)
+        handle = None if odd else os.open(path, flags)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise error(f"{name}: a link to what is not there: check where it leads") from None
+        raise error(f"{name}: no such file: check the path") from None
+    except PermissionError:
+        raise error(f"{name}: no permission to read it: change its mode or owner") from None
+    except ValueError:  # a NUL in it
+        raise error(f"{name}: no such file: check the path") from None
+    except OSError as problem:
+        raise error(f"{name}: cannot be read ({problem.strerror}): check the path") from None
+    if handle is not None:
+        # … and again once it is open: nobody can put another file in its place now.
+        odd = _not_a_file(os.fstat(handle).st_mode)
+        if not odd:
+            return open(handle, "rb")  # closed with what is returned
+        os.close(handle)
+    raise error(f"{name}: not an ordinary file but {odd}: give a file")
+
+
+def _not_a_file(mode: int) -> str:
+    """What a path of this mode is; nothing for an ordinary file."""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe (FIFO)",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+READ_ALREADY = "a link to a folder that is read already"
+
+
+def walk_folders(
+    root: str | Path, passed_over: Callable[[Path, str], None]
+) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of a folder and all below it, by name; what is hidden is left out.
+
+    Links to folders are followed, once all that lies there itself has been given. Every folder is given once,
+    whatever leads to it, so that links which lead back end.
+
+    Args:
+        passed_over: called with what is not read, and why.
+    """
+    seen: set[str] = set()
+    above = {str(folder) for folder in Path(os.path.realpath(root)).parents}
+    waiting = [os.fspath(root)]
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0), onerror=_tell_unreadable(passed_over)):
+            real = os.path.realpath(folder)
+            if real in above or real in seen:
+                why = READ_ALREADY if real in seen else "a link to a folder above the one that is read"
+                passed_over(Path(folder), why)
+                folders.clear()
+                continue
+            seen.add(real)
+            shown = sorted(name for name in folders if not name.startswith("."))
+            links = [name for name in shown if os.path.islink(os.path.join(folder, name))]
+            waiting += [os.path.join(folder, name) for name in links]
+            folders[:] = [name for name in shown if name not in links]
+            names = sorted(name for name in files if not name.startswith("."))
+            for name in names:
+                path = os.path.join(folder, name)
+                if not os.path.splitext(name)[1] and os.path.islink(path) and not os.path.exists(path):
+                    passed_over(Path(path), "a link to what is not there")  # a folder, as it has no suffix
+            yield Path(folder), names
+
+
+def _tell_unreadable(passed_over: Callable[[Path, str], None]) -> Callable[[OSError], None]:
+    return lambda error: passed_over(Path(error.filename), error.strerror or "it cannot be read")
+
+
+def data_uri(text: str, limits: MediaLimits) -> bytes:
+    """What a data: URI holds. Line breaks, the url-safe alphabet and missing padding are read, too.
+
+    Raises:
+        MediaError: if it is malformed or too large; the message quotes nothing of it.
+    """
+    header, comma, body = text.lstrip()[5:].partition(",")
+    if not comma:
+        raise MediaError("data: URI: no comma in it: write data:video/mp4;base64,…")
+    if not header.lower().rstrip().endswith(";base64"):
+        check_bytes("data: URI", len(body) - 2 * body.count("%"), limits)
+        try:
+            return unquote_to_bytes(body)
+        except UnicodeEncodeError:  # a lone surrogate
+            raise MediaError("data: URI: it is no text in UTF-8: encode the whole file as base64") from None
+    body = "".join(unquote(body).split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    check_bytes("data: URI", len(body) * 3 // 4, limits)
+    try:
+        return base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        problem = str(error).lower()
+        raise MediaError(f"data: URI: not valid base64 ({problem}): encode the whole file again") from None
+
+
+def check_bytes(name: str, size: int, limits: MediaLimits) -> None:
+    if limits.max_bytes is not None and size > limits.max_bytes:
+        allowed = f"more than the limit of {limits.max_bytes / 1e6:g} MB"
+        raise MediaError(f"{name}: {size / 1e6:.1f} MB is {allowed}: shorten it or reduce its quality")
+
+
+def check_pixels(name: str, width: int, height: int, limit: int | None) -> None:
+    """Refuse a picture that is too large before it is decoded."""
+    if limit is not None and width * height > limit:
+        allowed = f"the limit of {limit / 1e6:g} million"
+        raise MediaError(f"{name}: {width}×{height} pixels is more than {allowed}: scale it down")
+
+
+def check_frame_bytes(name: str, count: int, width: int, height: int, limit: int | None) -> None:
+    """Refuse to hold more frames than memory should."""
+    needed = count * width * height * 3
+    if limit is not None and needed > limit:
+        size = f"{needed / 1e9:.1f} GB, more than the limit of {limit / 1e9:g} GB"
+        remedy = "ask for a smaller size, fewer frames or a shorter cut"
+        raise MediaError(f"{name}: {count} frames of {width}×{height} take {size}: {remedy}")

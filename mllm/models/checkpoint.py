@@ -1,0 +1,396 @@
+"""Model folders: loaded, saved whole or not at all, and exported for vLLM.
+
+A checkpoint folder holds
+
+    config.json, model.safetensors, generation_config.json
+    processor_config.json, tokenizer*.json, chat_template.jinja
+    experiment.yaml, metrics.json, README.md     where it comes from
+    adapter/                                     only where LoRA deltas stand beside the base
+
+`from_pretrained` and `vllm serve` take the folder as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mllm.errors import MllmError
+from mllm.experiment import Experiment, load_experiment
+from mllm.models.card import card_info, write_model_card
+from mllm.models.checkpoint_check import (
+    check_fit,
+    check_folder,
+    check_processor,
+    check_weights,
+    in_one_line,
+    read_json,
+    read_text,
+)
+from mllm.models.lora import EMBEDDING, HEAD, check_adapter, merge_lora, not_served, plain_state, save_adapter
+
+if TYPE_CHECKING:
+    import torch
+
+    from mllm.models.build import build_model, train_tokenizer
+    from mllm.models.model import MllmForConditionalGeneration
+    from mllm.models.processor import MllmProcessor
+
+DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "nano"
+ADAPTER = "adapter"  # folder inside a checkpoint folder
+STAGES = ("instruct", "contrastive", "text")  # of a run folder, best result first
+PROVENANCE = ("experiment.yaml", "metrics.json", "README.md")
+
+__all__ = [
+    "build_model",
+    "card_info",
+    "experiment_of",
+    "export",
+    "find_default_checkpoint",
+    "load",
+    "load_processor",
+    "merge_lora",
+    "resolve",
+    "save",
+    "train_tokenizer",
+    "write_model_card",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("build_model", "train_tokenizer"):  # they load torch, which finding a checkpoint need not
+        from mllm.models import build
+
+        return getattr(build, name)
+    raise AttributeError(name)
+
+
+# --- loading ------------------------------------------------------------------------------------------------
+
+
+def find_default_checkpoint() -> Path:
+    """The nano checkpoint that ships with the package.
+
+    Raises:
+        MllmError: where it is missing.
+    """
+    if not (DEFAULT_CHECKPOINT / "config.json").is_file():
+        raise MllmError(
+            f"the nano checkpoint is missing ({DEFAULT_CHECKPOINT}): name a checkpoint folder, or train one "
+            "with `mllm train all configs/nano.yaml`"
+        )
+    return DEFAULT_CHECKPOINT
+
+
+def load(
+    folder: str | Path | None = None,
+    dtype: torch.dtype | str = "float32",
+    device: str | torch.device = "cpu",
+    merge: bool = True,
+) -> tuple[Any, MllmProcessor]:
+    """A model, in evaluation mode, and its processor.
+
+    Args:
+        folder: a checkpoint folder, a run folder, an adapter folder (its base is found through it), or a hub
+            id; None takes the checkpoint that ships with mllm.
+        merge: LoRA deltas are added into the weights; False returns the PeftModel.
+
+    Raises:
+        MllmError: if there is no checkpoint, or one without some of its weights.
+    """
+    from mllm.models.build import greedy_generation
+    from mllm.models.config import MllmConfig
+    from mllm.models.model import MllmForConditionalGeneration, weight_shapes
+
+    base, adapter = resolve(folder)
+    here = fetch(base)
+    shapes = check_folder(here)
+    if adapter is not None:
+        check_adapter(adapter, shapes, base)
+    processor = load_processor(here)
+    with _no_bars(), in_one_line(base):
+        config = MllmConfig.from_pretrained(here)
+        check_weights(here, shapes, weight_shapes(config))
+        check_fit(here, config, processor)
+        # The folder's own file asks servers for temperature 0; generate() wants that said by do_sample alone.
+        model: Any = MllmForConditionalGeneration.from_pretrained(
+            here,
+            config=config,
+            dtype=_dtype(dtype),
+            generation_config=greedy_generation(processor.tokenizer),
+        )
+    if adapter is not None:
+        from peft import PeftModel
+
+        with in_one_line(str(adapter)):
+            model = PeftModel.from_pretrained(model, adapter)
+        if merge:
+            model = merge_lora(model)
+    return model.to(device).eval(), processor
+
+
+def fetch(base: str) -> Path:
+    """The folder of a checkpoint: the one named, or where the hub's files are kept.
+
+    Raises:
+        MllmError: a hub id that the hub does not know, or that cannot be reached.
+    """
+    if Path(base).is_dir():
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    with in_one_line(base, "there is no folder of that name either: mend it, or go online"), _no_bars():
+        return Path(snapshot_download(base))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws a progress bar for every file, however small."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _dtype(name: torch.dtype | str) -> torch.dtype:
+    import torch
+
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise MllmError(f"dtype is '{name}': choose bfloat16, float16 or float32")
+    return dtype
+
+
+def load_processor(folder: str | Path | None = None) -> MllmProcessor:
+    """The processor of what `load` takes.
+
+    Raises:
+        MllmError: there is no checkpoint, or one of its files is missing or damaged.
+    """
+    from mllm.models.processor import MllmProcessor
+
+    here = fetch(resolve(folder)[0])
+    check_processor(here)
+    with in_one_line(str(here)):
+        return MllmProcessor.from_pretrained(here)
+
+
+def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
+    """(base folder or hub id, adapter folder or None) of what `load` takes; None, "nano": the one that ships.
+
+    Raises:
+        MllmError: if a folder holds no checkpoint.
+    """
+    if folder is None or (str(folder) == "nano" and not Path("nano").exists()):
+        return str(find_default_checkpoint()), None
+    if not str(folder).strip():
+        raise MllmError("the checkpoint's name is empty: give a checkpoint folder, a run folder or a hub id")
+    path = Path(folder)
+    if not path.exists():
+        if len(path.parts) == 2 and not path.is_absolute() and not str(folder).startswith("."):
+            return str(folder), None  # a hub id: owner/name
+        raise MllmError(f"no checkpoint at {folder}: give a checkpoint folder, a run folder or a hub id")
+    for inner in ("final", *(f"{stage}/final" for stage in STAGES)):
+        if (path / inner / "config.json").is_file():
+            path = path / inner
+            break
+    if (path / "adapter_config.json").is_file():
+        base = Path(read_json(path / "adapter_config.json").get("base_model_name_or_path") or "")
+        for candidate in (path / base, path.parent, base):
+            if (candidate / "config.json").is_file():
+                return str(candidate), path
+        raise MllmError(
+            f"the adapter {path} names the base '{base}', which is not there: put it back or mend the name"
+        )
+    if not (path / "config.json").is_file():
+        raise MllmError(
+            f"{path} holds no checkpoint (no config.json): was the training stopped before it finished?"
+        )
+    return str(path), path / ADAPTER if (path / ADAPTER / "adapter_config.json").is_file() else None
+
+
+def experiment_of(folder: str | Path | None) -> Experiment:
+    """The experiment that made a checkpoint, from the YAML beside it; the defaults where there is none."""
+    beside = Path(resolve(folder)[0]) / "experiment.yaml"
+    return load_experiment(beside) if beside.is_file() else Experiment()
+
+
+# --- saving -------------------------------------------------------------------------------------------------
+
+
+def save(
+    model: Any,
+    processor: MllmProcessor,
+    folder: str | Path,
+    extra: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a checkpoint folder, whole or not at all; one that is there already is replaced.
+
+    Args:
+        model: the model, or a PeftModel around it: its LoRA deltas go into `adapter/`, everything else that
+            was trained into the base.
+        extra: further files, name to text.
+        dtype: of the weights as written; None keeps them.
+
+    Raises:
+        MllmError: if the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    folder = Path(folder)
+    base, state = _base_of(model)
+    if dtype is not None:
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        }
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        with _no_bars():
+            base.save_pretrained(temporary, state_dict=state)
+        _write_config(temporary / "config.json", state, dtype)
+        processor.save_pretrained(temporary)
+        # vLLM takes its default temperature from here: 0 is greedy.
+        _edit_json(temporary / "generation_config.json", {"temperature": 0.0})
+        if base is not model:
+            save_adapter(model, temporary / ADAPTER, dtype)
+        for name, text in (extra or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        for path in (temporary, *temporary.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # some were made for their owner alone
+        _replace_folder(temporary, folder)
+    except OSError as error:
+        raise MllmError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _base_of(model: Any) -> tuple[MllmForConditionalGeneration, dict[str, torch.Tensor]]:
+    """The plain model inside a PeftModel, and its weights under their plain names."""
+    if not hasattr(model, "get_base_model"):
+        return model, model.state_dict()
+    return model.get_base_model(), plain_state(model)
+
+
+def _write_config(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:
+    """Makes config.json say what the weights are."""
+    import torch
+
+    # Trainer switches the cache off in the config for its own sake.
+    changes: dict[str, Any] = {"use_cache": True}
+    if dtype is not None:
+        changes["dtype"] = str(dtype).removeprefix("torch.")
+    head, words = (state.get(f"{name}.weight") for name in (HEAD, EMBEDDING))
+    if head is not None and words is not None and not torch.equal(head, words):
+        text = read_json(path)["text_config"] | {"tie_word_embeddings": False}
+        changes |= {"tie_word_embeddings": False, "text_config": text}
+    _edit_json(path, changes)
+
+
+def _edit_json(path: Path, changes: Mapping[str, Any]) -> None:
+    values = json.loads(path.read_text(encoding="utf-8")) | dict(changes)
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; a folder of that name is moved away first and then deleted."""
+    if folder.exists():
+        old = new.with_suffix(".old")
+        os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(new, folder)
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    dtype: torch.dtype | str = "bfloat16",
+    adapter: str = "merged",
+    scores: str | Path | None = None,
+) -> Path:
+    """A folder that vLLM serves with no further flag, from a run or a checkpoint.
+
+    Args:
+        source: run folder or checkpoint folder.
+        dtype: of the weights.
+        adapter: "merged" adds LoRA deltas into the weights; "beside" leaves them in `out/adapter`, to be
+            served by name: `--enable-lora --lora-modules NAME=OUT/adapter`.
+        scores: metrics.json of `mllm eval world`, for the model card.
+
+    Raises:
+        MllmError: if there is no checkpoint or no such scores, or `adapter` is neither word.
+    """
+    if adapter not in ("merged", "beside"):
+        raise MllmError(f"adapter is '{adapter}': choose merged or beside")
+    if scores is not None and not Path(scores).is_file():
+        raise MllmError(f"no scores at {scores}: give the metrics.json that `mllm eval world` wrote")
+    measured = read_json(Path(scores)) if scores is not None else None
+    if measured is not None and measured.get("benchmark", "world") != "world":
+        raise MllmError(f"{scores} is of {measured['benchmark']}: give the one that `mllm eval world` wrote")
+    dtype = _dtype(dtype)
+    base, _ = resolve(source)
+    # Merged in float32 and rounded once.
+    model, processor = load(source, dtype="float32", merge=adapter == "merged")
+    if adapter == "beside" and hasattr(model, "peft_config"):
+        _check_beside(model)
+    found = {name: fetch(base) / name for name in PROVENANCE}
+    if found["metrics.json"].exists():
+        read_json(found["metrics.json"])
+    extra = {name: read_text(path) for name, path in found.items() if path.is_file()}
+    folder = save(model, processor, out, extra, dtype=dtype)
+    if measured is not None or "README.md" not in extra:
+        write_model_card(folder, card_info(folder, measured))
+    return folder
+
+
+def _check_beside(model: Any) -> None:
+    """Raises MllmError if vLLM would not serve this PeftModel's deltas beside its base."""
+    from peft.tuners.lora import LoraLayer
+
+    for config in model.peft_config.values():
+        modules = [
+            name for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)
+        ]
+        # Whatever is trained whole goes into the base.
+        if problem := not_served(
+            config.to_dict() | {"modules_to_save": None, "init_lora_weights": True}, modules
+        ):
+            raise MllmError(f"{problem}: export it with --adapter merged")
+
+
+def export_command(
+    run: Annotated[str, typer.Argument(help="A run folder or a checkpoint folder.")],
+    out: Annotated[str, typer.Option(help="The folder to write.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",
+    adapter: Annotated[str, typer.Option(help="LoRA deltas: merged in, or beside the base.")] = "merged",
+    scores: Annotated[
+        str | None, typer.Option(help="metrics.json of `mllm eval world`, for the card.")
+    ] = None,
+) -> None:
+    """Write a folder that vLLM serves, from a run or a checkpoint folder."""
+    folder = export(run, out, dtype, adapter, scores)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    print(f"{folder}  {size:.1f} MB  {dtype}")
+    print(f"serve it:  mllm serve {folder}")
+    if (folder / ADAPTER).is_dir():
+        print(f"with its adapter:  mllm serve {folder} --enable-lora --lora-modules tuned={folder / ADAPTER}")

@@ -1,0 +1,381 @@
+"""The model: windows of picture and sound become tokens that a LLaMA reads, and vectors that an index finds.
+
+Layout follows transformers (`model` holds everything but `lm_head`), so that Trainer, TRL, PEFT and
+`generate()` work unmodified. `MediaEncoder` is the part that vLLM shares: same attribute names, so the same
+weights load in both.
+
+Notation: B batch, S sequence tokens, W windows in the batch, F frames, C channels, K audio chunks, Q queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from mllm.models.adapters import EmbeddingHead, Projector, QFormer
+from mllm.models.config import MllmConfig
+from mllm.models.decoders import attention_of, behind_head, require_decoder
+from mllm.models.encoders import build_encoder
+
+
+class MediaQueries(TypedDict, total=False):
+    """Q-Former outputs of a batch, in order of appearance; a modality that does not occur is absent."""
+
+    video: torch.Tensor  # [W, video Q, width]
+    image: torch.Tensor  # [images, video Q, width]
+    audio: torch.Tensor  # [W, audio Q, width]
+
+
+class MediaEncoder:
+    """Mixin: towers, Q-Formers and projectors. The Hugging Face model and the vLLM model both are one."""
+
+    config: MllmConfig
+
+    def build_media(self, config: MllmConfig) -> None:
+        width, layers, heads = config.qformer_width, config.qformer_layers, config.qformer_heads
+        hidden = config.text_config.hidden_size
+        self.video_tower = build_encoder(config.video_config)
+        self.video_qformer = QFormer(config.video_queries, width, layers, heads, self.video_tower.width)
+        self.video_projector = Projector(width, hidden)
+        self.audio_tower = build_encoder(config.audio_config)
+        self.audio_qformer = QFormer(config.audio_queries, width, layers, heads, self.audio_tower.width)
+        self.audio_projector = Projector(width, hidden)
+
+    def video_query_outputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixel_values uint8 [W, F, C, height, width] -> [W, Q, qformer width]."""
+        config = self.config
+        dtype, device = self.video_qformer.queries.dtype, pixel_values.device
+        mean = torch.tensor(config.image_mean, device=device).view(-1, 1, 1)
+        std = torch.tensor(config.image_std, device=device).view(-1, 1, 1)
+        pixels = ((pixel_values.float() / 255 - mean) / std).to(dtype)
+        return self.video_qformer(self.video_tower.features(pixels))
+
+    def image_query_outputs(self, image_values: torch.Tensor) -> torch.Tensor:
+        """image_values uint8 [images, C, height, width] -> [images, Q, width]: a video that stands still."""
+        frames = self.config.frames_per_window
+        return self.video_query_outputs(image_values.unsqueeze(1).expand(-1, frames, -1, -1, -1))
+
+    def audio_query_outputs(self, input_features: torch.Tensor, window_counts: torch.Tensor) -> torch.Tensor:
+        """Log-mel chunks -> [W, Q, qformer width].
+
+        Args:
+            input_features: [K, mel bins, mel frames].
+            window_counts: [K], how many windows each chunk holds, from its start.
+        """
+        tokens = self.config.audio_tokens_per_window
+        per_chunk = self.config.windows_per_chunk
+        features = self.audio_tower.features(input_features.to(self.audio_qformer.queries.dtype))
+        windows = features[:, : per_chunk * tokens].unflatten(1, (per_chunk, tokens))
+        filled = torch.arange(per_chunk, device=features.device) < window_counts.view(-1, 1).to(
+            features.device
+        )
+        return self.audio_qformer(windows[filled])
+
+
+class SharedSpace(nn.Module):
+    """Text, image, video and sound to unit vectors of one space, compared by their dot product."""
+
+    def __init__(self, config: MllmConfig):
+        super().__init__()
+        dim, width = config.embedding_dim, config.qformer_width
+        self.text_tower = build_encoder(config.space_config)
+        self.text_head = nn.Linear(self.text_tower.width, dim)
+        self.video_head = EmbeddingHead(config.video_queries, width, dim, config.max_windows)
+        self.audio_head = EmbeddingHead(config.audio_queries, width, dim, config.max_windows)
+        # CLIP's start (Radford et al., 2021): temperature 0.07, learned as a logarithm.
+        self.logit_scale = nn.Parameter(torch.tensor(2.659))
+
+    def text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """input_ids, attention_mask [texts, tokens] -> [texts, embedding_dim]."""
+        states = self.text_tower(input_ids, attention_mask)
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        mean = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return functional.normalize(self.text_head(mean).float(), dim=-1)
+
+    @staticmethod
+    def fuse(*vectors: torch.Tensor) -> torch.Tensor:
+        """Sound and picture of the same clips, each [clips, embedding_dim] -> one unit vector a clip."""
+        return functional.normalize(torch.stack(vectors).sum(0), dim=-1)
+
+
+class MllmPreTrainedModel(PreTrainedModel):
+    config_class = MllmConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["LlamaDecoderLayer", "TimesformerLayer", "WhisperEncoderLayer", "QFormerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QFormer):
+            module.reset_queries()
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: gradient checkpointing here is never re-entrant, so its inputs need no gradients.
+
+        transformers and PEFT call this; the stock hook breaks on TimeSformer, whose patch embedding returns a
+        tuple.
+        """
+
+
+class MllmModel(MllmPreTrainedModel, MediaEncoder):
+    """Everything but the language-model head."""
+
+    def __init__(self, config: MllmConfig):
+        super().__init__(config)
+        require_decoder(config.text_config)
+        self.build_media(config)
+        self.language_model = AutoModel.from_config(config.text_config, **attention_of(config.text_config))
+        if config.space_config is not None:
+            self.space = SharedSpace(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def match_projectors(self) -> None:
+        """Media tokens as long as words: before the adapters are trained for the first time."""
+        table = self.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        with torch.no_grad():  # looked up, since some families scale what they look up
+            words = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        for projector in (self.video_projector, self.audio_projector):
+            projector.match(words)
+
+    def query_outputs(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        window_counts: torch.Tensor | None = None,
+    ) -> MediaQueries:
+        """Run towers and Q-Formers once. The outputs do not depend on the question: keep them over turns."""
+        queries: MediaQueries = {}
+        if pixel_values is not None and len(pixel_values):
+            queries["video"] = self.video_query_outputs(pixel_values)
+        if image_values is not None and len(image_values):
+            queries["image"] = self.image_query_outputs(image_values)
+        if input_features is not None and len(input_features):
+            if window_counts is None:
+                window_counts = torch.ones(
+                    len(input_features), dtype=torch.long, device=input_features.device
+                )
+            queries["audio"] = self.audio_query_outputs(input_features, window_counts)
+        return queries
+
+    def embed_tokens_and_media(self, input_ids: torch.Tensor, queries: MediaQueries) -> torch.Tensor:
+        """Token embeddings [B, S, hidden] with every placeholder replaced, row by row, by a projected query.
+
+        Raises:
+            ValueError: if the count of placeholders is not the count of media tokens.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        places_of: tuple[tuple[Literal["video", "image", "audio"], int | None], ...] = (
+            ("video", self.config.video_token_id),
+            ("image", self.config.image_token_id),
+            ("audio", self.config.audio_token_id),
+        )
+        for modality, token_id in places_of:
+            if modality not in queries or token_id is None:
+                continue
+            projector = self.audio_projector if modality == "audio" else self.video_projector
+            features = projector(queries[modality]).flatten(0, 1).to(embeds.dtype)
+            places = torch.eq(input_ids, token_id)
+            if int(places.sum()) != len(features):
+                raise ValueError(
+                    f"found {int(places.sum())} {modality} placeholders for {len(features)} {modality} tokens"
+                )
+            embeds = embeds.masked_scatter(places.unsqueeze(-1), features)
+        return embeds
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        window_counts: torch.Tensor | None = None,
+        media_queries: MediaQueries | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of the decoder [B, S, hidden].
+
+        Args:
+            attention_mask: [B, S], or boolean [B, 1, S, S] where several questions share one media prefix.
+            media_queries: outputs of `query_outputs`; the towers then don't run.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            if media_queries is None:
+                media_queries = self.query_outputs(pixel_values, image_values, input_features, window_counts)
+            inputs_embeds = self.embed_tokens_and_media(input_ids, media_queries)
+        if attention_mask is not None and attention_mask.dim() == 4:
+            attention_mask = self._block_mask(attention_mask, inputs_embeds.dtype)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def _block_mask(self, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        # A boolean mask is right under SDPA and silently wrong under eager attention, which adds it.
+        if self.language_model.config._attn_implementation == "sdpa":
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    def embed_video(self, queries: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
+        """video or image query outputs [W, Q, width] -> unit vectors [clips, embedding_dim]."""
+        return self.space.video_head(queries, windows_per_clip)
+
+    def embed_audio(self, queries: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
+        """audio query outputs [W, Q, width] -> unit vectors [clips, embedding_dim]."""
+        return self.space.audio_head(queries, windows_per_clip)
+
+
+@dataclass
+class MllmOutput(CausalLMOutputWithPast):
+    """What `forward` returns: loss (if labels), logits [B, S, vocabulary], past_key_values."""
+
+
+class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
+    """`generate()` answers; `model` embeds."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: MllmConfig):
+        super().__init__(config)
+        self.model = MllmModel(config)
+        self.lm_head: nn.Module = nn.Linear(
+            config.text_config.hidden_size, config.text_config.vocab_size, bias=False
+        )
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the decoder [..., hidden] -> its family's logits [..., vocabulary]."""
+        return behind_head(self.lm_head(hidden), self.config.text_config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        window_counts: torch.Tensor | None = None,
+        media_queries: MediaQueries | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> MllmOutput:
+        """Next-token logits, and the loss where labels [B, S] are given (-100 is not trained).
+
+        Arguments as in `MllmModel.forward`; `logits_to_keep` counts from the end (0: all).
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_values=image_values,
+            input_features=input_features,
+            window_counts=window_counts,
+            media_queries=media_queries,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.logits(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return MllmOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        window_counts: torch.Tensor | None = None,
+        media_queries: MediaQueries | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ) -> dict:
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get(
+            "use_cache", True
+        ):  # later steps read the media from the cache
+            inputs.update(
+                pixel_values=pixel_values,
+                image_values=image_values,
+                input_features=input_features,
+                window_counts=window_counts,
+                media_queries=media_queries,
+            )
+        return inputs
+
+
+def weight_shapes(config: MllmConfig) -> dict[str, tuple[int, ...]]:
+    """The weights of a checkpoint with this config, by name; a tied head is none of its own."""
+    with torch.device("meta"):
+        state = MllmForConditionalGeneration(config).state_dict()
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+AutoModel.register(MllmConfig, MllmModel, exist_ok=True)
+AutoModelForCausalLM.register(MllmConfig, MllmForConditionalGeneration, exist_ok=True)

@@ -1,0 +1,378 @@
+"""Conversation and media in; ids, loss mask and features out. Training, `generate()` and vLLM all call this.
+
+Ids and mask are written in one pass over the same segments, so that they cannot drift apart, and what
+inference feeds the model is by construction a prefix of what training fed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, ProcessorMixin
+from transformers.audio_utils import mel_filter_bank
+
+from mllm.errors import MediaError
+from mllm.media.clip import Clip
+from mllm.media.recording import SAMPLE_RATE, load_clip
+from mllm.media.windows import Seen, Window, WindowSpec, cut, load_windows, time_mark
+from mllm.models.config import MEL_FRAMES_PER_SECOND, MllmConfig
+from mllm.records import chat
+
+HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
+FFT = 400
+IGNORE = -100  # the label of a token that is not trained
+REMEMBERED_TEXTS = 20_000
+
+PLACEHOLDERS = {"video": chat.VIDEO_TOKEN, "audio": chat.AUDIO_TOKEN, "image": chat.IMAGE_TOKEN}
+
+
+@dataclass
+class MediaFeatures:
+    """One recording, ready for the model.
+
+    Attributes:
+        modality: "video", "audio" or "image".
+        pixel_values: uint8 [windows with picture, frames, 3, height, width]; an image: [1, 3, height, width].
+        input_features: float32 [chunks, mel bins, mel frames] or None.
+        window_counts: int64 [chunks], windows with sound in each chunk.
+        layout: per window (start in s, has picture, has sound).
+        seen: what part of the recording the model sees.
+    """
+
+    modality: str
+    pixel_values: torch.Tensor | None
+    input_features: torch.Tensor | None
+    window_counts: torch.Tensor
+    layout: list[tuple[float, bool, bool]]
+    seen: Seen | None = None
+
+
+@dataclass
+class Encoded:
+    """One training or inference example; position_ids and segment_ids only where questions share a prefix."""
+
+    input_ids: list[int]
+    labels: list[int]
+    media: list[MediaFeatures] = field(default_factory=list)
+    position_ids: list[int] | None = None
+    segment_ids: list[int] | None = None
+
+
+class MllmProcessor(ProcessorMixin):
+    """The tokenizer plus what the towers need to know about pixels and sound.
+
+    Args:
+        tokenizer: any fast tokenizer that holds the tokens of `chat.SPECIAL_TOKENS`.
+        image_size: pixels, height = width.
+        mel_bins: of the log-mel spectrogram.
+        chunk_seconds: what the audio tower hears at once.
+        window_seconds, frames_per_window, max_windows: see `windows.WindowSpec`.
+        video_queries, audio_queries: tokens that a window costs per modality.
+    """
+
+    attributes = ["tokenizer"]
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        tokenizer=None,
+        chat_template: str | None = None,
+        image_size: int = 224,
+        mel_bins: int = 80,
+        chunk_seconds: float = 30.0,
+        window_seconds: float = 2.0,
+        frames_per_window: int = 8,
+        max_windows: int = 32,
+        video_queries: int = 32,
+        audio_queries: int = 8,
+        **kwargs,
+    ):
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.image_size = image_size
+        self.mel_bins = mel_bins
+        self.chunk_seconds = chunk_seconds
+        self.window_seconds = window_seconds
+        self.frames_per_window = frames_per_window
+        self.max_windows = max_windows
+        self.video_queries = video_queries
+        self.audio_queries = audio_queries
+        self.spec = WindowSpec(window_seconds, frames_per_window, max_windows, image_size)
+        self.windows_per_chunk = int(chunk_seconds / window_seconds + 1e-6)
+        self.special_tokens = chat.special_tokens(tokenizer)
+        self.token_ids = {
+            name: tokenizer.convert_tokens_to_ids(token) for name, token in PLACEHOLDERS.items()
+        }
+        self.chat_template = chat_template or chat.chat_template(self.special_tokens, tokenizer.bos_token)
+        self._mel_filters: torch.Tensor | None = None
+        self._ids: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def from_config(cls, tokenizer, config: MllmConfig) -> MllmProcessor:
+        """The processor that fits a model."""
+        return cls(
+            tokenizer,
+            image_size=config.image_size,
+            mel_bins=config.audio_config.num_mel_bins,
+            chunk_seconds=config.chunk_seconds,
+            window_seconds=config.window_seconds,
+            frames_per_window=config.frames_per_window,
+            max_windows=config.max_windows,
+            video_queries=config.video_queries,
+            audio_queries=config.audio_queries,
+        )
+
+    def media(self, source: Any, modality: str, **options) -> MediaFeatures:
+        """Read one recording. `options` go to `media.load_clip` (start, end, audio, limits).
+
+        Raises:
+            MediaError: if the source cannot be read or lacks what the modality needs.
+        """
+        if modality == "image":
+            clip = source
+            if not isinstance(source, Clip):
+                # One frame is enough to know that it is a film.
+                clip = load_clip(source, size=self.image_size, choose=lambda _: np.zeros(1), **options)
+            if clip.frames is None:
+                raise MediaError(f"{clip.source}: it has no picture to take as an image: send it as audio")
+            if clip is not source and not clip.is_image:
+                raise MediaError(f"{clip.source}: it is no still picture: send it as video")
+            return self.media_from_windows(cut(clip, self.spec)[:1], "image")
+        windows, seen = load_windows(source, self.spec, want_video=modality == "video", **options)
+        if modality == "audio" and not seen.has_audio:
+            name = source if isinstance(source, str | Path) and len(str(source)) < 500 else "this recording"
+            raise MediaError(
+                f"{getattr(source, 'source', name)}: it has no sound: send it as video, or as an image"
+            )
+        return self.media_from_windows(windows, modality, seen)
+
+    def media_from_windows(
+        self, windows: Sequence[Window], modality: str, seen: Seen | None = None
+    ) -> MediaFeatures:
+        """Features of windows that are already cut; an audio item keeps the sound alone."""
+        if modality == "image":
+            return MediaFeatures(
+                "image", _pixels(windows)[:, 0], None, torch.zeros(0, dtype=torch.long), [], seen
+            )
+        pictured = [window for window in windows if window.frames is not None and modality == "video"]
+        sounding = [window.waveform for window in windows if window.waveform is not None]
+        layout = [
+            (window.start, window.frames is not None and modality == "video", window.waveform is not None)
+            for window in windows
+        ]
+        features, counts = self.sound_features(sounding)
+        return MediaFeatures(
+            modality, _pixels(pictured) if pictured else None, features, counts, layout, seen
+        )
+
+    def sound_features(self, waveforms: Sequence[np.ndarray]) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Windows of sound -> log-mel chunks [chunks, mel bins, mel frames] and windows in each [chunks].
+
+        Windows stand side by side in the audio tower's native chunk; what is left of the last one is silence.
+        """
+        if not waveforms:
+            return None, torch.zeros(0, dtype=torch.long)
+        per_window = round(self.window_seconds * SAMPLE_RATE)
+        chunks = -(-len(waveforms) // self.windows_per_chunk)
+        samples = np.zeros((chunks, round(self.chunk_seconds * SAMPLE_RATE)), np.float32)
+        for index, waveform in enumerate(waveforms):
+            chunk, place = divmod(index, self.windows_per_chunk)
+            waveform = waveform[:per_window]
+            samples[chunk, place * per_window : place * per_window + len(waveform)] = waveform
+        counts = [
+            min(self.windows_per_chunk, len(waveforms) - i * self.windows_per_chunk) for i in range(chunks)
+        ]
+        return self.log_mel(torch.from_numpy(samples)), torch.tensor(counts)
+
+    def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
+        """[chunks, samples] -> [chunks, mel bins, mel frames], as WhisperFeatureExtractor, chunk by chunk.
+
+        One batched STFT is several times faster than the extractor, and equal to it (tested).
+        """
+        if self._mel_filters is None:
+            filters = mel_filter_bank(
+                1 + FFT // 2, self.mel_bins, 0.0, 8000.0, SAMPLE_RATE, "slaney", "slaney"
+            )
+            self._mel_filters = torch.from_numpy(filters).float().T.contiguous()
+        spectrum = torch.stft(samples, FFT, HOP, window=torch.hann_window(FFT), return_complex=True)
+        power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
+        log_power = (self._mel_filters @ power).clamp(min=1e-10).log10()
+        loudest = log_power.amax(dim=(1, 2), keepdim=True)
+        return (torch.maximum(log_power, loudest - 8.0) + 4.0) / 4.0
+
+    def placeholder_ids(self, modality: str, layout: Sequence[tuple[float, bool, bool]] = ()) -> list[int]:
+        """The ids that one media item becomes: per window `[mm:ss]`, video tokens, audio tokens.
+
+        vLLM's prompt replacement calls this too, so that both write the same prompt.
+        """
+        if modality == "image":
+            return [self.token_ids["image"]] * self.video_queries
+        ids: list[int] = []
+        for start, has_picture, has_sound in layout:
+            ids += self._tokens(time_mark(start))
+            ids += [self.token_ids["video"]] * (self.video_queries if has_picture else 0)
+            ids += [self.token_ids["audio"]] * (self.audio_queries if has_sound else 0)
+        return ids
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        """Ids of a text without added tokens; remembered: markers and stock questions recur."""
+        ids = self._ids.get(text)
+        if ids is None:
+            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            if len(self._ids) < REMEMBERED_TEXTS:
+                self._ids[text] = ids
+        return ids
+
+    def encode(
+        self,
+        messages: list[dict],
+        add_generation_prompt: bool = False,
+        media: list[MediaFeatures] | None = None,
+    ) -> Encoded:
+        """One conversation to ids and labels, in one pass.
+
+        Args:
+            messages: see `chat.validate_messages`.
+            add_generation_prompt: end with the assistant's role marker, for inference.
+            media: features already read, in order of appearance; read from the messages otherwise.
+
+        Raises:
+            ChatError: for malformed messages, or if `media` has another count than the messages.
+            MediaError: for a recording that cannot be read.
+        """
+        messages = chat.validate_messages(messages)
+        parts = chat.media_parts(messages)
+        if media is None:
+            media = [self.media(source, modality, **options) for modality, source, options in parts]
+        if len(media) != len(parts):
+            raise chat.ChatError(f"the messages name {len(parts)} recordings but {len(media)} were given")
+        encoded = Encoded([], [], list(media))
+        waiting = iter(media)
+        for segment in chat.render(
+            messages, self.special_tokens, self.tokenizer.bos_token, add_generation_prompt
+        ):
+            if segment.modality:
+                features = next(waiting)
+                ids = self.placeholder_ids(features.modality, features.layout)
+            else:
+                ids = list(self._tokens(segment.text))
+            encoded.input_ids += ids
+            encoded.labels += ids if segment.trained else [IGNORE] * len(ids)
+        return encoded
+
+    def encode_group(self, conversations: list[list[dict]]) -> Encoded:
+        """Several conversations on the same recordings, packed behind one copy of the media.
+
+        The prefix up to the last placeholder is shared, or, without recordings, all that is alike. Each rest
+        follows with positions that go on from the prefix, and the block mask of `collate` keeps the rests
+        blind to each other. Each question's loss is what it would be alone, at a third of the cost.
+
+        Raises:
+            ChatError: if the conversations don't begin with the same recordings.
+        """
+        first = self.encode(conversations[0])
+        encodings = [first] + [self.encode(messages, media=first.media) for messages in conversations[1:]]
+        if len(encodings) == 1:
+            return first
+        placeholders = set(self.token_ids.values())
+        shared = 1 + max((i for i, token in enumerate(first.input_ids) if token in placeholders), default=-1)
+        if not shared:
+            columns = zip(*(encoding.input_ids for encoding in encodings), strict=False)
+            shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
+        packed = Encoded(
+            first.input_ids[:shared], first.labels[:shared], first.media, list(range(shared)), [0] * shared
+        )
+        for number, encoding in enumerate(encodings, start=1):  # also the segment
+            rest = encoding.input_ids[shared:]
+            if encoding.input_ids[:shared] != packed.input_ids[:shared] or placeholders & set(rest):
+                raise chat.ChatError(f"conversation {number} does not begin with the recordings of the first")
+            packed.input_ids += rest
+            packed.labels += encoding.labels[shared:]
+            packed.position_ids += range(shared, shared + len(rest))  # type: ignore[operator]
+            packed.segment_ids += [number] * len(rest)  # type: ignore[operator]
+        return packed
+
+    def collate(
+        self, batch: Sequence[Encoded], padding_side: str = "right", pad_to_multiple_of: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """Pad to the longest and stack: what `model(**…)` takes. Media of the batch follow one another."""
+        length = max(len(encoded.input_ids) for encoded in batch)
+        length += -length % pad_to_multiple_of
+        pad = self.tokenizer.pad_token_id
+
+        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+            table = torch.full((len(rows), length), value, dtype=torch.long)
+            for row, values in zip(table, rows, strict=True):
+                where = (
+                    slice(0, len(values)) if padding_side == "right" else slice(length - len(values), length)
+                )
+                row[where] = torch.tensor(values)
+            return table
+
+        tensors = {
+            "input_ids": padded([encoded.input_ids for encoded in batch], pad),
+            "labels": padded([encoded.labels for encoded in batch], IGNORE),
+            "attention_mask": padded([[1] * len(encoded.input_ids) for encoded in batch], 0),
+        }
+        if any(encoded.segment_ids for encoded in batch):
+            segments = padded([encoded.segment_ids or [0] * len(encoded.input_ids) for encoded in batch], -1)
+            places = [encoded.position_ids or list(range(len(encoded.input_ids))) for encoded in batch]
+            tensors["position_ids"] = padded(places, 0)
+            tensors["attention_mask"] = block_mask(segments)
+        return tensors | collate_media([item for encoded in batch for item in encoded.media])
+
+    def batch(self, conversations: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
+        """Conversations that end with a user's message -> left-padded inputs for `generate()`."""
+        tensors = self.collate(
+            [self.encode(messages, add_generation_prompt=True) for messages in conversations], "left"
+        )
+        tensors.pop("labels")
+        return tensors
+
+
+def collate_media(media: Sequence[MediaFeatures]) -> dict[str, torch.Tensor]:
+    """Features of several items in order of appearance; a modality that does not occur has no key."""
+    tensors: dict[str, torch.Tensor] = {}
+    videos = [
+        item.pixel_values for item in media if item.modality == "video" and item.pixel_values is not None
+    ]
+    images = [
+        item.pixel_values for item in media if item.modality == "image" and item.pixel_values is not None
+    ]
+    sounds = [item for item in media if item.input_features is not None]
+    if videos:
+        tensors["pixel_values"] = torch.cat(videos)
+    if images:
+        tensors["image_values"] = torch.cat(images)
+    if sounds:
+        tensors["input_features"] = torch.cat([item.input_features for item in sounds])  # type: ignore[misc]
+        tensors["window_counts"] = torch.cat([item.window_counts for item in sounds])
+    return tensors
+
+
+def block_mask(segments: torch.Tensor) -> torch.Tensor:
+    """Who may attend to whom: boolean [batch, 1, S, S].
+
+    Args:
+        segments: [batch, S], 0 for the shared prefix, i for question i, -1 for padding.
+    """
+    length = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    shared = (segments == 0)[:, None, :].expand_as(same)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    # Padding attends to itself: a row with nothing to attend to would be NaN.
+    return ((same | shared) & causal | torch.eye(length, dtype=torch.bool)).unsqueeze(1)
+
+
+def _pixels(windows: Sequence[Window]) -> torch.Tensor:
+    """uint8 [windows, frames, 3, height, width]"""
+    frames = np.stack([window.frames for window in windows])  # type: ignore[misc]
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 1, 4, 2, 3)))
+
+
+AutoProcessor.register(MllmConfig, MllmProcessor, exist_ok=True)

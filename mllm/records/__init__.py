@@ -1,0 +1,1 @@
+"""Conversation records: what is asked and answered about recordings, checked at the door."""

@@ -1,0 +1,395 @@
+"""Messages: their form, their checks, and the one way they become a prompt.
+
+A message is `{"role", "content"}`; content is a string or a list of parts:
+
+    {"type": "text",  "text": "What is heard?"}
+    {"type": "video", "video": SOURCE, "start"?: s, "end"?: s, "audio"?: SOURCE of its separate sound}
+    {"type": "audio", "audio": SOURCE, "start"?: s, "end"?: s}
+    {"type": "image", "image": SOURCE}
+
+SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false`, or what says so
+for other trainers (`flags`), is read, but not trained. `render` turns messages into segments, each
+either text or one placeholder, each trained or not; training masks and prompts come from the same segments.
+`chat_template` writes the same rules as Jinja, for vLLM and `apply_chat_template`. Both give, without any
+white space added:
+
+    <|bos|><|system|>…<|end|><|user|><|video|>What is heard?<|end|><|assistant|>A bell.<|end|>
+
+Text is escaped, so nothing that is typed can become a placeholder or a role marker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from mllm.errors import ChatError
+from mllm.records.flags import unlearned
+
+VIDEO_TOKEN = "<|video|>"
+AUDIO_TOKEN = "<|audio|>"
+IMAGE_TOKEN = "<|image|>"
+SYSTEM_TOKEN = "<|system|>"
+USER_TOKEN = "<|user|>"
+ASSISTANT_TOKEN = "<|assistant|>"
+END_TOKEN = "<|end|>"
+PAD_TOKEN = "<|pad|>"
+BOS_TOKEN = "<|bos|>"  # only for a tokenizer that has no beginning-of-sequence token of its own
+
+PLACEHOLDERS = {"video": VIDEO_TOKEN, "audio": AUDIO_TOKEN, "image": IMAGE_TOKEN}
+ROLE_TOKENS = {"system": SYSTEM_TOKEN, "user": USER_TOKEN, "assistant": ASSISTANT_TOKEN}
+SPECIAL_TOKENS = (*PLACEHOLDERS.values(), *ROLE_TOKENS.values(), END_TOKEN, PAD_TOKEN)
+
+Message = dict[str, Any]
+
+_URL_PARTS = ("video_url", "audio_url", "image_url")
+_OPENAI_KEYS = {key: {"url"} for key in _URL_PARTS} | {"input_audio": {"data", "format"}}
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no text in UTF-8 holds it
+_ASK = "end with a user message, which the model answers"
+_PART_KEYS = {
+    "text": {"text"},
+    "video": {"video", "start", "end", "audio"},
+    "audio": {"audio", "start", "end"},
+    "image": {"image"},
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the rendered conversation.
+
+    Attributes:
+        text: what stands in the prompt; for media, the one placeholder token that the processor expands.
+        trained: whether the loss looks at it (the assistant's words and the end marker behind them).
+        modality: "video", "audio" or "image" for a placeholder, else None.
+    """
+
+    text: str
+    trained: bool = False
+    modality: str | None = None
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Every special token of a transformers tokenizer: what `escape` keeps users from typing."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return sorted({*added, *tokenizer.all_special_tokens})
+
+
+def escape(text: str, special_tokens: Iterable[str]) -> str:
+    """Breaks every special token in `text` with a space after its first character.
+
+    Text that holds no special token comes back unchanged. Repeats until none is left ("<a<a<a" may hold
+    overlapping ones); inserting a space cannot make a new one, since special tokens hold no white space.
+    """
+    for token, broken, _ in _escapes(frozenset(special_tokens)):
+        while token in text:
+            text = text.replace(token, broken)
+    return text
+
+
+def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = False) -> list[Message]:
+    """Checks a conversation and returns it with every content as a list of parts in this module's form.
+
+    OpenAI's request parts (`video_url`, `audio_url`, `image_url`, `input_audio`) and its role `developer`
+    (another word for system) are translated.
+
+    Args:
+        to_answer: the model is to speak next, so the last word must be the user's.
+
+    Raises:
+        ChatError: with the index of the message and part, and what to do.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
+        raise ChatError("messages must be a list with at least one {'role', 'content'} in it")
+    expected = "user"
+    normalised: list[Message] = []
+    for index, message in enumerate(messages):
+        where = f"message {index}"
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ChatError(f"{where} must be an object with 'role' and 'content'")
+        role = "system" if message["role"] == "developer" else message["role"]
+        if not isinstance(role, str) or role not in ROLE_TOKENS:
+            raise ChatError(f"{where} has role {role!r}: use system, user or assistant")
+        if role == "system":
+            if index:
+                raise ChatError(f"{where} is a system message: put it first, there can be one")
+        elif role != expected:
+            raise ChatError(f"{where} has role {role!r} where {expected!r} must stand: the two alternate")
+        else:
+            expected = "assistant" if role == "user" else "user"
+        parts = _parts(message["content"], where)
+        if role != "user" and any(part["type"] != "text" for part in parts):
+            raise ChatError(f"{where} holds media but its role is {role!r}: media go into user messages")
+        if role == "user" and not any(part["type"] != "text" or part["text"].strip() for part in parts):
+            raise ChatError(f"{where} is empty: give it text or media")
+        if any(LONE_SURROGATE.search(part["text"]) for part in parts if part["type"] == "text"):
+            raise ChatError(f"{where} holds half a character (a lone surrogate): send whole ones")
+        kept = {"loss": False} if unlearned(message) else {}
+        normalised.append({"role": role, "content": parts} | kept)
+    if to_answer and normalised[-1]["role"] != "user":
+        raise ChatError(f"message {len(normalised) - 1} is the last and its role is {role!r}: {_ASK}")
+    return normalised
+
+
+def media_parts(messages: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """(modality, source, options) of each recording in validated messages, in order of appearance.
+
+    `options` holds those of start, end (seconds) and audio (separate sound of a video) that were given.
+    """
+    return [
+        (
+            part["type"],
+            part[part["type"]],
+            {
+                key: value
+                for key, value in part.items()
+                if key not in ("type", part["type"]) and value is not None
+            },
+        )
+        for message in messages
+        for part in message["content"]
+        if part["type"] != "text"
+    ]
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
+    bos_token: str | None = BOS_TOKEN,
+    add_generation_prompt: bool = False,
+) -> list[Segment]:
+    """Turns a conversation into segments; joined, they are what the Jinja template gives.
+
+    Args:
+        messages: see the top of this file; validated here.
+        special_tokens: every special token of the tokenizer, for escaping.
+        bos_token: what the sequence begins with; None for nothing.
+        add_generation_prompt: end with the assistant's marker, so that the model answers.
+
+    Raises:
+        ChatError: the messages break a rule.
+    """
+    segments = [Segment(bos_token)] if bos_token else []
+    for message in validate_messages(messages, to_answer=add_generation_prompt):
+        trained = message["role"] == "assistant" and message.get("loss", True)
+        segments.append(Segment(ROLE_TOKENS[message["role"]]))
+        text = ""
+        for part in message["content"]:
+            if part["type"] == "text":
+                # Neighbouring texts are escaped as one: "<|vi" and "deo|>" must not meet unseen.
+                text += part["text"]
+                continue
+            _append_text(segments, text, special_tokens, trained)
+            text = ""
+            segments.append(Segment(PLACEHOLDERS[part["type"]], modality=part["type"]))
+        _append_text(segments, text, special_tokens, trained)
+        segments.append(Segment(END_TOKEN, trained))
+    if add_generation_prompt:
+        segments.append(Segment(ASSISTANT_TOKEN))
+    return segments
+
+
+def chat_template(special_tokens: Sequence[str] = SPECIAL_TOKENS, bos_token: str | None = BOS_TOKEN) -> str:
+    """The Jinja template that renders as `render` does, for a tokenizer with these special tokens.
+
+    It loops over `content`, from which vLLM concludes the "openai" content format, where media keep their
+    place between the texts. Part types are matched by what they contain, since vLLM also says "video_url",
+    "input_audio" or "video_embeds".
+    """
+    # JSON string literals are Jinja string literals, too.
+    values = {
+        "ESCAPES": json.dumps(_escapes(frozenset(special_tokens)), ensure_ascii=False),
+        "BOS": json.dumps(bos_token or "", ensure_ascii=False),
+        "ASK": json.dumps(_ASK),
+    }
+    return re.sub(r"\b(ESCAPES|BOS|ASK)\b", lambda name: values[name[0]], _TEMPLATE)
+
+
+_TEMPLATE = """\
+{#- Written by mllm.records.chat.chat_template. Escaping: [token, broken token, passes]. -#}
+{%- set escapes = ESCAPES -%}
+{%- macro escape(text) -%}
+  {%- set state = namespace(text=text) -%}
+  {%- for token, broken, passes in escapes -%}
+    {%- for _ in range(passes) -%}
+      {%- set state.text = state.text.replace(token, broken) -%}
+    {%- endfor -%}
+  {%- endfor -%}
+  {{- state.text -}}
+{%- endmacro -%}
+{{- BOS -}}
+{%- set turn = namespace(expected="user", text="", empty=true) -%}
+{%- for message in messages -%}
+  {%- set role = "system" if message["role"] == "developer" else message["role"] -%}
+  {%- set where = "message " ~ loop.index0 -%}
+  {%- if role == "system" -%}
+    {%- if not loop.first -%}
+      {{- raise_exception(where ~ " is a system message: put it first, there can be one") -}}
+    {%- endif -%}
+  {%- elif role not in ["user", "assistant"] -%}
+    {{- raise_exception(where ~ " has role '" ~ role ~ "': use system, user or assistant") -}}
+  {%- elif role != turn.expected -%}
+    {{- raise_exception(where ~ " has role '" ~ role ~ "' where '" ~ turn.expected ~ "' must stand: the two alternate") -}}
+  {%- else -%}
+    {%- set turn.expected = "assistant" if role == "user" else "user" -%}
+  {%- endif -%}
+  {{- "<|" ~ role ~ "|>" -}}
+  {%- set turn.empty = role == "user" -%}
+  {%- if message["content"] is string -%}
+    {%- set turn.empty = turn.empty and not message["content"].strip() -%}
+    {{- escape(message["content"]) -}}
+  {%- else -%}
+    {%- set turn.text = "" -%}
+    {%- for part in message["content"] -%}
+      {%- if part is string -%}
+        {%- set turn.text = turn.text ~ part -%}
+        {%- set turn.empty = turn.empty and not part.strip() -%}
+      {%- elif "text" in part["type"] -%}
+        {%- set turn.text = turn.text ~ part["text"] -%}
+        {%- set turn.empty = turn.empty and not part["text"].strip() -%}
+      {%- else -%}
+        {%- set turn.empty = false -%}
+        {%- if role != "user" -%}
+          {{- raise_exception(where ~ " holds media but its role is '" ~ role ~ "': media go into user messages") -}}
+        {%- endif -%}
+        {{- escape(turn.text) -}}
+        {%- set turn.text = "" -%}
+        {%- if "video" in part["type"] -%}
+          {{- "<|video|>" -}}
+        {%- elif "audio" in part["type"] -%}
+          {{- "<|audio|>" -}}
+        {%- elif "image" in part["type"] -%}
+          {{- "<|image|>" -}}
+        {%- else -%}
+          {{- raise_exception(where ~ " part " ~ loop.index0 ~ " has type '" ~ part["type"] ~ "': use text, video, audio or image") -}}
+        {%- endif -%}
+      {%- endif -%}
+    {%- endfor -%}
+    {{- escape(turn.text) -}}
+  {%- endif -%}
+  {%- if turn.empty -%}
+    {{- raise_exception(where ~ " is empty: give it text or media") -}}
+  {%- endif -%}
+  {{- "<|end|>" -}}
+  {%- if add_generation_prompt and loop.last and role != "user" -%}
+    {{- raise_exception(where ~ " is the last and its role is '" ~ role ~ "': " ~ ASK) -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- "<|assistant|>" -}}
+{%- endif -%}
+"""  # noqa: E501
+
+
+@lru_cache
+def _escapes(special_tokens: frozenset[str]) -> list[tuple[str, str, int]]:
+    """(token, broken token, passes) for our tokens and the tokenizer's.
+
+    One `replace` can leave occurrences that overlapped the one it broke, if the token begins as it ends
+    ("aba" in "ababa"); each further pass breaks at least one in every cluster of fewer than len(token).
+    """
+    escapes = []
+    for token in sorted({*special_tokens, *SPECIAL_TOKENS}):
+        if len(token) < 2 or any(character.isspace() for character in token):
+            raise ChatError(
+                f"special token {token!r} cannot be escaped: special tokens need two characters or more "
+                "and no white space; take it out of the tokenizer's special tokens"
+            )
+        overlaps_itself = any(token[:size] == token[-size:] for size in range(1, len(token)))
+        escapes.append((token, f"{token[0]} {token[1:]}", len(token) if overlaps_itself else 1))
+    return escapes
+
+
+def _append_text(segments: list[Segment], text: str, special_tokens: Sequence[str], trained: bool) -> None:
+    if text:
+        segments.append(Segment(escape(text, special_tokens), trained))
+
+
+def _parts(content: Any, where: str) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise ChatError(f"{where}: content must be a string or a list of parts, not {type(content).__name__}")
+    return [_part(part, f"{where} part {index}") for index, part in enumerate(content)]
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise ChatError(f"{where} must be an object with a 'type': text, video, audio or image")
+    part = _from_openai(dict(part), where)
+    kind = part["type"]
+    if not isinstance(kind, str) or kind not in _PART_KEYS:
+        raise ChatError(f"{where} has type {reprlib.repr(kind)}: use text, video, audio or image")
+    if kind not in part:
+        raise ChatError(
+            f"{where} has type {kind!r} but no {kind!r} key: write {{'type': {kind!r}, {kind!r}: …}}"
+        )
+    unknown = set(part) - _PART_KEYS[kind] - {"type"}
+    if unknown:
+        known = ", ".join(sorted(_PART_KEYS[kind]))
+        raise ChatError(f"{where} has an unknown key {sorted(unknown)[0]!r}: a {kind} part knows {known}")
+    if kind == "text":
+        if not isinstance(part["text"], str):
+            raise ChatError(f"{where}: text must be a string, not {type(part['text']).__name__}")
+        return part
+    for key in {kind, "audio"} & set(part):
+        _check_source(part[key], f"{where}: {key}")
+    _check_span(part, where)
+    return part
+
+
+def _from_openai(part: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = part["type"]
+    if not isinstance(kind, str) or kind not in _OPENAI_KEYS:
+        return part
+    value = part.get(kind)
+    if kind != "input_audio" and kind in part and not isinstance(value, Mapping):
+        value = {"url": value}
+    if not isinstance(value, Mapping) or not all(value.get(key) for key in _OPENAI_KEYS[kind]):
+        form = ", ".join(f"'{key}'" for key in sorted(_OPENAI_KEYS[kind]))
+        raise ChatError(f"{where} of type {kind!r} needs {kind!r}: {{{form}}}, not empty")
+    for key, said in [*part.items(), *value.items()]:
+        # A uuid is vLLM's name for a recording; a picture has the size that the model was trained with.
+        known = (
+            key in ("type", kind, "uuid") or key in _OPENAI_KEYS[kind] or (key, said) == ("detail", "auto")
+        )
+        if not known and said is not None:
+            raise ChatError(
+                f"{where} has a key {key!r} that a part of type {kind!r} doesn't know: leave it out"
+            )
+    if kind == "input_audio":
+        return {"type": "audio", "audio": f"data:audio/{value['format']};base64,{value['data']}"}
+    modality = kind.removesuffix("_url")
+    return {"type": modality, modality: value["url"]}
+
+
+def _check_source(source: Any, where: str) -> None:
+    # A Clip is known by its waveform: importing the class would load the decoders.
+    if not isinstance(source, (str, os.PathLike, bytes)) and not hasattr(source, "waveform"):
+        raise ChatError(f"{where} must be a path, bytes, a data: URI or a Clip, not {type(source).__name__}")
+    if isinstance(source, (str, bytes)) and not source.strip():
+        raise ChatError(f"{where} is empty: give a path, bytes or a data: URI")
+
+
+def _check_span(part: Mapping[str, Any], where: str) -> None:
+    for key in ("start", "end"):
+        value = part.get(key)
+        if value is not None and (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value <= sys.float_info.max
+        ):
+            given = reprlib.repr(value)  # it may have hundreds of digits
+            raise ChatError(f"{where}: {key} must be seconds from the beginning, at least 0, not {given}")
+    start, end = part.get("start"), part.get("end")
+    if end is not None and end <= (start or 0):
+        raise ChatError(f"{where}: end ({end} s) must be later than start ({start or 0} s)")

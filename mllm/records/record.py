@@ -1,0 +1,249 @@
+"""The conversation record: the only form that trainers and benchmarks read.
+
+A record is one line of a JSONL file; media paths in it are relative to that file:
+
+    {"id": "a1", "messages": [{"role": "user", "content": [{"type": "video", "video": "clips/a.mp4"},
+      {"type": "text", "text": "What is heard?"}]}, {"role": "assistant", "content": "A bell."}],
+     "task": "qa", "source": "mine", "answer"?: "A bell.", "options"?: ["A bell.", "A dog."]}
+
+Times are seconds from where the recording begins, or its cut where the part has a `start`. A timed
+transcript (task `transcript`) has `"words": [[start, end, text], …]`, of words or of lines; a moment query
+(task `moments`) has `"query"` and `"spans": [[start, end], …]`, all stretches in which it is true.
+
+`"answer": null` says that the answer is kept back: such a record is there to be answered, not to be trained.
+A message with `"loss": false` is read and not learned; what other trainers write for it (`flags`) means
+the same, and is an error beside the messages: such a row is to be dropped.
+
+`labels` are facts about the recording under names of one's own (emotion, actor), `options` what a question
+offers. The two need not agree. In a set whose answers are labels, as importers write emotions, the label
+under the name of the `task` is the answer; `data check` compares the two there, and nowhere else.
+
+A record for the contrastive stage has the clip alone as its message, and `captions` (a list, or an object
+with any of the keys video, audio, both) and `labels`. Neighbouring rows on the same clip form one group, read
+and trained together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm.errors import ChatError, RecordError
+from mllm.files import replacing
+from mllm.media.places import existing, portable
+from mllm.media.sources import open_ordinary
+from mllm.records.chat import Message, media_parts, validate_messages
+from mllm.records.flags import unlearned
+from mllm.records.times import check_times
+
+Record = dict[str, Any]
+PairRecord = dict[str, Any]
+
+_CAPTION_KEYS = ("video", "audio", "both")
+_STRING_KEYS = ("id", "task", "source", "answer", "query")
+
+
+def read_records(path: str | os.PathLike) -> Iterator[Record]:
+    """Yields the validated records of a JSONL file, media paths made absolute.
+
+    Raises:
+        RecordError: naming file, row (from 1) and remedy.
+    """
+    for _, record in read_rows(Path(path)):
+        yield record
+
+
+def write_records(
+    path: str | os.PathLike,
+    records: Iterable[Mapping[str, Any]],
+    media_must_exist: bool = True,
+    checked: bool = False,
+) -> int:
+    """Writes records as JSONL, whole or not at all, and returns their number.
+
+    Media are written relative to the file's folder, so that both can be moved together; those that share no
+    more than the root of the disk with it, whole.
+
+    Args:
+        media_must_exist: False where recordings may be missing yet; `mllm data check` names those.
+        checked: the records come from `validate_record`.
+
+    Raises:
+        RecordError: a record is wrong, or holds media in memory. MllmError: the disk is full.
+    """
+    path = Path(path)
+    count = 0
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for record in records:
+            count += 1
+            where = f"{path.name} row {count}"
+            valid = dict(record)
+            if not checked:
+                valid = validate_record(record, where, path.parent, media_must_exist)
+            valid = _with_media(valid, lambda media, where=where: portable(media, path.parent, where))
+            file.write(json.dumps(valid, ensure_ascii=False) + "\n")
+    return count
+
+
+def validate_record(
+    record: Any, where: str, folder: Path | None = None, media_must_exist: bool = True
+) -> Record:
+    """Checks one record and returns it with normalised messages and absolute media paths.
+
+    Args:
+        record: see the top of this file; further keys are kept.
+        where: how errors begin, such as "train.jsonl row 12".
+        folder: what relative media paths are relative to; None for the working directory.
+        media_must_exist: whether a path at which nothing lies is an error.
+
+    Raises:
+        RecordError: what is wrong, where, what to do.
+    """
+    if not isinstance(record, Mapping):
+        raise RecordError(f"{where}: a record must be an object, not {type(record).__name__}")
+    if "messages" not in record:
+        hint = (
+            " (this is LLaVA's form: `mllm data import chats` converts it)"
+            if "conversations" in record
+            else ""
+        )
+        raise RecordError(f"{where}: no 'messages'{hint}: give a list of {{'role', 'content'}}")
+    record = dict(record)
+    if isinstance(record.get("id"), int):
+        record["id"] = str(record["id"])
+    if not isinstance(record.get("labels") or {}, Mapping):
+        raise RecordError(f'{where}: \'labels\' must be an object, such as {{"emotion": "sad"}}')
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except RecursionError:
+        raise RecordError(f"{where}: nested too deep to be written: take out what is nested") from None
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise RecordError(
+            f"{where}: half a character (\\u{code:04x}) in its text: write the whole one"
+        ) from None
+    for key in _STRING_KEYS:
+        if record.get(key) is not None and not isinstance(record[key], str):
+            raise RecordError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
+    _check_strings(record.get("options"), "options", where)
+    check_times(record, where)
+    try:
+        if flag := unlearned(record):
+            raise ChatError(
+                f"{flag} says that it is not to be learned: drop the row, or rename what means something else"
+            )
+        record["messages"] = validate_messages(record["messages"])
+    except ChatError as error:
+        raise RecordError(f"{where}: {error}") from None
+    record = _with_media(record, lambda media: existing(media, folder or Path.cwd(), where, media_must_exist))
+    if "captions" in record:
+        record["captions"] = _captions(record, where)
+    last = record["messages"][-1]
+    if last["role"] == "assistant":
+        if not "".join(part["text"] for part in last["content"]).strip():
+            raise RecordError(f"{where}: the assistant's answer is empty: write one or drop the row")
+        answers = [turn for turn in record["messages"] if turn["role"] == "assistant"]
+        if all(turn.get("loss") is False for turn in answers) and "answer" not in record:
+            raise RecordError(f"{where}: nothing to learn: the answers are not to be learned: drop the row")
+    elif not {"answer", "captions", "labels"} & record.keys():
+        raise RecordError(
+            f"{where}: nothing to learn or score: end with an assistant message, or give 'answer', 'captions'"
+        )
+    return record
+
+
+def answered(record: Record) -> list[Message]:
+    """The messages of a record, with its answer as the last one."""
+    messages = record["messages"]
+    if messages[-1]["role"] == "assistant":
+        return messages
+    return [*messages, {"role": "assistant", "content": record["answer"]}]
+
+
+def read_rows(path: Path, media_must_exist: bool = True) -> Iterator[tuple[tuple[int, int], Record]]:
+    """((byte offset, row), record) of every row that is not blank."""
+    if not path.exists():
+        raise RecordError(f"{path} is not a file: give the path of a JSONL file of records")
+    folder = path.absolute().parent
+    offset = 0
+    with open_ordinary(path, error=RecordError) as file:
+        for row, line in enumerate(file, start=1):
+            if line.strip():
+                yield (offset, row), parse_record(line, f"{path.name} row {row}", folder, media_must_exist)
+            offset += len(line)
+
+
+def parse_record(line: bytes, where: str, folder: Path, media_must_exist: bool = True) -> Record:
+    record = validate_record(parse_row(decode_row(line, where), where), where, folder, media_must_exist)
+    return record if record.get("id") else record | {"id": where.replace(" row ", "/")}
+
+
+def decode_row(line: bytes, where: str) -> str:
+    """The text of a row. Raises RecordError where it is none."""
+    try:
+        return line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{where}: not UTF-8 text (byte {error.start} of the row): save the file as UTF-8"
+        ) from None
+
+
+def parse_row(text: str, where: str, remedy: str = "each row must be one whole JSON object") -> Any:
+    """What a row says in JSON. Raises RecordError where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if "\n" in text else ""
+        cause = f"{error.msg} at {line}column {error.colno}"
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        cause = str(error).partition(";")[0]
+    raise RecordError(f"{where}: not JSON ({cause}): {remedy}")
+
+
+def _with_media(record: Record, change: Any) -> Record:
+    """The record with `change` applied to every media source, sound tracks beside a video included."""
+    messages = [
+        message
+        | {
+            "content": [
+                {
+                    key: change(value) if key in ("video", "audio", "image") else value
+                    for key, value in part.items()
+                }
+                for part in message["content"]
+            ]
+        }
+        for message in record["messages"]
+    ]
+    return record | {"messages": messages}
+
+
+def _captions(record: Record, where: str) -> dict[str, list[str]]:
+    """Captions by what they describe, each a list; a plain list describes the first recording's kind."""
+    captions = record["captions"]
+    if isinstance(captions, (list, str)):
+        first = media_parts(record["messages"])
+        captions = {"audio" if first and first[0][0] == "audio" else "video": captions}
+    if not isinstance(captions, Mapping) or set(captions) - set(_CAPTION_KEYS):
+        raise RecordError(
+            f"{where}: 'captions' must be a list, or an object with keys {', '.join(_CAPTION_KEYS)}"
+        )
+    lists = {}
+    for key in _CAPTION_KEYS:
+        texts = captions.get(key) or []
+        lists[key] = [texts] if isinstance(texts, str) else texts
+        _check_strings(lists[key], f"captions of {key}", where)
+    return lists if any(lists.values()) else {}
+
+
+def _check_strings(value: Any, key: str, where: str) -> None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        raise RecordError(f"{where}: {key!r} must be a list of strings")
+
+
+def first_media(record: Record) -> tuple[str, Any, dict[str, Any]] | None:
+    parts = media_parts(record["messages"])
+    return parts[0] if parts else None

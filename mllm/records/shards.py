@@ -1,0 +1,229 @@
+"""Shards: recordings decoded once, at the size that a model sees, in Arrow files that are mapped into memory.
+
+A folder that `mllm data build` wrote holds
+
+    records.jsonl        the records; where a recording stood, `shard://<number>`
+    shard-00000.arrow …  one row for each recording, read as Hugging Face `datasets` read theirs
+    build.json           what it was built from, how, and how many rows each shard has
+
+`records.open_source` opens it by the folder's name. A row holds the frames that the windows need, as JPEG or
+as they are, the sound at 16 kHz, and where both came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+
+from mllm.errors import ConfigError, RecordError
+from mllm.media.clip import Clip
+from mllm.media.windows import WindowSpec
+from mllm.records.jsonl import JsonlSource
+from mllm.records.record import Record
+
+VERSION = 2  # of the form of shards; 2: sound in steps of 1/32768
+MANIFEST = "build.json"
+RECORDS = "records.jsonl"
+REFERENCE = "shard://"
+FrameFormat = Literal["jpeg", "uint8"]
+
+SCHEMA = pa.schema(
+    [
+        ("frames", pa.list_(pa.binary())),  # JPEG, or raw RGB of height × width × 3 bytes
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("frame_times", pa.list_(pa.float64())),  # s
+        ("waveform", pa.binary()),  # int16, little-endian, 16 kHz mono; null without sound
+        ("duration", pa.float64()),  # s
+        ("is_image", pa.bool_()),
+        ("picture_end", pa.float64()),  # s
+        ("source", pa.string()),  # what messages about it call the recording
+        ("provenance", pa.string()),  # JSON: path, bytes, start, end, audio
+    ]
+)
+
+
+def to_row(clip: Clip, provenance: dict[str, Any], frames: FrameFormat, quality: int) -> pa.RecordBatch:
+    """A row of SCHEMA, a record batch of its own; raw frames are not copied.
+
+    Args:
+        quality: of JPEG, 1 to 100.
+    """
+    height, width = (0, 0) if clip.frames is None else clip.frames.shape[1:3]
+    sound = None
+    if clip.waveform is not None:
+        sound = np.clip(np.rint(clip.waveform * 32768), -32768, 32767).astype("<i2").tobytes()
+    rest = {
+        "height": height,
+        "width": width,
+        "frame_times": clip.frame_times.tolist(),
+        "waveform": sound,
+        "duration": clip.duration,
+        "is_image": clip.is_image,
+        "picture_end": clip.picture_end,
+        "source": clip.source,
+        "provenance": json.dumps(provenance, ensure_ascii=False),
+    }
+    columns = pa.RecordBatch.from_pylist([rest], SCHEMA.remove(0)).columns
+    return pa.RecordBatch.from_arrays([_stored(clip.frames, frames, quality), *columns], schema=SCHEMA)
+
+
+def _stored(pictures: np.ndarray | None, frames: FrameFormat, quality: int) -> pa.Array:
+    """uint8 [frames, height, width, 3] -> one list of binaries."""
+    pictures = np.zeros((0, 1, 1, 3), np.uint8) if pictures is None else np.ascontiguousarray(pictures)
+    sizes = [picture.size for picture in pictures]
+    data: Any = pictures.reshape(-1)
+    if frames == "jpeg":
+        # Half the time of Pillow, with the same library underneath.
+        coded = [simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420") for picture in pictures]
+        data, sizes = b"".join(coded), [len(piece) for piece in coded]
+    places = pa.py_buffer(np.cumsum([0, *sizes]).astype(np.int32))  # load_clip gives less than 2 GB
+    binaries = pa.Array.from_buffers(pa.binary(), len(sizes), [None, places, pa.py_buffer(data)])
+    return pa.ListArray.from_arrays(pa.array([0, len(sizes)], pa.int32()), binaries)
+
+
+def to_clip(table: pa.Table, frames: FrameFormat) -> Clip:
+    """The Clip of a table of one row; raw frames stay in the mapped file, read-only, until they are used."""
+    row = table.drop_columns("frames").to_pylist()[0]
+    stored = table["frames"][0].values
+    shape = (len(stored), row["height"], row["width"], 3)
+    pictures = None
+    if len(stored) and frames == "uint8":
+        pictures = np.frombuffer(stored.buffers()[2], np.uint8, math.prod(shape)).reshape(shape)
+    elif len(stored):
+        pictures = np.empty(shape, np.uint8)
+        for picture, data in zip(pictures, stored, strict=True):
+            coded = np.frombuffer(data.as_buffer(), np.uint8)
+            # Without shortcuts it gives what Pillow gives, bit for bit.
+            simplejpeg.decode_jpeg(coded, fastdct=False, fastupsample=False, buffer=picture)
+    waveform = None
+    if row["waveform"] is not None:
+        waveform = np.frombuffer(row["waveform"], "<i2").astype(np.float32) / 32768
+    return Clip(
+        pictures,
+        np.asarray(row["frame_times"], np.float64),
+        waveform,
+        row["duration"],
+        row["source"],
+        row["is_image"],
+        row["picture_end"],
+    )
+
+
+def write_shard(path: Path, rows: Iterable[pa.RecordBatch]) -> None:
+    """Rows of `to_row` as one Arrow file, one record batch a row: what is read is read alone."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        for row in rows:
+            writer.write_batch(row)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.arrow"
+
+
+def rows_in(path: Path) -> int | None:
+    """How many rows a shard has; None if it is missing, cut off or not to be read."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_stream(file).read_all().num_rows
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def require_windows(source: Any, spec: WindowSpec) -> None:
+    """Sees to it that shards were built for a model that cuts recordings like this; other sources pass.
+
+    Raises:
+        ConfigError: they were not; names what differs.
+    """
+    if not isinstance(source, ShardSource):
+        return
+    kept, wanted = source.manifest["windows"], asdict(spec)
+    if differ := [f"{key} {kept[key]}, not {wanted[key]}" for key in wanted if kept[key] != wanted[key]]:
+        raise ConfigError(
+            f"{source.folder}: built for another model ({'; '.join(differ)}): build it for this experiment, "
+            "`mllm data build` with another --out"
+        )
+
+
+class ShardSource(JsonlSource):
+    """A built folder as a data source: its records, with every recording as a Clip in memory.
+
+    Raises:
+        RecordError: the folder was not built to its end, or by another release.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        if self.manifest.get("version") != VERSION:
+            raise RecordError(f"{folder}: built by another release: `mllm data build … --restart` it")
+        if not (self.folder / RECORDS).is_file():
+            raise RecordError(f"{folder}: built in part only: the same `mllm data build` goes on with it")
+        self.frames: FrameFormat = self.manifest["frames"]
+        self._table: Any = None
+        super().__init__(self.folder / RECORDS)
+        self.name = self.folder.name
+
+    def clip(self, number: int) -> Clip:
+        """The recording with that number.
+
+        Raises:
+            RecordError: a shard is missing or damaged.
+        """
+        if self._table is None:  # opened by each process for itself, mapped, not read
+            import datasets
+
+            shards = [self.folder / shard_name(shard) for shard in range(len(self.manifest["rows"]))]
+            tables = []
+            for shard, rows in zip(shards, self.manifest["rows"], strict=True):
+                table = None
+                with suppress(OSError, pa.ArrowException):
+                    table = datasets.Dataset.from_file(str(shard))
+                if table is None or table.num_rows != rows:
+                    raise RecordError(f"{shard}: missing or cut off: `mllm data build` makes it again")
+                tables.append(table)
+            self._table = datasets.concatenate_datasets(tables).with_format("arrow")
+        try:
+            return to_clip(self._table[number], self.frames)
+        except ValueError as error:  # of a JPEG
+            raise RecordError(
+                f"{self.folder}: recording {number} is damaged ({error}): build it afresh with --restart"
+            ) from None
+
+    def records(self, index: int) -> list[Record]:
+        clips: dict[int, Clip] = {}  # the same object for all records: neighbours share one prefix
+
+        def loaded(value: Any) -> Any:
+            if isinstance(value, str) and (match := re.fullmatch(rf"{REFERENCE}(\d+)", value)):
+                number = int(match[1])
+                if number not in clips:
+                    clips[number] = self.clip(number)
+                return clips[number]
+            return value
+
+        return [
+            record | {"messages": [_with(message, loaded) for message in record["messages"]]}
+            for record in super().records(index)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_table": None}
+
+
+def _with(message: dict[str, Any], change: Any) -> dict[str, Any]:
+    parts = [
+        {key: change(value) if key == part["type"] else value for key, value in part.items()}
+        for part in message["content"]
+    ]
+    return message | {"content": parts}

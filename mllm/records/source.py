@@ -1,0 +1,78 @@
+"""Data sources: records by index, opened by name.
+
+`open_source("world:train")` finds the generated world through the entry point group `mllm.sources`;
+`open_source("data/train.jsonl")` opens a file.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from mllm.errors import RecordError
+from mllm.records.chat import Message
+from mllm.records.jsonl import JsonlSource
+from mllm.records.record import PairRecord, Record
+
+SOURCES = "mllm.sources"  # entry point group
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Scenes by index, each with the conversations, captions and texts about it."""
+
+    name: str
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        ...
+
+    def records(self, index: int) -> list[Record]:
+        """All records of one scene; their media parts are the same (in memory: the identical Clip)."""
+        ...
+
+    def conversations(self, index: int) -> list[Record]:
+        """Those with an answer to learn."""
+        ...
+
+    def pair(self, index: int) -> PairRecord:
+        """`{"clip": Clip or path, "captions": {"video", "audio", "both": str or None}, "labels": {…}}`.
+
+        A `part` key holds the media part that the clip came from, where there is one. `index` may run on past
+        the end: each further round over the scenes gives their next captions, where they have several.
+        """
+        ...
+
+    def text(self, index: int) -> list[list[Message]]:
+        """Conversations without media, for stage 0, which trains a decoder on text."""
+        ...
+
+
+def open_source(name: str, media_must_exist: bool = True) -> DataSource:
+    """Opens a data source by name: `world:train`, `world:train,seed=3`, a JSONL file, or a folder of shards.
+
+    Args:
+        media_must_exist: whether a row of a JSONL file may name a recording that is not there.
+
+    Raises:
+        RecordError: nothing of that name, or a bad row in the file.
+    """
+    kind, _, rest = name.partition(":")
+    known = {entry.name: entry for entry in entry_points(group=SOURCES)}
+    if kind in known:
+        return known[kind].load()(rest)
+    if os.path.exists(name) and not os.path.isdir(name):
+        return JsonlSource(name, media_must_exist)
+    if Path(name, "build.json").is_file():
+        from mllm.records.shards import ShardSource
+
+        return ShardSource(name)
+    near = get_close_matches(kind, known, n=1)
+    meant = f"did you mean '{near[0]}:{rest}'? " if near and rest else ""
+    raise RecordError(
+        f"no data source {name!r}: {meant}give a JSONL file, a folder of shards, or one of "
+        + ", ".join(f"{key}:…" for key in sorted(known))
+    )

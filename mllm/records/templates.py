@@ -1,0 +1,83 @@
+"""Phrasings of instructions, from templates.yaml, chosen by record id: the same id, the same words.
+
+`mllm data import` puts questions and labels into words with them; training may put them otherwise again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+@cache
+def templates() -> Mapping[str, list[str]]:
+    """Task -> its phrasings."""
+    return yaml.safe_load(files("mllm.records").joinpath("templates.yaml").read_text(encoding="utf-8"))
+
+
+def fill(task: str, id: str, **fields: str) -> str:
+    """The phrasing of a task that belongs to a record, its fields filled in."""
+    # In one pass, so that braces in a question do no harm.
+    return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], pick(templates()[task], id))
+
+
+def paraphrase(task: str, text: str, id: str) -> str:
+    """An instruction in the phrasing that belongs to `id`; as it is if no template of the task gives it."""
+    found = [
+        (len(re.sub(r"\{\w+\}", "", template)), key, match.groupdict())
+        for key in templates()
+        if key == task or key.startswith(f"{task}_")
+        for template in templates()[key]
+        if (match := re.fullmatch(_pattern(template), text, re.DOTALL))
+    ]
+    if not found:
+        return text
+    _, key, fields = max(found, key=lambda way: way[0])  # "{question}" alone fits everything
+    return fill(key, id, **fields)
+
+
+@cache
+def _pattern(template: str) -> str:
+    """A regular expression for what a template gives, its fields as groups."""
+    fields = {"options": r"(?:A\. .+|[^\n]+)"}  # lettered ones in lines, or a set in one line
+    shape = re.escape(template)
+    return re.sub(r"\\\{(\w+)\\\}", lambda name: f"(?P<{name[1]}>{fields.get(name[1], '.+?')})", shape)
+
+
+def pick(choices: Sequence[T], id: str) -> T:
+    """One of several, by a record's id; unlike `hash`, the same in every process."""
+    return choices[_number(id) % len(choices)]
+
+
+def shuffled(count: int, id: str) -> list[int]:
+    """The numbers from 0 to count - 1 in an order that belongs to a record."""
+    order = list(range(count))
+    random.Random(_number(id)).shuffle(order)
+    return order
+
+
+def subtitle_block(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`; "" where nothing is said.
+
+    Args:
+        lines: `{"text", "start"}`, in seconds from where the recording is shown.
+    """
+    from mllm.media.windows import time_mark
+
+    shown = [
+        f"{time_mark(max(line['start'], 0))} {line['text'].strip()}" for line in lines if line["text"].strip()
+    ]
+    return fill("subtitles", "", lines="\n".join(shown)) + "\n" if shown else ""
+
+
+def _number(id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,71 @@
+"""What a request's recordings cost and how much of them was seen, written into the answer's `usage`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mllm.models.processor import MediaFeatures, MllmProcessor
+
+
+@dataclass
+class MediaUsage:
+    """Of one recording, or the sum over several.
+
+    Attributes:
+        video_tokens, audio_tokens, image_tokens: of the prompt; the sound of a video counts as audio.
+        frames: pictures that the model sees.
+        seconds: how much of the recordings' time the windows cover.
+    """
+
+    video_tokens: int = 0
+    audio_tokens: int = 0
+    image_tokens: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, features: MediaFeatures, processor: MllmProcessor) -> MediaUsage:
+        """The account of one recording, ready for the model."""
+        if features.modality == "image":
+            return cls(image_tokens=processor.video_queries, frames=1)
+        return cls(
+            video_tokens=processor.video_queries * sum(picture for _, picture, _ in features.layout),
+            audio_tokens=processor.audio_queries * sum(sound for _, _, sound in features.layout),
+            frames=features.seen.frames if features.seen and features.modality == "video" else 0,
+            seconds=features.seen.seconds if features.seen else 0.0,
+        )
+
+    def __add__(self, other: MediaUsage) -> MediaUsage:
+        names = [field.name for field in fields(self)]
+        return MediaUsage(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    def fill(self, answer: dict[str, Any]) -> None:
+        """Write the account into the details of an answer's usage, whichever API's it is."""
+        holder = answer.get("response") if isinstance(answer.get("response"), dict) else answer
+        usage = holder.get("usage") if holder else None
+        if not isinstance(usage, dict):
+            return
+        for side in ("prompt", "input"):  # chat completions; responses
+            if f"{side}_tokens" not in usage:
+                continue
+            details = usage.get(f"{side}_tokens_details") or {}
+            if details.get("multimodal_tokens"):
+                # vLLM counts by what was sent: the sound of a video, and its time marks, as video.
+                sides = {name: getattr(self, f"{name}_tokens") for name in ("video", "audio", "image")}
+                details["multimodal_tokens"] = {name: count for name, count in sides.items() if count}
+            usage[f"{side}_tokens_details"] = details | vars(self) | {"seconds": round(self.seconds, 3)}
+
+    def fill_event(self, event: bytes) -> bytes:
+        """One server-sent event, with the account if it closes an answer."""
+        if b'"usage"' not in event:
+            return event
+        lines = event.split(b"\n")
+        for place, line in enumerate(lines):
+            if line.startswith(b"data: {"):
+                answer = json.loads(line[6:])
+                if not answer.get("choices"):  # vLLM's counts while it answers have no details
+                    self.fill(answer)
+                    lines[place] = b"data: " + json.dumps(answer, separators=(",", ":")).encode()
+        return b"\n".join(lines)

@@ -1,0 +1,388 @@
+"""The model as vLLM runs it: towers, Q-Formers and projectors from `models.model`, the decoder from vLLM.
+
+Read top-down: info (what the model takes) → parser (what clients may send) → dummy inputs (for sizing) →
+processor (features and prompt) → model. A video is one item: its windows' time marks are text, its video and
+audio tokens are embeddings, in the order that `MllmProcessor.placeholder_ids` writes for training too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from torch import nn
+from transformers import BatchFeature
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.utils import (
+    AutoWeightsLoader,
+    WeightsMapper,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.parse import MultiModalDataParser, ProcessorBatchItems
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+    PromptUpdateDetails,
+)
+
+from mllm.errors import MediaError
+from mllm.media.clip import Clip
+from mllm.media.recording import SAMPLE_RATE
+from mllm.media.windows import Window
+from mllm.models.checkpoint_check import check_weights
+from mllm.models.model import MediaEncoder, weight_shapes
+from mllm.models.processor import PLACEHOLDERS, MediaFeatures, MllmProcessor
+from mllm.vllm.plugin import Recording, read_recording, settings_of, use_processor
+
+Layout = list[tuple[float, bool, bool]]
+
+
+class MllmProcessingInfo(BaseProcessingInfo):
+    """What the model takes, and how many tokens an item may cost."""
+
+    def __init__(self, ctx):
+        super().__init__(ctx)
+        use_processor(self.get_hf_processor())
+
+    def get_hf_processor(self, **kwargs: object) -> MllmProcessor:
+        # Window settings belong to the checkpoint: requests cannot change them.
+        return self.ctx.get_hf_processor(MllmProcessor)
+
+    def get_default_tok_params(self):
+        return (
+            super().get_default_tok_params().with_kwargs(add_special_tokens=False)
+        )  # the template writes BOS
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        return RecordingParser(self.get_hf_processor())
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"video": None, "audio": None, "image": None}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        processor = self.get_hf_processor()
+        per_window = {
+            "video": processor.video_queries + processor.audio_queries,
+            "audio": processor.audio_queries,
+        }
+        return {
+            "video": processor.max_windows * per_window["video"],
+            "audio": processor.max_windows * per_window["audio"],
+            "image": processor.video_queries,
+        }
+
+
+class RecordingItems(ProcessorBatchItems):
+    """Recordings of one modality; vLLM's caches tell them apart by their content's digest."""
+
+    def get_item_for_hash(self, index: int) -> Any:
+        recording = self.data[index]
+        return None if recording is None else recording.digest
+
+    def get_processor_data(self) -> Mapping[str, object]:
+        return {self.modality: self.get_all()}
+
+
+class RecordingParser(MultiModalDataParser):
+    """Takes what the connector read; from Python (`LLM.generate`) also paths, bytes, Clips, images, sound."""
+
+    def __init__(self, processor: MllmProcessor):
+        super().__init__()
+        self.processor = processor
+
+    def _get_subparsers(self):
+        return {modality: partial(self._recordings, modality) for modality in PLACEHOLDERS}
+
+    def _recordings(self, modality: str, data: Any) -> RecordingItems | None:
+        if data is None:
+            return None
+        items = data if isinstance(data, list) else [data]
+        return RecordingItems([self._recording(modality, item) for item in items], modality)
+
+    def _recording(self, modality: str, item: Any) -> Recording | None:
+        if item is None or isinstance(item, Recording):  # None: the client named a cached item by its uuid
+            return item
+        if isinstance(item, MediaWithBytes):  # vLLM's stock connector was asked for
+            item = item.original_bytes
+        elif isinstance(item, Image.Image):
+            item = _png(item)
+        elif isinstance(item, tuple) and len(item) == 2 and modality == "audio":
+            item = _wav(*item)
+        elif isinstance(item, np.ndarray) and item.ndim == 1 and modality == "audio":
+            item = _wav(item, SAMPLE_RATE)
+        if not isinstance(item, (bytes, str, Path, Clip)):
+            raise MediaError(
+                f"cannot read {modality} from {type(item).__name__}: give a path, bytes or a Clip"
+            )
+        return read_recording(self.processor, item, modality)
+
+
+def _png(image: Image.Image) -> bytes:
+    with io.BytesIO() as buffer:
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def _wav(waveform: np.ndarray, rate: float) -> bytes:
+    with io.BytesIO() as buffer:
+        soundfile.write(buffer, np.asarray(waveform, np.float32).T, int(rate), format="WAV", subtype="FLOAT")
+        return buffer.getvalue()
+
+
+class MllmDummyInputsBuilder(BaseDummyInputsBuilder[MllmProcessingInfo]):
+    """The largest recording, from which vLLM learns how much memory to keep."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return "".join(token * mm_counts.get(modality, 0) for modality, token in PLACEHOLDERS.items())
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]):
+        processor = self.info.get_hf_processor()
+        size, seconds = processor.image_size, processor.window_seconds
+        frames = np.zeros((processor.frames_per_window, size, size, 3), np.uint8)
+        silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+        windows = [
+            Window(i * seconds, (i + 1) * seconds, frames, silence) for i in range(processor.max_windows)
+        ]
+
+        def dummy(modality: str) -> Recording:
+            features = processor.media_from_windows(windows[:1] if modality == "image" else windows, modality)
+            return Recording(None, modality, f"dummy {modality}", features, settings_of(processor))
+
+        return {modality: [dummy(modality)] * mm_counts.get(modality, 0) for modality in PLACEHOLDERS}
+
+
+class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
+    """Recordings to tensors for the engine, and each placeholder of the prompt to its item's tokens."""
+
+    def _call_hf_processor(
+        self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
+        processor = self.info.get_hf_processor()
+        tensors: dict[str, Any] = {}
+        for modality, recordings in hf_data.items():
+            items = [recording.features_for(processor) for recording in recordings]  # type: ignore[attr-defined]
+            if modality == "image":
+                tensors["image_pixels"] = torch.cat([item.pixel_values for item in items])
+            else:
+                tensors |= self._window_tensors(modality, items, processor)
+        return BatchFeature(tensors)
+
+    def _window_tensors(
+        self, modality: str, items: Sequence[MediaFeatures], processor: MllmProcessor
+    ) -> dict[str, Any]:
+        """Tensors of all items, side by side; a silent or a blind item adds no rows to one of them."""
+        size, frames = processor.image_size, processor.frames_per_window
+        no_pixels = torch.zeros(0, frames, 3, size, size, dtype=torch.uint8)
+        no_sound = torch.zeros(0, processor.mel_bins, round(processor.chunk_seconds * 100))
+        pixels = [no_pixels if item.pixel_values is None else item.pixel_values for item in items]
+        sounds = [no_sound if item.input_features is None else item.input_features for item in items]
+        tensors = {
+            f"{modality}_sounds": torch.cat(sounds).to(self.info.ctx.model_config.dtype),
+            f"{modality}_window_counts": torch.cat([item.window_counts for item in items]),
+            f"{modality}_chunk_sizes": torch.tensor([len(sound) for sound in sounds]),
+            # Seconds as float64: the model's bfloat16 could not tell 01:00 from 01:01.
+            f"{modality}_layout": [torch.tensor(item.layout, dtype=torch.float64) for item in items],
+        }
+        if modality == "video":
+            tensors["video_pixels"] = torch.cat(pixels)
+            tensors["video_pixel_sizes"] = torch.tensor([len(pixel) for pixel in pixels])
+        return tensors
+
+    def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]):
+        none = torch.zeros(0, dtype=torch.long)
+        fields = {"image_pixels": MultiModalFieldConfig.batched("image")}
+        for modality in ("video", "audio"):
+            chunks = hf_inputs.get(f"{modality}_chunk_sizes", none)
+            fields[f"{modality}_sounds"] = MultiModalFieldConfig.flat_from_sizes(modality, chunks)
+            fields[f"{modality}_window_counts"] = MultiModalFieldConfig.flat_from_sizes(modality, chunks)
+            fields[f"{modality}_layout"] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+        pictures = hf_inputs.get("video_pixel_sizes", none)
+        fields["video_pixels"] = MultiModalFieldConfig.flat_from_sizes("video", pictures)
+        return fields
+
+    def _get_prompt_updates(self, mm_items, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs):
+        processor = self.info.get_hf_processor()
+        token_ids = processor.token_ids
+
+        def tokens_of(modality: str, index: int) -> PromptUpdateDetails:
+            layout: Layout = []
+            if modality != "image":
+                layout = layout_of(out_mm_kwargs[modality][index][f"{modality}_layout"].data)
+            ids = processor.placeholder_ids(modality, layout)
+            return PromptUpdateDetails.select_token_ids(ids, list(token_ids.values()))
+
+        return [
+            PromptReplacement(modality, [token_ids[modality]], partial(tokens_of, modality))
+            for modality in mm_items
+        ]
+
+
+def layout_of(table: torch.Tensor) -> Layout:
+    """[windows, 3] (start in s, has picture, has sound) as `MediaFeatures.layout` holds it."""
+    return [(start, bool(picture), bool(sound)) for start, picture, sound in table.tolist()]
+
+
+@dataclass
+class NameMapper(WeightsMapper):
+    """Our names to vLLM's; a weight of an adapter that fits none of `modules` is an error.
+
+    vLLM compares the last part of such a name alone, and where the rest fits nothing the base answers. This
+    is asked in whatever way an adapter comes: by flags, by /v1/load_lora_adapter, by a resolver.
+    """
+
+    modules: frozenset[str] = frozenset()  # all modules of the decoder, layers numbered N
+    adapter: bool = False
+
+    def get_rename_mapper(self) -> WeightsMapper:
+        """vLLM asks for this one when it reads an adapter."""
+        return replace(super().get_rename_mapper(), adapter=bool(self.modules))
+
+    def map_name(self, key: str) -> str | None:
+        mapped = super().map_name(key)
+        module = _numberless((mapped or "").partition(".lora_")[0])
+        if self.adapter and module not in self.modules:
+            raise ValueError(f"{key} of the adapter fits no module here: it was trained on another model")
+        return mapped
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    MllmMultiModalProcessor, info=MllmProcessingInfo, dummy_inputs=MllmDummyInputsBuilder
+)
+class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, SupportsPP):
+    """`MllmForConditionalGeneration` for serving; its weights load by renaming alone."""
+
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+    hf_to_vllm_mapper = NameMapper(
+        orig_to_new_prefix={
+            "model.language_model.": "language_model.model.",
+            "lm_head.": "language_model.lm_head.",
+            "model.space.": None,  # the shared space searches; it takes no part in answering
+            "model.": "",
+        }
+    )
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        return PLACEHOLDERS[modality.removesuffix("_embeds")]
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        self.folder = Path(vllm_config.model_config.model)
+        self.config = config = vllm_config.model_config.hf_config
+        text_config = config.text_config
+        self.configure_mm_token_handling(  # type: ignore[operator]
+            text_config.vocab_size, [config.video_token_id, config.audio_token_id, config.image_token_id]
+        )
+        with self._mark_tower_model(vllm_config, set(PLACEHOLDERS)):  # type: ignore[operator]
+            self.build_media(config)
+        architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text_config.model_type]]
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
+            self.language_model = init_vllm_registered_model(
+                vllm_config=vllm_config,
+                hf_config=text_config,
+                architectures=architectures,
+                prefix=maybe_prefix(prefix, "language_model"),
+            )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        self.hf_to_vllm_mapper = replace(self.hf_to_vllm_mapper, modules=frozenset(self._adaptable_modules()))
+
+    def _adaptable_modules(self) -> Iterator[str]:
+        """Names of the decoder's modules, those that vLLM packs into one as adapters call them."""
+        for name, _ in self.language_model.named_modules(prefix="language_model"):
+            before, dot, last = _numberless(name).rpartition(".")
+            for part in self.packed_modules_mapping.get(last, [last]):
+                yield f"{before}{dot}{part}"
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        return MultiModelKeys.from_string_field(
+            language_model="language_model",
+            connector=["video_qformer", "video_projector", "audio_qformer", "audio_projector"],
+            tower_model=["video_tower", "audio_tower"],
+        )
+
+    def embed_multimodal(self, **tensors: Any) -> list[torch.Tensor]:
+        """Embeddings [tokens, hidden], one tensor per item, in the order of the item's placeholders."""
+        if "image_pixels" in tensors:
+            return list(self.video_projector(self.image_query_outputs(tensors["image_pixels"])))
+        for modality in ("video", "audio"):
+            if f"{modality}_layout" in tensors:
+                return self._embed_windows(
+                    [layout_of(table) for table in tensors[f"{modality}_layout"]],
+                    tensors.get("video_pixels"),
+                    tensors[f"{modality}_sounds"],
+                    tensors[f"{modality}_window_counts"],
+                )
+        return []
+
+    def _embed_windows(
+        self,
+        layouts: Sequence[Layout],
+        pixels: torch.Tensor | None,
+        sounds: torch.Tensor,
+        window_counts: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        pictures_of = iter(())
+        sounds_of = iter(())
+        if pixels is not None and len(pixels):
+            pictures_of = iter(self.video_projector(self.video_query_outputs(pixels)))
+        if len(sounds):
+            sounds_of = iter(self.audio_projector(self.audio_query_outputs(sounds, window_counts)))
+        items = []
+        for layout in layouts:
+            tokens: list[torch.Tensor] = []
+            for _, has_picture, has_sound in layout:
+                if has_picture:
+                    tokens.append(next(pictures_of))
+                if has_sound:
+                    tokens.append(next(sounds_of))
+            items.append(torch.cat(tokens))
+        return items
+
+    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **kwargs: object):
+        """Hidden states of the decoder; media are in `inputs_embeds` already."""
+        if intermediate_tensors is not None:
+            inputs_embeds = None
+        return self.language_model.model(
+            input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
+        )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        return self.language_model.compute_logits(hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return AutoWeightsLoader(self).load_weights(self._whole(weights), mapper=self.hf_to_vllm_mapper)
+
+    def _whole(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights, compared with those that config.json describes on their way."""
+        held: dict[str, tuple[int, ...]] = {}
+        wanted = weight_shapes(self.config)
+        for name, tensor in weights:
+            held[name] = tuple(tensor.shape)
+            check_weights(self.folder, {name: held[name]}, {name: wanted[name]} if name in wanted else {})
+            yield name, tensor
+        check_weights(self.folder, held, wanted)

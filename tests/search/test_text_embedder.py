@@ -1,0 +1,105 @@
+"""The text side without torch says what the whole model says, of the same fingerprint; or it says nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.models.checkpoint import find_default_checkpoint, save
+from mllm.search.embedder import Embedder
+from mllm.search.index import Index
+from mllm.search.text_embedder import TextEmbedder
+from tests.tiny import tiny
+
+TEXTS = ["a red star", "", "three <|video|> beeps, <|end|>", "Größe 日本 🎬", "word " * 300]
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16])
+def checkpoint(request, tmp_path_factory) -> Path:
+    model, processor = tiny()
+    return save(model, processor, tmp_path_factory.mktemp("run") / "tiny", dtype=request.param)
+
+
+def test_it_says_what_the_model_says(checkpoint):
+    for folder in (checkpoint, find_default_checkpoint()):
+        whole, text_side = Embedder.from_pretrained(folder), TextEmbedder.from_pretrained(folder)
+        assert text_side is not None
+        assert (text_side.name, text_side.dim) == (whole.name, whole.dim)
+        assert text_side.fingerprint() == whole.fingerprint()
+        np.testing.assert_allclose(text_side.embed_text(TEXTS), whole.embed_text(TEXTS), atol=2e-6)
+
+
+def test_the_fingerprint_is_that_of_earlier_indexes():
+    """Indexes are stamped with it: another way to compute it would make all of them foreign."""
+    stamp = "dd9565080eb4"
+    assert TextEmbedder.from_pretrained(find_default_checkpoint()).fingerprint().startswith(stamp)
+
+
+def changed(checkpoint: Path, folder: Path, file: str, **values) -> Path:
+    shutil.copytree(checkpoint, folder)
+    written = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(written | values))
+    return folder
+
+
+def test_another_vocabulary_or_cut_is_another_fingerprint(checkpoint, tmp_path):
+    known = TextEmbedder.from_pretrained(checkpoint).fingerprint()
+    half = changed(checkpoint, tmp_path / "a", "processor_config.json", window_seconds=1.0)
+    other = changed(half, tmp_path / "b", "config.json", window_seconds=1.0)
+    assert TextEmbedder.from_pretrained(other).fingerprint() != known
+    assert Embedder.from_pretrained(other).fingerprint() != known
+
+
+def test_what_it_cannot_tell_it_leaves_to_the_whole_model(checkpoint, tmp_path):
+    space = json.loads((checkpoint / "config.json").read_text())["space_config"]
+    for number, (file, values) in enumerate(
+        [
+            ("config.json", {"space_config": space | {"hidden_act": "relu"}}),
+            ("config.json", {"space_config": space | {"model_type": "roberta"}}),
+            ("config.json", {"space_config": None}),
+            ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"}),
+        ]
+    ):
+        assert (
+            TextEmbedder.from_pretrained(changed(checkpoint, tmp_path / str(number), file, **values)) is None
+        )
+    with_deltas = tmp_path / "deltas"
+    shutil.copytree(checkpoint, with_deltas)
+    (with_deltas / "adapter").mkdir()
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    (damaged / "model.safetensors").write_bytes(b"1234567890")
+    unprocessed = changed(checkpoint, tmp_path / "unprocessed", "processor_config.json")
+    (unprocessed / "processor_config.json").write_text("{}")
+    for folder in (with_deltas, damaged, unprocessed, tmp_path / "nowhere", "owner/hub-id"):
+        assert TextEmbedder.from_pretrained(folder) is None
+
+
+def test_a_search_loads_no_torch(checkpoint, tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    embedder = Embedder.from_pretrained(checkpoint)
+    index = Index.open(tmp_path / "index", embedder)
+    index.add([tmp_path / "red.png"])
+    script = """
+import sys
+from mllm.command.cli import main
+try:
+    main(["search", "a red star", "--index", sys.argv[1], "--json"])
+except SystemExit as done:
+    assert not done.code
+print([name for name in ("torch", "transformers", "cv2") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "index")], capture_output=True, text=True, check=True
+    )
+    hits, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert json.loads(hits)[0]["score"] == pytest.approx(index.search("a red star")[0].score, abs=1e-5)
