@@ -211,7 +211,7 @@ except SystemExit:
 def test_waiting_threads_sleep_in_every_command_unless_the_user_says_otherwise(given, used):
     """Set before torch is loaded, which reads it once."""
     program = (
-        "import os, sys\nfrom mllm import cli\n"
+        "import os, sys\nfrom mllm.command import cli\n"
         "def said(app): print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
         "cli.typer.main.get_group = said\n"
         "cli.main(['eval'])\n"
