@@ -113,8 +113,8 @@ class ContrastiveObjective(nn.Module):
             for name in ("pixel_values", "image_values", "input_features", "window_counts")
             if name in inputs
         }
-        queries = self.mllm.models.model.query_outputs(**media)
-        losses = space_losses(self.mllm.models.model, queries, space)
+        queries = self.mllm.model.query_outputs(**media)
+        losses = space_losses(self.mllm.model, queries, space)
         total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
         if self.settings.caption_weight:
             losses["caption_loss"] = answer_loss(self.mllm, queries, labels, **inputs)
