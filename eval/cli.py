@@ -233,10 +233,10 @@ def _report(header: dict[str, Any], results: dict[str, Any], folder: Path, conso
 
 def _settings(model: str | None, url: str | None) -> Any:
     """The section `eval` of the experiment that lies in the checkpoint folder, or the defaults."""
-    from mllm.experiment import Eval
+    from eval.sections import Eval
     from mllm.models.checkpoint import experiment_of
 
-    return Eval() if model is None and url is not None else experiment_of(model).eval
+    return Eval() if model is None and url is not None else experiment_of(model).section(Eval)
 
 
 def _form(processor: Any) -> str:

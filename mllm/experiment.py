@@ -2,6 +2,9 @@
 
     experiment = load_experiment("configs/nano.yaml", ["instruct.lr=1e-3", "instruct.lora=null"])
 
+`model` and `data`, which several wings read, are defined here; every other section belongs to the package
+that reads it and is found through the entry-point group `mllm.sections` (name -> a subclass of `Section`).
+
 Every key has a default that suits the nano size, trained from nothing on the generated world. An unknown key
 is an error that names the nearest known one. Overrides are `a.b=value`, the value read as YAML.
 """
@@ -10,14 +13,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from mllm.errors import ConfigError
 from mllm.yaml_text import parse_yaml
+
+SECTIONS = "mllm.sections"  # entry point group
+ORDER = (
+    "text",
+    "contrastive",
+    "instruct",
+    "eval",
+    "serve",
+)  # in the YAML; others follow by name
 
 
 def _has_type(part: str | dict[str, Any]) -> str | dict[str, Any]:
@@ -33,9 +55,6 @@ Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 # A hub id, a folder, or a configuration: an object with "type" (a transformers model type) and its settings.
 Part = Annotated[str | dict[str, Any], AfterValidator(_has_type)]
-# What a stage can train, by the model's parts; everything else stays frozen.
-Group = Literal["video_tower", "audio_tower", "qformers", "projectors", "space", "embeddings", "decoder"]
-
 NANO_DECODER = {
     "type": "llama",
     "hidden_size": 128,
@@ -167,93 +186,14 @@ class Data(Section):
         return self
 
 
-class Stage(Section):
-    """What all stages share: AdamW, or Muon and AdamW, with warm-up, then cosine."""
-
-    steps: int = Field(default=1000, ge=0)  # 0 skips the stage
-    batch: Positive = 32
-    lr: Rate = 2e-3
-    muon_lr: Rate | None = None  # of the matrices inside layers, by Muon; null: AdamW trains them, too
-    warmup: int = Field(default=100, ge=0)
-    save_every: Positive = 200
-    log_every: Positive = 10
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    num_threads: Positive | None = None  # of torch; null: as many as there are cores
-    compile: bool = False  # the decoder, by torch.compile: a slow first step, then faster ones
-
-
-class Text(Stage):
-    """Stage 0, nano only: the decoder as a language model of told scenes and answers."""
-
-    batch: Positive = 64
-    lr: Rate = 3e-3
-
-
-class Curriculum(Section):
-    """A source to begin with: an easier one (clips with a single object), or one of what is too rare."""
-
-    source: str
-    steps: Positive  # how long, before the stage turns to data.train
-
-
-class Contrastive(Stage):
-    """Stage 1: adapters and the shared space; InfoNCE and a caption loss together."""
-
-    batch: Positive = 64
-    contrastive_weight: Weight = 1.0
-    caption_weight: Weight = 1.0
-    video_audio_weight: Weight = 0.3
-    text_batch: int = Field(default=0, ge=0)  # scenes of stage 0 in every step, for the decoder to keep
-    curriculum: Curriculum | None = None
-    decoder_lr: Rate | None = None  # null: as lr; scales muon_lr for the decoder likewise
-    train: list[Group] = ["video_tower", "audio_tower", "qformers", "projectors", "space", "decoder"]
-
-
-class Lora(Section):
-    """LoRA on the decoder's linear layers."""
-
-    rank: Positive = 16
-    alpha: Rate = 32.0
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    # A regular expression over module names. Not lm_head: TRL's loss goes past an adapter there.
-    target: str = r".*language_model\..*\.(q|k|v|o|gate|up|down)_proj"
-
-
-class Instruct(Stage):
-    """Stage 2: instruction tuning."""
-
-    tower_lr: Rate | None = None  # null: as lr; scales muon_lr for the towers likewise
-    lora: Lora | None = Lora()  # null: the whole decoder, if "decoder" is in train
-    train: list[Group] = ["qformers", "projectors"]
-    curriculum: Curriculum | None = None
-    contrastive_weight: Weight = 0.1  # keeps the shared space while the model learns to answer
-
-
-class Eval(Section):
-    """What `mllm eval` scores by default."""
-
-    splits: list[str] = ["val", "comp"]
-    clips: Positive = 500  # per split
-    questions_per_clip: Positive = 4
-    retrieval_clips: Positive = 256
-    batch: Positive = 32
-    max_new_tokens: Positive = 48
-
-
-class Serve(Section):
-    """What `mllm serve` starts vLLM with."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, lt=65536)
-    max_model_len: Positive | None = None  # null: what the decoder allows
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_bytes: Positive = 200_000_000  # of one recording
-    max_seconds: Rate | None = 3600.0
+S = TypeVar("S", bound=Section)
 
 
 class Experiment(Section):
-    """A whole experiment, with every default filled in."""
+    """A whole experiment, with every default filled in.
+
+    An instance is of the subclass that `experiment_type` makes, with a field for each installed section.
+    """
 
     name: str = Field(default="nano", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=0, ge=0)
@@ -261,24 +201,88 @@ class Experiment(Section):
     start: str | None = None  # a checkpoint to begin from in place of `model`; "nano": the one that ships
     model: Model = Model()
     data: Data = Data()
-    text: Text = Text()
-    contrastive: Contrastive = Contrastive()
-    instruct: Instruct = Instruct()
-    eval: Eval = Eval()
-    serve: Serve = Serve()
+
+    def section(self, kind: type[S]) -> S:
+        """The section of this type: `experiment.section(Instruct).lr`.
+
+        Raises:
+            ConfigError: if no installed section is of this type.
+        """
+        for name in type(self).model_fields:
+            if type(value := getattr(self, name)) is kind:
+                return value
+        raise ConfigError(
+            f"no section of an experiment is {kind.__module__}.{kind.__name__}: install the package that "
+            f"declares it as an entry point of {SECTIONS} (`make setup` for mllm's own)"
+        )
 
     def dump_yaml(self) -> str:
         """The resolved experiment as YAML; `load_experiment` reads it back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+@cache
+def experiment_type() -> type[Experiment]:
+    """`Experiment` with the installed sections as fields, each optional in the YAML.
+
+    Raises:
+        ConfigError: if a section cannot be imported, is not a `Section`, or has a name that is taken.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=SECTIONS):
+        if entry.name in Experiment.model_fields or found.get(entry.name, entry).value != entry.value:
+            raise ConfigError(
+                f"{_owner(entry)} has a section {entry.name!r} for experiments, a name that is taken: "
+                "rename it there, or uninstall one of the two"
+            )
+        found[entry.name] = entry
+    fields: dict[str, Any] = {}
+    for name in sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+        kind = _load_section(found[name])
+        fields[name] = (kind, Field(default_factory=kind))
+    return create_model("Experiment", __base__=Experiment, __module__=__name__, **fields)
+
+
+def _load_section(entry: EntryPoint) -> type[Section]:
+    try:
+        kind = entry.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the section {entry.name!r} of experiments cannot be imported from {_owner(entry)}: "
+            f"{type(error).__name__}: {error}: mend or uninstall it"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Section)):
+        raise ConfigError(
+            f"the section {entry.name!r} of {_owner(entry)} is {entry.value}, which is not a subclass of "
+            "mllm.experiment.Section: make it one"
+        )
+    return kind
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "another package"
+
+
+def load_experiment(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Experiment:
     """Reads an experiment and applies overrides such as `instruct.lr=1e-3`, later ones winning.
+
+    Args:
+        path: a YAML file; None takes the defaults.
 
     Raises:
         ConfigError: one line with file, line, key and, for an unknown key, the nearest known one.
     """
-    path = Path(path)
+    experiment = experiment_type()() if path is None else _read(Path(path))
+    if not overrides:
+        return experiment
+    # Overrides change the resolved experiment, so that `model.video.hidden_size=64` keeps the other defaults.
+    # They are judged together: one may be right only beside another.
+    values = experiment.model_dump()
+    places = {_override(values, override): f"override {override!r}" for override in overrides}
+    return _validate(values, f"overrides {' '.join(overrides)!r}", places)
+
+
+def _read(path: Path) -> Experiment:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -291,14 +295,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: an experiment is `key: value` lines, not a {type(values).__name__}")
 
-    experiment = _validate(values, str(path), {keys: f"{path}:{line}" for keys, line in lines.items()})
-    if not overrides:
-        return experiment
-    # Overrides change the resolved experiment, so that `model.video.hidden_size=64` keeps the other defaults.
-    # They are judged together: one may be right only beside another.
-    values = experiment.model_dump()
-    places = {_override(values, override): f"override {override!r}" for override in overrides}
-    return _validate(values, f"overrides {' '.join(overrides)!r}", places)
+    return _validate(values, str(path), {keys: f"{path}:{line}" for keys, line in lines.items()})
 
 
 def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
@@ -325,7 +322,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
 def _validate(values: dict[str, Any], where: str, places: Mapping[tuple, str]) -> Experiment:
     """The experiment of plain values; the places of keys, or else `where`, say where an error is."""
     try:
-        return Experiment.model_validate(values)
+        return experiment_type().model_validate(values)
     except ValidationError as error:
         problems = error.errors()
     keys, *others = dict.fromkeys(_keys(problem["loc"]) for problem in problems)
@@ -352,7 +349,7 @@ def _nearest(name: str, known: Sequence[str], above: Sequence[Any]) -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f": did you mean '{prefix}{near[0]}'?"
-    elsewhere = {key.rpartition(".")[2]: key for key in _all_keys(Experiment)}
+    elsewhere = {key.rpartition(".")[2]: key for key in _all_keys(experiment_type())}
     near = get_close_matches(name, elsewhere, n=1, cutoff=0.8)
     if near:
         return f": did you mean '{elsewhere[near[0]]}'?"
@@ -368,7 +365,7 @@ def _all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def _section_at(keys: Sequence[Any]) -> type[Section]:
-    section: type[Section] = Experiment
+    section: type[Section] = experiment_type()
     for key in keys:
         inner = _section_of(section.model_fields[key].annotation)
         assert inner is not None

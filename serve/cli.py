@@ -86,10 +86,11 @@ def serve(
     from mllm.models.checkpoint import experiment_of
     from serve.engine_settings import MEGABYTE, is_given
     from serve.launcher import Server
+    from serve.sections import Serve
     from serve.supervise import serve_forever
 
     checkpoint, words = parse_serve_words(words or [], model)
-    settings = experiment_of(checkpoint).serve
+    settings = experiment_of(checkpoint).section(Serve)
     for flag, value in (("--max-model-len", settings.max_model_len), ("--dtype", settings.dtype)):
         if value is not None and not is_given(flag, words):
             words += [flag, str(value)]

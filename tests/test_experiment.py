@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from mllm.errors import ConfigError
-from mllm.experiment import Experiment, load_experiment
+from mllm.experiment import Experiment, experiment_type, load_experiment
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def load(tmp_path: Path):
 
 
 def test_an_empty_file_is_the_nano_size(load) -> None:
-    assert load("") == Experiment()
+    assert load("") == load_experiment()
     assert load("").model.decoder["type"] == "llama"
 
 
@@ -34,10 +35,18 @@ def test_a_dump_reads_back_equal(load) -> None:
 
 
 def test_experiments_share_no_state() -> None:
-    Experiment().model.video["hidden_size"] = 7
-    Experiment().model.qformer.width = 7
-    assert Experiment().model.video["hidden_size"] != 7
-    assert Experiment().model.qformer.width != 7
+    load_experiment().model.video["hidden_size"] = 7
+    load_experiment().model.qformer.width = 7
+    assert load_experiment().model.video["hidden_size"] != 7
+    assert load_experiment().model.qformer.width != 7
+
+
+def test_a_section_is_found_by_its_type(load) -> None:
+    from train.sections import Instruct, Stage
+
+    assert load("instruct: {lr: 1e-3}").section(Instruct).lr == 0.001
+    with pytest.raises(ConfigError, match="no section of an experiment is train.sections.Stage: install"):
+        load("").section(Stage)
 
 
 def test_overrides_are_typed_by_yaml_and_keep_the_rest(load) -> None:
@@ -57,7 +66,7 @@ def test_overrides_are_typed_by_yaml_and_keep_the_rest(load) -> None:
     assert experiment.instruct.lr == 1e-4
     assert experiment.instruct.lora is None
     assert experiment.contrastive.train == ["qformers", "space"]
-    assert experiment.model.video == Experiment().model.video | {"hidden_size": 64}
+    assert experiment.model.video == load_experiment().model.video | {"hidden_size": 64}
     assert experiment.model.audio == "openai/whisper-small"
     assert experiment.data.train == "world:train,seed=3"
     assert experiment.seed == 6
@@ -172,3 +181,68 @@ def test_features_of_views_that_never_come_again_are_not_kept(load) -> None:
 def test_no_view_is_drawn_beyond_what_makes_sense(load, augment: str, error: str) -> None:
     with pytest.raises(ConfigError, match=rf"e.yaml:3: data\.augment\.{error}$"):
         load(f"data:\n  augment:\n    {augment}")
+
+
+MODULE = """
+from mllm.experiment import Positive, Section
+
+class Rerank(Section):
+    depth: Positive = 10
+
+number = 3
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch):
+    """Puts a package on sys.path that declares one section of experiments, as pip would leave it."""
+
+    def install(name: str, value: str) -> None:
+        site = tmp_path / "site"
+        info = site / "reranker-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / "reranker.py").write_text(MODULE)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: reranker\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[mllm.sections]\n{name} = {value}\n")
+        monkeypatch.syspath_prepend(str(site))
+        experiment_type.cache_clear()
+
+    yield install
+    experiment_type.cache_clear()
+    sys.modules.pop("reranker", None)
+
+
+def test_another_package_adds_a_section(load, install) -> None:
+    install("rerank", "reranker:Rerank")
+    experiment = load("rerank: {depth: 3}")
+    from reranker import Rerank
+
+    assert experiment.section(Rerank).depth == 3
+    assert load("", ["rerank.depth=4"]).section(Rerank).depth == 4
+    assert list(experiment.model_dump())[-2:] == ["serve", "rerank"]
+    assert load(experiment.dump_yaml()) == experiment
+    with pytest.raises(ConfigError, match=r"unknown key 'rerank.dept': did you mean 'rerank.depth'\?"):
+        load("rerank: {dept: 3}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("model", "reranker:Rerank", "reranker has a section 'model' for experiments, a name that"),
+        ("text", "reranker:Rerank", "has a section 'text' for experiments, a name that is taken"),
+        (
+            "rerank",
+            "reranker:number",
+            "is reranker:number, which is not a subclass of mllm",
+        ),
+        (
+            "rerank",
+            "reranker:Gone",
+            "cannot be imported from reranker: AttributeError",
+        ),
+    ],
+)
+def test_a_section_that_cannot_be_used_says_whose_it_is(load, install, name, value, error) -> None:
+    install(name, value)
+    with pytest.raises(ConfigError, match=error):
+        load("")

@@ -34,6 +34,7 @@ from mllm.records.source import DataSource, open_source
 from train.data import Collator
 from train.optimizer import MuonAdamW, parameter_groups
 from train.run import BETAS, MAX_GRAD_NORM, MIN_LR_RATE, WEIGHT_DECAY, set_trainable
+from train.sections import Instruct
 
 Labelled = tuple[list[MediaFeatures], list[str]]
 
@@ -104,7 +105,7 @@ def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: 
     Raises:
         RecordError: a recording without sound, or an answer of val that train never has.
     """
-    settings = experiment.instruct
+    settings = experiment.section(Instruct)
     source, val = open_source(experiment.data.train), open_source(experiment.data.val)
     require_windows(val, processor.spec)
     labels = sorted({said(answered(record)) for record in _records(source)})

@@ -20,6 +20,7 @@ from mllm.models.model import MllmForConditionalGeneration
 from train.contrastive import longest_caption, space_losses, weighted
 from train.data import PROCESSES, QuestionCollator, number_dataset
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
+from train.sections import Contrastive
 
 
 def add_lora(model: MllmForConditionalGeneration, lora: Any | None) -> nn.Module:
@@ -72,7 +73,7 @@ class InstructTrainer(StageTrainer, SFTTrainer):
             losses = space_losses(base.model, queries, space)
             self.add_parts(losses)
             # The space that stage 1 made is kept by stage 1's own weights.
-            video_audio_weight = self.run.experiment.contrastive.video_audio_weight
+            video_audio_weight = self.run.experiment.section(Contrastive).video_audio_weight
             # In the outputs, too, where distributed wrappers look for what is used.
             self.space_loss = outputs.aux_loss = weighted(losses, video_audio_weight)
             return outputs

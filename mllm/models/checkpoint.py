@@ -225,7 +225,7 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
 def experiment_of(folder: str | Path | None) -> Experiment:
     """The experiment that made a checkpoint, from the YAML beside it; the defaults where there is none."""
     beside = Path(resolve(folder)[0]) / "experiment.yaml"
-    return load_experiment(beside) if beside.is_file() else Experiment()
+    return load_experiment(beside if beside.is_file() else None)
 
 
 # --- saving -------------------------------------------------------------------------------------------------

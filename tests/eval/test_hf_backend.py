@@ -15,7 +15,7 @@ from eval import world
 from eval.backends import HfBackend, Unread
 from eval.cli import app
 from mllm.errors import ConfigError, MediaError, MllmError
-from mllm.experiment import Experiment
+from mllm.experiment import experiment_type
 from mllm.models.checkpoint import save
 from mllm.records.record import write_records
 from mllm.records.source import open_source
@@ -38,7 +38,7 @@ def nano():
 
 @pytest.fixture(scope="module")
 def checkpoint(nano, tmp_path_factory):
-    experiment = Experiment.model_validate({"eval": {"clips": 3, "retrieval_clips": 4, "splits": ["comp"]}})
+    experiment = experiment_type()(eval={"clips": 3, "retrieval_clips": 4, "splits": ["comp"]})
     folder = tmp_path_factory.mktemp("run") / "nano"
     return save(*nano, folder, {"experiment.yaml": experiment.dump_yaml()})
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from mllm.errors import ConfigError
-from mllm.experiment import Lora
 from train.instruct import add_lora
 from train.optimizer import MuonAdamW, hidden_matrices, parameter_groups
 from train.run import MODULE_GROUPS, set_trainable
+from train.sections import Lora
 
 
 def small() -> nn.Sequential:
