@@ -19,6 +19,7 @@ _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?(\w+ \d\d-\d\d \d\d:\d\d:\d\d )?(\[[^
 # Python's faulthandler, which the launcher switches on: the kind of crash, then the stack of each thread.
 # In the engine's process torch has a handler of its own: one stack, of C and of Python.
 _CRASH = re.compile(r"Fatal Python error: (.+)|!+ (\w+) encountered !+")
+_OURS = re.compile(r"/(mllm/(?:\w+/)?\w+\.py)$")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+),? in (\S+)')
 
 _SIGNALS = {
@@ -98,8 +99,9 @@ def _crash(lines: list[str]) -> str | None:
             frames.append(match)
     said = (kind[1] or kind[2]).strip()
     frames = [frame for frame in frames if "sigaction" not in frame[1]]
-    ours = [frame for frame in frames if re.search(r"/mllm/\w+\.py$", frame[1])]
+    ours = [frame for frame in frames if _OURS.search(frame[1])]
     for frame in ours[:1] or frames[:1]:
-        place = "/".join(Path(frame[1]).parts[-2:])
-        return f"{said} in {place}, line {frame[2]} ({frame[3]})"
+        own = _OURS.search(frame[1])
+        file = own[1] if own else "/".join(Path(frame[1]).parts[-2:])
+        return f"{said} in {file}, line {frame[2]} ({frame[3]})"
     return said
