@@ -15,7 +15,7 @@ from typing import Any, Literal
 from data_prep.check_media import MediaFacts
 from data_prep.tags import FOREIGN, TAG
 from mllm.errors import RecordError
-from mllm.media.sources import open_ordinary
+from mllm.files import open_ordinary
 from mllm.records.chat import PLACEHOLDERS, SPECIAL_TOKENS, escape, media_parts
 from mllm.records.record import decode_row, parse_row, validate_record
 from mllm.scores import exact_match, normalise

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from mllm.errors import ConfigError
-from mllm.yaml_text import parse_yaml
+from mllm.yaml_text import parse_yaml, read_yaml
 
 SECTIONS = "mllm.sections"  # entry point group
 ORDER = (
@@ -283,13 +283,8 @@ def load_experiment(path: str | Path | None = None, overrides: Sequence[str] = (
 
 
 def _read(path: Path) -> Experiment:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"cannot read experiment {path}: {reason}: give the path of a YAML file") from None
     lines: dict[tuple, int] = {}
-    values = parse_yaml(text, str(path), lines)
+    values = read_yaml(path, lines)
     if values is None:
         values = {}
     if not isinstance(values, dict):

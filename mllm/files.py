@@ -1,17 +1,19 @@
-"""Files that are whole or not there."""
+"""Files: opened without ever waiting, and written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import glob
+import io
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mllm.errors import MllmError
+from mllm.errors import MediaError, MllmError
 
 HOST = socket.gethostname()
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -93,3 +95,62 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def printable(path: str | Path) -> str:
+    """A path as messages write it: one line, in characters that any encoding takes."""
+    return "".join(c if c.isprintable() else "?" for c in str(path)[:300])
+
+
+def open_ordinary(
+    path: str | Path, name: str = "", follow_links: bool = True, error: type[MllmError] = MediaError
+) -> io.BufferedReader:
+    """An ordinary file, open for reading. Never waits: a FIFO, a device or a socket is refused.
+
+    This is the one check of what a path is; whoever reads a file that a user names, reads it through this.
+
+    Args:
+        name: what messages call the file; by default its path.
+        follow_links: False refuses a path whose last part is a symbolic link.
+        error: what is raised.
+
+    Raises:
+        MllmError: of that kind, if there is no such file, it may not be read, or it is no ordinary file.
+    """
+    name = name or printable(path)
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        # Looked at before it is opened, since opening a device or a FIFO can already do something …
+        odd = _not_a_file(os.stat(path, follow_symlinks=follow_links).st_mode)
+        handle = None if odd else os.open(path, flags)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise error(f"{name}: a link to what is not there: check where it leads") from None
+        raise error(f"{name}: no such file: check the path") from None
+    except PermissionError:
+        raise error(f"{name}: no permission to read it: change its mode or owner") from None
+    except ValueError:  # a NUL in it
+        raise error(f"{name}: no such file: check the path") from None
+    except OSError as problem:
+        raise error(f"{name}: cannot be read ({problem.strerror}): check the path") from None
+    if handle is not None:
+        # … and again once it is open: nobody can put another file in its place now.
+        odd = _not_a_file(os.fstat(handle).st_mode)
+        if not odd:
+            return open(handle, "rb")  # closed with what is returned
+        os.close(handle)
+    raise error(f"{name}: not an ordinary file but {odd}: give a file")
+
+
+def _not_a_file(mode: int) -> str:
+    """What a path of this mode is; nothing for an ordinary file."""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe (FIFO)",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mllm.errors import ConfigError
+from mllm.files import open_ordinary
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,6 +29,22 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def read_yaml(path: Path, lines: dict[tuple, int] | None = None) -> Any:
+    """The value of a YAML file; `lines` as in `parse_yaml`.
+
+    Raises:
+        ConfigError: it is no ordinary file, cannot be read, is not UTF-8 text or not YAML, or repeats a key.
+    """
+    try:
+        with open_ordinary(path, error=ConfigError) as file:
+            text = file.read().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}): check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
+    return parse_yaml(text, str(path), lines)
 
 
 def parse_yaml(text: str, where: str, lines: dict[tuple, int] | None = None) -> Any:

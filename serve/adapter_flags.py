@@ -13,7 +13,7 @@ from typing import Any
 from mllm.errors import MllmError
 from mllm.models.checkpoint_check import Shapes, check_folder, in_one_line
 from mllm.models.lora import Adapter, check_served
-from mllm.yaml_text import parse_yaml
+from mllm.yaml_text import read_yaml
 
 MODULES, BY_MODALITY, CONFIG = "--lora-modules", "--default-mm-loras", "--config"
 
@@ -92,12 +92,7 @@ def _json(flag: str, value: Any) -> dict[str, Any]:
 
 
 def _in_file(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise MllmError(
-            f"{CONFIG} {path} cannot be read ({error}): give a YAML file of vLLM's flags"
-        ) from None
+    values = read_yaml(path)
     for name, value in (values if isinstance(values, dict) else {}).items():
         flag = f"--{str(name).replace('_', '-')}"
         if flag in ("--model", "--model-tag"):

@@ -15,8 +15,8 @@ from threading import Thread
 from typing import Any, Protocol
 
 from mllm.errors import MediaError, MllmError
+from mllm.files import open_ordinary
 from mllm.media.recording import probe
-from mllm.media.sources import open_ordinary
 from mllm.records import chat
 from mllm.records.openai_parts import to_openai
 
@@ -134,8 +134,9 @@ class LocalEngine:
         """What towers and Q-Formers make of the media does not depend on the question: keep it over turns."""
         import torch
 
-        names = ("pixel_values", "image_values", "input_features", "window_counts")
-        tensors = {name: inputs.pop(name) for name in names if name in inputs}
+        from mllm.models.processor import take_media
+
+        tensors = take_media(inputs)
         if not tensors:
             return
         known, queries = self._queries

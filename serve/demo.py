@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import MllmError
-from mllm.media.sources import open_ordinary
+from mllm.files import open_ordinary
 from mllm.records.openai_parts import to_openai
 from mllm.scores import exact_match
 from serve.launcher import Server

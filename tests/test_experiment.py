@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -148,8 +149,15 @@ def test_errors_name_the_override(load, override: str, error: str) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read experiment .*none.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"none.yaml: no such file"):
         load_experiment(tmp_path / "none.yaml")
+
+
+@pytest.mark.timeout(10)
+def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "e.yaml")
+    with pytest.raises(ConfigError, match=r"e.yaml: not an ordinary file but a pipe \(FIFO\)"):
+        load_experiment(tmp_path / "e.yaml")
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from mllm.errors import ConfigError
 from mllm.models.model import MediaQueries, MllmForConditionalGeneration, MllmModel
-from mllm.models.processor import IGNORE
+from mllm.models.processor import IGNORE, take_media
 from train.conversations import CAPTION_REQUESTS
 from train.data import PROCESSES, PairCollator, number_dataset
 from train.losses import info_nce
@@ -108,12 +108,7 @@ class ContrastiveObjective(nn.Module):
         **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """A batch of `data.PairCollator` -> {"loss": total, and every component by name}."""
-        media = {
-            name: inputs.pop(name)
-            for name in ("pixel_values", "image_values", "input_features", "window_counts")
-            if name in inputs
-        }
-        queries = self.mllm.model.query_outputs(**media)
+        queries = self.mllm.model.query_outputs(**take_media(inputs))
         losses = space_losses(self.mllm.model, queries, space)
         total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
         if self.settings.caption_weight:

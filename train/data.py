@@ -346,7 +346,7 @@ def space_batch(
                 rows[clip, column] = texts.setdefault(say(text, clip), len(texts))
     tokens = text_inputs(processor, list(texts) or [""], text_tokens, pad_to_multiple_of=ROWS)
     return {
-        "video_windows": torch.tensor([sum(window[1] for window in item.layout) for item in media]),
+        "video_windows": torch.tensor([sum(window.video for window in item.layout) for item in media]),
         "image_windows": torch.tensor([int(item.modality == "image") for item in media]),
         "audio_windows": torch.tensor([int(item.window_counts.sum()) for item in media]),
         "text_ids": tokens["input_ids"],

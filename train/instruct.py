@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mllm.errors import ConfigError
 from mllm.models.model import MllmForConditionalGeneration
+from mllm.models.processor import take_media
 from train.contrastive import longest_caption, space_losses, weighted
 from train.data import PROCESSES, QuestionCollator, number_dataset
 from train.run import Run, StageTrainer, prepare_model, set_trainable, trainer_arguments
@@ -67,8 +68,7 @@ class InstructTrainer(StageTrainer, SFTTrainer):
         def forward_with_space(*args: Any, space: dict[str, Tensor] | None = None, **inputs: Any) -> Any:
             if space is None:
                 return forward(*args, **inputs)
-            names = ("pixel_values", "image_values", "input_features", "window_counts")
-            queries = base.model.query_outputs(**{name: inputs.pop(name) for name in names if name in inputs})
+            queries = base.model.query_outputs(**take_media(inputs))
             outputs = forward(*args, media_queries=queries, **inputs)
             losses = space_losses(base.model, queries, space)
             self.add_parts(losses)

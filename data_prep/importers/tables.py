@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.importers.encodings import decoded
 from mllm.errors import RecordError
-from mllm.media.sources import open_ordinary
+from mllm.files import open_ordinary
 from mllm.records.record import parse_row
 
 DELIMITERS = (",", "\t", ";", "|")

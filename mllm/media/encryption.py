@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO
 
-from mllm.media.sources import Source, open_ordinary
+from mllm.files import open_ordinary
+from mllm.media.sources import Source
 
 # Sample entries of encrypted tracks: Common Encryption (ISO/IEC 23001-7), and what iTunes and Audible sold.
 ENCRYPTED_ENTRIES = {b"encv", b"enca", b"drmi", b"drms", b"aavd"}

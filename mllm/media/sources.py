@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
-import stat
 import struct
 import tempfile
 import zlib
@@ -20,7 +18,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import av
 from PIL import Image
 
-from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.errors import ConfigError, MediaError
+from mllm.files import open_ordinary, printable
 from mllm.media.places import is_data_uri
 
 # What PyAV and, less tidily, Pillow raise over damaged files.
@@ -155,11 +154,6 @@ def clear_errors(name: str) -> Iterator[None]:
         ) from None
 
 
-def printable(path: str | Path) -> str:
-    """A path as messages write it: one line, in characters that any encoding takes."""
-    return "".join(c if c.isprintable() else "?" for c in str(path)[:300])
-
-
 def locate(source: Any, limits: MediaLimits) -> Source:
     """Check that there is something of an acceptable size, and name it; messages never quote content."""
     if isinstance(source, Source):
@@ -195,60 +189,6 @@ def _existing(path: Path, name: str, limits: MediaLimits) -> Path:
         raise MediaError(f"{name}: it is empty (0 bytes): copy or download it again")
     check_bytes(name, size, limits)
     return path
-
-
-def open_ordinary(
-    path: str | Path, name: str = "", follow_links: bool = True, error: type[MllmError] = MediaError
-) -> io.BufferedReader:
-    """An ordinary file, open for reading. Never waits: a FIFO, a device or a socket is refused.
-
-    This is the one check of what a path is; whoever reads a file that a user names, reads it through this.
-
-    Args:
-        name: what messages call the file; by default its path.
-        follow_links: False refuses a path whose last part is a symbolic link.
-        error: what is raised.
-
-    Raises:
-        MllmError: of that kind, if there is no such file, it may not be read, or it is no ordinary file.
-    """
-    name = name or printable(path)
-    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
-    try:
-        # Looked at before it is opened, since opening a device or a FIFO can already do something …
-        odd = _not_a_file(os.stat(path, follow_symlinks=follow_links).st_mode)
-        handle = None if odd else os.open(path, flags)
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise error(f"{name}: a link to what is not there: check where it leads") from None
-        raise error(f"{name}: no such file: check the path") from None
-    except PermissionError:
-        raise error(f"{name}: no permission to read it: change its mode or owner") from None
-    except ValueError:  # a NUL in it
-        raise error(f"{name}: no such file: check the path") from None
-    except OSError as problem:
-        raise error(f"{name}: cannot be read ({problem.strerror}): check the path") from None
-    if handle is not None:
-        # … and again once it is open: nobody can put another file in its place now.
-        odd = _not_a_file(os.fstat(handle).st_mode)
-        if not odd:
-            return open(handle, "rb")  # closed with what is returned
-        os.close(handle)
-    raise error(f"{name}: not an ordinary file but {odd}: give a file")
-
-
-def _not_a_file(mode: int) -> str:
-    """What a path of this mode is; nothing for an ordinary file."""
-    if stat.S_ISREG(mode):
-        return ""
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a pipe (FIFO)",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFLNK: "a link",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 READ_ALREADY = "a link to a folder that is read already"

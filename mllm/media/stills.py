@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.errors import MediaError
-from mllm.media.sources import Source, check_frame_bytes, check_pixels, clear_errors, open_ordinary, printable
+from mllm.files import open_ordinary, printable
+from mllm.media.sources import Source, check_frame_bytes, check_pixels, clear_errors
 
 # JPEG includes MPO, what phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")

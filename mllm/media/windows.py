@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,14 @@ class Window:
     end: float
     frames: np.ndarray | None
     waveform: np.ndarray | None
+
+
+class WindowLayout(NamedTuple):
+    """What one window gives a prompt: its start (s) as a time mark, and tokens of the sides that it has."""
+
+    start: float
+    video: bool
+    audio: bool
 
 
 @dataclass(frozen=True)

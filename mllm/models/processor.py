@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from transformers.audio_utils import mel_filter_bank
 from mllm.errors import MediaError
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE, load_clip
-from mllm.media.windows import Seen, Window, WindowSpec, cut, load_windows, time_mark
+from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load_windows, time_mark
 from mllm.models.config import MEL_FRAMES_PER_SECOND, MllmConfig
 from mllm.records import chat
 
@@ -41,7 +41,7 @@ class MediaFeatures:
         pixel_values: uint8 [windows with picture, frames, 3, height, width]; an image: [1, 3, height, width].
         input_features: float32 [chunks, mel bins, mel frames] or None.
         window_counts: int64 [chunks], windows with sound in each chunk.
-        layout: per window (start in s, has picture, has sound).
+        layout: of each window, in order.
         seen: what part of the recording the model sees.
     """
 
@@ -49,8 +49,24 @@ class MediaFeatures:
     pixel_values: torch.Tensor | None
     input_features: torch.Tensor | None
     window_counts: torch.Tensor
-    layout: list[tuple[float, bool, bool]]
+    layout: list[WindowLayout]
     seen: Seen | None = None
+
+
+class MediaTensors(TypedDict, total=False):
+    """What the model reads of the recordings of a batch, one after another; what does not occur has no key.
+
+    Keys:
+        pixel_values: uint8 [windows with picture, frames, 3, height, width].
+        image_values: uint8 [images, 3, height, width].
+        input_features: float32 [chunks, mel bins, mel frames].
+        window_counts: int64 [chunks], windows with sound in each chunk.
+    """
+
+    pixel_values: torch.Tensor
+    image_values: torch.Tensor
+    input_features: torch.Tensor
+    window_counts: torch.Tensor
 
 
 @dataclass
@@ -162,7 +178,9 @@ class MllmProcessor(ProcessorMixin):
         pictured = [window for window in windows if window.frames is not None and modality == "video"]
         sounding = [window.waveform for window in windows if window.waveform is not None]
         layout = [
-            (window.start, window.frames is not None and modality == "video", window.waveform is not None)
+            WindowLayout(
+                window.start, modality == "video" and window.frames is not None, window.waveform is not None
+            )
             for window in windows
         ]
         features, counts = self.sound_features(sounding)
@@ -205,7 +223,7 @@ class MllmProcessor(ProcessorMixin):
         loudest = log_power.amax(dim=(1, 2), keepdim=True)
         return (torch.maximum(log_power, loudest - 8.0) + 4.0) / 4.0
 
-    def placeholder_ids(self, modality: str, layout: Sequence[tuple[float, bool, bool]] = ()) -> list[int]:
+    def placeholder_ids(self, modality: str, layout: Sequence[WindowLayout] = ()) -> list[int]:
         """The ids that one media item becomes: per window `[mm:ss]`, video tokens, audio tokens.
 
         vLLM's prompt replacement calls this too, so that both write the same prompt.
@@ -213,10 +231,10 @@ class MllmProcessor(ProcessorMixin):
         if modality == "image":
             return [self.token_ids["image"]] * self.video_queries
         ids: list[int] = []
-        for start, has_picture, has_sound in layout:
-            ids += self._tokens(time_mark(start))
-            ids += [self.token_ids["video"]] * (self.video_queries if has_picture else 0)
-            ids += [self.token_ids["audio"]] * (self.audio_queries if has_sound else 0)
+        for window in layout:
+            ids += self._tokens(time_mark(window.start))
+            ids += [self.token_ids["video"]] * (self.video_queries if window.video else 0)
+            ids += [self.token_ids["audio"]] * (self.audio_queries if window.audio else 0)
         return ids
 
     def _tokens(self, text: str) -> tuple[int, ...]:
@@ -324,7 +342,8 @@ class MllmProcessor(ProcessorMixin):
             places = [encoded.position_ids or list(range(len(encoded.input_ids))) for encoded in batch]
             tensors["position_ids"] = padded(places, 0)
             tensors["attention_mask"] = block_mask(segments)
-        return tensors | collate_media([item for encoded in batch for item in encoded.media])
+        tensors.update(collate_media([item for encoded in batch for item in encoded.media]))  # type: ignore[arg-type]
+        return tensors
 
     def batch(self, conversations: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
         """Conversations that end with a user's message -> left-padded inputs for `generate()`."""
@@ -335,9 +354,16 @@ class MllmProcessor(ProcessorMixin):
         return tensors
 
 
-def collate_media(media: Sequence[MediaFeatures]) -> dict[str, torch.Tensor]:
-    """Features of several items in order of appearance; a modality that does not occur has no key."""
-    tensors: dict[str, torch.Tensor] = {}
+def take_media(batch: dict[str, Any]) -> MediaTensors:
+    """Takes the media tensors out of a batch."""
+    return cast(
+        MediaTensors, {name: batch.pop(name) for name in MediaTensors.__annotations__ if name in batch}
+    )
+
+
+def collate_media(media: Sequence[MediaFeatures]) -> MediaTensors:
+    """Features of several items in order of appearance."""
+    tensors: MediaTensors = {}
     videos = [
         item.pixel_values for item in media if item.modality == "video" and item.pixel_values is not None
     ]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mllm.errors import RecordError
-from mllm.media.sources import open_ordinary
+from mllm.files import open_ordinary
 from mllm.records.chat import Message
 from mllm.records.record import PairRecord, Record, answered, first_media, parse_record, read_rows
 

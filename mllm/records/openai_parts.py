@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import ChatError, MediaError
-from mllm.media.sources import open_ordinary
+from mllm.files import open_ordinary
 from mllm.records import chat
 
 

@@ -32,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import ChatError, RecordError
-from mllm.files import replacing
+from mllm.files import open_ordinary, replacing
 from mllm.media.places import existing, portable
-from mllm.media.sources import open_ordinary
 from mllm.records.chat import Message, media_parts, validate_messages
 from mllm.records.flags import unlearned
 from mllm.records.times import check_times

@@ -7,7 +7,7 @@ all of them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -222,11 +222,11 @@ class Embedder:
         features = self.processor.media_from_windows(windows, "video")
         queries = self.model.model.query_outputs(**self._on_device(collate_media([features])))
         found: list[dict[str, np.ndarray]] = [{} for _ in windows]
-        for modality, place, embed in (
-            ("video", 1, self.model.model.embed_video),
-            ("audio", 2, self.model.model.embed_audio),
+        for modality, embed in (
+            ("video", self.model.model.embed_video),
+            ("audio", self.model.model.embed_audio),
         ):
-            has = [number for number, window in enumerate(features.layout) if window[place]]
+            has = [number for number, window in enumerate(features.layout) if getattr(window, modality)]
             if has:
                 ones = torch.ones(len(has), dtype=torch.long, device=self.model.device)
                 for number, vector in zip(has, self._stack([embed(queries[modality], ones)]), strict=True):
@@ -244,7 +244,7 @@ class Embedder:
         if (
             modality == "video" and features.input_features is not None
         ):  # windows that were cut with their sound
-            layout = [(start, has_picture, False) for start, has_picture, _ in features.layout]
+            layout = [window._replace(audio=False) for window in features.layout]
             features = replace(features, input_features=None, layout=layout)
         return features
 
@@ -256,16 +256,16 @@ class Embedder:
             ones = torch.ones(len(items), dtype=torch.long, device=device)
             return model.embed_video(queries["image"], ones)
         summed = torch.zeros(len(items), self.dim, device=device)
-        for side, place, embed in (("video", 1, model.embed_video), ("audio", 2, model.embed_audio)):
+        for side, embed in (("video", model.embed_video), ("audio", model.embed_audio)):
             if side not in queries:
                 continue
-            counts = [sum(window[place] for window in item.layout) for item in items]
+            counts = [sum(getattr(window, side) for window in item.layout) for item in items]
             windows_per_clip = torch.tensor(counts, device=device)
             has = windows_per_clip > 0
             summed[has] += embed(queries[side], windows_per_clip[has])
         return torch.nn.functional.normalize(summed, dim=-1)
 
-    def _on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
 
     def _stack(self, vectors: Sequence[torch.Tensor]) -> np.ndarray:

@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MediaError, MllmError
-from mllm.media.sources import MEDIA_SUFFIXES, open_ordinary, walk_folders
+from mllm.files import open_ordinary
+from mllm.media.sources import MEDIA_SUFFIXES, walk_folders
 from mllm.search.store import (
     create_table,
     exists,

@@ -31,8 +31,8 @@ class MediaUsage:
         if features.modality == "image":
             return cls(image_tokens=processor.video_queries, frames=1)
         return cls(
-            video_tokens=processor.video_queries * sum(picture for _, picture, _ in features.layout),
-            audio_tokens=processor.audio_queries * sum(sound for _, _, sound in features.layout),
+            video_tokens=processor.video_queries * sum(window.video for window in features.layout),
+            audio_tokens=processor.audio_queries * sum(window.audio for window in features.layout),
             frames=features.seen.frames if features.seen and features.modality == "video" else 0,
             seconds=features.seen.seconds if features.seen else 0.0,
         )

@@ -46,13 +46,13 @@ from vllm.multimodal.processing import (
 from mllm.errors import MediaError
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE
-from mllm.media.windows import Window
+from mllm.media.windows import Window, WindowLayout
 from mllm.models.checkpoint_check import check_weights
 from mllm.models.model import MediaEncoder, weight_shapes
 from mllm.models.processor import PLACEHOLDERS, MediaFeatures, MllmProcessor
 from mllm.vllm.plugin import Recording, read_recording, settings_of, use_processor
 
-Layout = list[tuple[float, bool, bool]]
+Layout = list[WindowLayout]
 
 
 class MllmProcessingInfo(BaseProcessingInfo):
@@ -236,8 +236,8 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
 
 
 def layout_of(table: torch.Tensor) -> Layout:
-    """[windows, 3] (start in s, has picture, has sound) as `MediaFeatures.layout` holds it."""
-    return [(start, bool(picture), bool(sound)) for start, picture, sound in table.tolist()]
+    """[windows, 3] (the fields of `WindowLayout`) as `MediaFeatures.layout` holds it."""
+    return [WindowLayout(start, bool(video), bool(audio)) for start, video, audio in table.tolist()]
 
 
 @dataclass
@@ -355,10 +355,10 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         items = []
         for layout in layouts:
             tokens: list[torch.Tensor] = []
-            for _, has_picture, has_sound in layout:
-                if has_picture:
+            for window in layout:
+                if window.video:
                     tokens.append(next(pictures_of))
-                if has_sound:
+                if window.audio:
                     tokens.append(next(sounds_of))
             items.append(torch.cat(tokens))
         return items

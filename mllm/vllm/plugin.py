@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.errors import MediaError
+from mllm.files import open_ordinary
 from mllm.media.clip import Clip
 from mllm.media.decode_pool import shared_pool
 from mllm.media.fetch import FetchLimits, positive_from_environment
 from mllm.media.places import is_data_uri
 from mllm.media.recording import probe
-from mllm.media.sources import MediaLimits, open_ordinary
+from mllm.media.sources import MediaLimits
 from mllm.vllm import api as vllm_api
 from mllm.vllm.in_flight import in_flight
 
@@ -231,7 +232,7 @@ def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures
     if modality == "image" and not probe(source, limits, isolated=True).is_image:
         raise MediaError("it is no still picture: send it as video_url or audio_url")
     features = processor.media(source, modality, limits=limits, isolated=True)
-    if modality != "image" and not any(picture or sound for _, picture, sound in features.layout):
+    if modality != "image" and not any(window.video or window.audio for window in features.layout):
         raise MediaError(f"it has no sound{'' if modality == 'audio' else ' and no picture'}")
     return features
 

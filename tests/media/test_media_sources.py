@@ -15,8 +15,9 @@ from PIL import Image
 
 from mllm.command import bench_media
 from mllm.errors import MediaError, MllmError
+from mllm.files import open_ordinary
 from mllm.media.recording import load_clip, probe
-from mllm.media.sources import MEDIA_SUFFIXES, SUFFIXES, MediaLimits, open_ordinary
+from mllm.media.sources import MEDIA_SUFFIXES, SUFFIXES, MediaLimits
 from tests.media_files import (
     at,
     can_encode,

@@ -15,8 +15,8 @@ from data_prep.check import check
 from data_prep.check_rows import record_files
 from data_prep.importers.tables import read_text
 from mllm.errors import MediaError, MllmError, RecordError
+from mllm.files import open_ordinary
 from mllm.media.recording import load_clip, probe
-from mllm.media.sources import open_ordinary
 from mllm.records.openai_parts import media_url
 from mllm.records.record import read_records
 from mllm.records.source import open_source

@@ -169,7 +169,8 @@ def details(usage) -> dict[str, Any]:
 def test_usage_tells_what_was_seen(client, media, reference):
     processor = reference[1]
     seen = processor.media(media / "long.mp4", "video")
-    pictures, sounds = (sum(window[side] for window in seen.layout) for side in (1, 2))
+    pictures = sum(window.video for window in seen.layout)
+    sounds = sum(window.audio for window in seen.layout)
     expected = {
         "video_tokens": pictures * processor.video_queries,
         "audio_tokens": sounds * processor.audio_queries,
