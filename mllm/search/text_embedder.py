@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from mllm.records.chat import escape
+
+_log = logging.getLogger(__name__)
 
 MADE_BY = ("TokenizersBackend", "PreTrainedTokenizerFast")  # whose tokenizer.json is all there is to them
 OF_VECTORS = ("video_tower.", "video_qformer.", "audio_tower.", "audio_qformer.", "space.")
@@ -70,20 +73,19 @@ class TextEmbedder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TextEmbedder | None:
-        """The text side of a checkpoint folder; None if only the whole model can tell its vectors."""
+        """The text side of a checkpoint folder, or None if that takes the whole model; the log says why."""
         folder = Path(folder)
-        if (folder / "adapter").exists() or not (folder / "model.safetensors").is_file():
-            return None
         try:
-            config = _read(folder / "config.json")
-            bert = config.get("space_config") or {}
-            plain = bert.get("model_type") == "bert" and bert.get("hidden_act") == "gelu"
-            if plain and _read(folder / "tokenizer_config.json").get("tokenizer_class") in MADE_BY:
-                made = cls(folder, config, str(folder.resolve()))
-                made.fingerprint()  # reads all that there is
-                return made
-        except (OSError, ValueError, LookupError, TypeError):
-            pass  # a damaged checkpoint: loading the whole of it says what is wrong
+            reason = _needs_whole_model(folder)
+            if reason is None:
+                embedder = cls(folder, _read(folder / "config.json"), str(folder.resolve()))
+                embedder.fingerprint()  # reads every file that a query needs
+                return embedder
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            reason = (
+                f"it is damaged ({type(error).__name__}: {error})"  # loading all of it says what is wrong
+            )
+        _log.info("queries need the whole model of %s: %s", folder, reason)
         return None
 
     @cached_property
@@ -148,6 +150,22 @@ class TextEmbedder:
 
     def _value(self, name: str) -> np.ndarray:
         return _values(self._weights[name])
+
+
+def _needs_whole_model(folder: Path) -> str | None:
+    """Why the text side alone cannot embed a query of this checkpoint; None if it can."""
+    if (folder / "adapter").exists():
+        return "it is made of a base and an adapter"
+    if not (folder / "model.safetensors").is_file():
+        return "it is no folder with model.safetensors"
+    text_tower = _read(folder / "config.json").get("space_config") or {}
+    if (text_tower.get("model_type"), text_tower.get("hidden_act")) != ("bert", "gelu"):
+        found = f"{text_tower.get('model_type')} with {text_tower.get('hidden_act')}"
+        return f"its text tower is {found}, not bert with gelu"
+    tokenizer = _read(folder / "tokenizer_config.json").get("tokenizer_class")
+    if tokenizer not in MADE_BY:
+        return f"its tokenizer is {tokenizer}, not one of {', '.join(MADE_BY)}"
+    return None
 
 
 def _gelu(values: np.ndarray) -> np.ndarray:

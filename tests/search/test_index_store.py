@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -227,3 +228,17 @@ def test_an_index_that_cannot_be_read(folder):
 def test_a_stamp_says_what_it_said(folder):
     table = lancedb.connect(folder).open_table("windows")
     assert set(json.loads(table.schema.metadata[b"mllm"])) == {"model", "stamp", "dim", "created"}
+
+
+def test_the_store_starts_without_its_clients_for_catalogues():
+    """They are a third of its import; whoever asks for them gets them."""
+    script = """
+import sys
+from mllm.search.store import _lancedb
+_lancedb()
+assert not [name for name in sys.modules if name.startswith("lance_namespace_urllib3_client.api.")]
+from lance_namespace_urllib3_client import ApiClient, TableApi
+import lance_namespace_urllib3_client.api.table_api as api
+assert api.TableApi is TableApi
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -58,29 +59,46 @@ def test_another_vocabulary_or_cut_is_another_fingerprint(checkpoint, tmp_path):
     assert Embedder.from_pretrained(other).fingerprint() != known
 
 
-def test_what_it_cannot_tell_it_leaves_to_the_whole_model(checkpoint, tmp_path):
-    space = json.loads((checkpoint / "config.json").read_text())["space_config"]
-    for number, (file, values) in enumerate(
-        [
-            ("config.json", {"space_config": space | {"hidden_act": "relu"}}),
-            ("config.json", {"space_config": space | {"model_type": "roberta"}}),
-            ("config.json", {"space_config": None}),
-            ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"}),
-        ]
-    ):
-        assert (
-            TextEmbedder.from_pretrained(changed(checkpoint, tmp_path / str(number), file, **values)) is None
-        )
-    with_deltas = tmp_path / "deltas"
-    shutil.copytree(checkpoint, with_deltas)
-    (with_deltas / "adapter").mkdir()
-    damaged = tmp_path / "damaged"
-    shutil.copytree(checkpoint, damaged)
+@pytest.mark.parametrize(
+    ("file", "values", "reason"),
+    [
+        ("config.json", {"space_config": {"model_type": "bert", "hidden_act": "relu"}}, "bert with relu"),
+        ("config.json", {"space_config": {"model_type": "roberta"}}, "text tower is roberta"),
+        ("config.json", {"space_config": None}, "text tower is None"),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "GPT2Tokenizer"},
+            "tokenizer is GPT2Tokenizer, not one of",
+        ),
+    ],
+)
+def test_a_kind_that_it_does_not_know_needs_the_whole_model(
+    checkpoint, tmp_path, caplog, file, values, reason
+):
+    with caplog.at_level(logging.INFO, "mllm"):
+        assert TextEmbedder.from_pretrained(changed(checkpoint, tmp_path / "it", file, **values)) is None
+    (line,) = caplog.messages
+    assert line.startswith(f"queries need the whole model of {tmp_path / 'it'}: ")
+    assert reason in line
+
+
+def test_a_folder_that_is_not_one_whole_checkpoint_needs_the_whole_model(checkpoint, tmp_path, caplog):
+    adapter, damaged, unprocessed = (
+        Path(shutil.copytree(checkpoint, tmp_path / name)) for name in ("adapter", "damaged", "unprocessed")
+    )
+    (adapter / "adapter").mkdir()
     (damaged / "model.safetensors").write_bytes(b"1234567890")
-    unprocessed = changed(checkpoint, tmp_path / "unprocessed", "processor_config.json")
     (unprocessed / "processor_config.json").write_text("{}")
-    for folder in (with_deltas, damaged, unprocessed, tmp_path / "nowhere", "owner/hub-id"):
-        assert TextEmbedder.from_pretrained(folder) is None
+    for folder, reason in (
+        (adapter, "it is made of a base and an adapter"),
+        (damaged, "it is damaged (ValueError: "),
+        (unprocessed, "it is damaged (KeyError: 'image_size')"),
+        (tmp_path / "nowhere", "it is no folder with model.safetensors"),
+        ("owner/hub-id", "it is no folder with model.safetensors"),
+    ):
+        with caplog.at_level(logging.INFO, "mllm"):
+            assert TextEmbedder.from_pretrained(folder) is None
+        assert caplog.messages[-1].startswith(f"queries need the whole model of {folder}: {reason}")
 
 
 def test_a_search_loads_no_torch(checkpoint, tmp_path):
