@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         except MllmError as error:
             print("error:", error, file=sys.stderr)
-            return 1
+            return error.exit_status
 
 
 def run(checkpoint: str | None, media: str | None, question: str | None, out: Path) -> int:

@@ -39,6 +39,8 @@ GROUP_TIMEOUT = 1.0  # seconds for processes that are left, before they are kill
 class ServerError(MllmError):
     """vLLM did not start, or died; the message carries its own last word."""
 
+    code, status = "server_failed", 503
+
 
 @dataclass
 class Server(EngineSettings):

@@ -61,7 +61,7 @@ def serve_forever(server: Server, restarts: int = RESTARTS) -> int:
             return 0
         except ServerError as error:
             _complain(console, f"error: {error}")
-            return 1
+            return error.exit_status
         finally:
             server.stop()
 

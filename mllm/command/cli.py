@@ -5,7 +5,7 @@ verb itself) or a plain function with typer annotations (one verb; an attribute 
 handed to typer). Only the chosen verb's module is imported, so `mllm --help` is quick, and a verb that cannot
 be imported says so without disturbing the others.
 
-Errors that the user can mend (`MllmError`) end the process with one line and status 2.
+Errors that the user can mend (`MllmError`) end the process with one line and the status that they carry.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def before_torch() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs `mllm` and exits: 0 if all went well, 2 for errors that the user can mend."""
+    """Runs `mllm` and exits: 0 if all went well, else with the error's `exit_status`."""
     before_torch()
     try:
         typer.main.get_group(app).main(args=arguments, prog_name="mllm")
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("MLLM_TRACEBACK"):
             raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_status)
     sys.exit(0)
 
 

@@ -21,6 +21,8 @@ Find = Callable[[str, int], Awaitable[list[str]]]  # host, port -> addresses; OS
 class FetchError(MediaError):
     """A recording cannot be fetched; the message says why, as far as a stranger may know."""
 
+    code = "media_not_fetched"
+
 
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")

@@ -50,9 +50,13 @@ Choose = Callable[[float], np.ndarray]
 class WorkerLost(MediaError):
     """A recording that ended the process that decoded it, or held it for too long."""
 
+    code = "decoder_lost"
+
 
 class DecodersBusy(MediaError):
     """More recordings wait to be decoded than can be in the time that they may take."""
+
+    code, status = "busy", 429
 
 
 class DecodePool:

@@ -54,6 +54,8 @@ T = TypeVar("T")
 class FetchBusy(FetchError):
     """Too much is being fetched at the moment: the same request may succeed later."""
 
+    code, status = "busy", 429
+
 
 @dataclass(frozen=True)
 class FetchLimits:

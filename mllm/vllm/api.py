@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,13 @@ class Exchange:
         client: address of who asks; "" if it is not known (a Unix socket).
         usage: of the recordings read so far.
         named: (modality, URL) of recordings that the client has given a uuid, and that uuid.
+        error: why a recording could not be read.
     """
 
     client: str = ""
     usage: MediaUsage = field(default_factory=MediaUsage)
     named: dict[tuple[str, str], str] = field(default_factory=dict)
+    error: MllmError | None = None
 
 
 # The request that this task works for; None outside of a server (`LLM.generate`). Tasks that the request
@@ -226,15 +229,15 @@ def _again(data: bytes, receive: Receive) -> Receive:
 
 async def _refuse(send: Send, error: MllmError) -> None:
     text = " ".join(str(error).split())
-    told = {
+    body = {
         "message": text,
-        "type": "BadRequestError",
+        "type": "BadRequestError" if error.status == 400 else HTTPStatus(error.status).phrase,
         "param": getattr(error, "field", "messages"),
-        "code": 400,
+        "code": error.code,
     }
-    data = json.dumps({"error": told}).encode()
+    data = json.dumps({"error": body}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": data})
 
 
@@ -287,6 +290,8 @@ class _Answer:
             error = answer.get("error") if isinstance(answer, dict) else None
             if isinstance(error, dict) and isinstance(error.get("message"), str):
                 error["message"] = one_line(error["message"])
+                if self.exchange.error is not None:  # vLLM repeats the status here
+                    error["code"] = self.exchange.error.code
                 data = json.dumps(answer).encode()
         elif self.counted and isinstance(answer, dict):
             self.exchange.usage.fill(answer)

@@ -76,6 +76,8 @@ SERVED_PARTS = "text, video_url, audio_url, input_audio or image_url"
 class ApiError(MllmError):
     """A request asks for what this server does not do. `field` is the part of the body that it is about."""
 
+    code = "invalid_request"
+
     def __init__(self, message: str, field: str | None = None):
         super().__init__(message)
         self.field = field

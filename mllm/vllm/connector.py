@@ -27,9 +27,9 @@ import vllm.envs as envs
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector, MediaIO
 
-from mllm.errors import MediaError
-from mllm.media.decode_pool import MOST_WORKERS, DecodersBusy
-from mllm.media.fetch import FetchBusy, Fetcher, FetchLimits
+from mllm.errors import MediaError, MllmError
+from mllm.media.decode_pool import MOST_WORKERS
+from mllm.media.fetch import Fetcher, FetchLimits
 from mllm.media.places import is_data_uri
 from mllm.media.sources import data_uri
 from mllm.vllm import api as vllm_api
@@ -51,11 +51,8 @@ class MediaRejected(VLLMValidationError):
         return str(self.args[0])
 
 
-class MediaBusy(GracefulHTTPError):
-    """Status 429 with one line."""
-
-    def __init__(self, message: str):
-        super().__init__(message, HTTPStatus.TOO_MANY_REQUESTS)
+class MediaFailed(GracefulHTTPError):
+    """One line, with the status of the error behind it."""
 
 
 class RecordingIO(MediaIO[Recording]):
@@ -227,17 +224,19 @@ def our_words(url: Any, media_io: MediaIO) -> Iterator[None]:
     modality = media_io.modality if isinstance(media_io, RecordingIO) else "media"
     try:
         yield
-    except (MediaRejected, MediaBusy):
+    except (MediaRejected, MediaFailed):
         raise
     except Exception as error:
         if modality == "media" and not isinstance(error, MediaError):
             raise  # vLLM's reader for another model
         line = " ".join(f"cannot use {modality}{_name(url)}: {_reason(error)}".split())
-        raise (
-            MediaBusy(line)
-            if isinstance(error, (FetchBusy, DecodersBusy))
-            else MediaRejected(line, parameter=f"{modality}_url")
-        ) from error
+        exchange = vllm_api.current.get()
+        if exchange is not None and isinstance(error, MllmError):
+            exchange.error = error
+        status = error.status if isinstance(error, MllmError) else MllmError.status
+        if status == HTTPStatus.BAD_REQUEST:
+            raise MediaRejected(line, parameter=f"{modality}_url") from error
+        raise MediaFailed(line, HTTPStatus(status)) from error
 
 
 def _name(url: Any) -> str:

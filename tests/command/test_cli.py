@@ -15,6 +15,7 @@ import typer
 
 from mllm.command import cli
 from mllm.errors import MllmError
+from serve.launcher import ServerError
 
 
 @dataclass
@@ -80,6 +81,13 @@ def test_a_user_error_is_one_line_and_status_2(run) -> None:
         raise MllmError("song.yaml row 2:\n  no melody: write one")
 
     assert run({"sing": sing}, "sing") == (2, "", "error: song.yaml row 2: no melody: write one\n")
+
+
+def test_an_error_of_a_server_is_status_1(run) -> None:
+    def sing() -> None:
+        raise ServerError("vLLM ended: exit status 3")
+
+    assert run({"sing": sing}, "sing")[0] == 1
 
 
 def test_a_bug_keeps_its_traceback(run) -> None:

@@ -59,7 +59,7 @@ def test_nothing_asked_fails(tmp_path):
 
 
 def test_wrong_arguments(capsys):
-    assert main(["--media", "missing.mp4", "--model", "x"]) == 1
+    assert main(["--media", "missing.mp4", "--model", "x"]) == 2
     assert "error: no such file: missing.mp4" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--question", "What?"])

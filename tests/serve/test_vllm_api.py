@@ -12,6 +12,7 @@ import httpx
 import pytest
 import torch
 
+from mllm.media.fetch import FetchBusy
 from mllm.media.windows import Seen
 from mllm.models.processor import MediaFeatures
 from mllm.vllm.api import ApiMiddleware, current, note, one_line
@@ -182,10 +183,14 @@ async def never(scope, receive, send):
 
 
 def test_a_refusal_is_an_error_of_openais_form():
-    for reply in (ask(never, []), ask(never, "hi", tools=[{"type": "file_search"}])):
+    requests = {
+        "invalid_messages": ask(never, []),
+        "invalid_request": ask(never, "hi", tools=[{"type": "file_search"}]),
+    }
+    for code, reply in requests.items():
         assert reply.status_code == 400
         error = reply.json()["error"]
-        assert (error["code"], error["type"]) == (400, "BadRequestError")
+        assert (error["code"], error["type"]) == (code, "BadRequestError")
         assert error["message"] in (
             "message 0 is empty: give it text or media",
             "this model calls no tools (tools[0] is of type 'file_search'): leave 'tools' out",
@@ -237,6 +242,14 @@ def test_vllms_validation_errors_become_one_line():
     assert ask(application, "hi").json() == {"error": {"message": "stop: Input should be a list"}}
     assert one_line(printed) == "0.Bar.text: Field required"
     assert one_line("first\nsecond") == "first second"
+
+
+def test_an_error_of_a_recording_keeps_its_code_behind_vllm():
+    async def application(scope, receive, send):
+        current.get().error = FetchBusy("this server is already fetching 16 recordings: try later")
+        await answer(send, json.dumps({"error": {"message": "no", "code": 429}}), status=429)
+
+    assert ask(application, "hi").json() == {"error": {"message": "no", "code": "busy"}}
 
 
 def test_another_models_requests_pass_as_they_are():

@@ -20,7 +20,7 @@ from mllm.media.fetch import FetchBusy, Fetcher, FetchLimits
 from mllm.vllm import api as vllm_api
 from mllm.vllm import connector as vllm_connector
 from mllm.vllm import plugin as vllm_plugin
-from mllm.vllm.connector import MediaBusy, MediaRejected, MllmMediaConnector
+from mllm.vllm.connector import MediaFailed, MediaRejected, MllmMediaConnector
 
 pytestmark = pytest.mark.slow
 SECRET = base64.b64encode(b"content that nobody may be told again" * 3).decode()
@@ -160,7 +160,7 @@ def test_too_many_at_once_get_429(fetch, connector, monkeypatch):
 
     monkeypatch.setattr(vllm_connector, "fetcher_for", lambda limits: Full(limits))
     with pytest.raises(
-        MediaBusy, match="cannot use audio http://a.org/x.wav: this server is already"
+        MediaFailed, match="cannot use audio http://a.org/x.wav: this server is already"
     ) as caught:
         fetch(connector, "audio", "http://a.org/x.wav")
     assert caught.value.http_status == 429
@@ -176,7 +176,7 @@ def test_the_client_is_told_to_the_fetcher(connector, monkeypatch):
 
     monkeypatch.setattr(vllm_connector, "fetcher_for", lambda limits: Asked(limits))
     for fetch in (in_a_server, blocking):
-        with pytest.raises(MediaBusy):
+        with pytest.raises(MediaFailed):
             fetch(connector, "audio", "http://a.org/x.wav")
     assert clients == ["192.0.2.7", ""]
 
