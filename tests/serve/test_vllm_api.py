@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mllm.media.fetch import FetchBusy
-from mllm.media.windows import Seen
+from mllm.media.windows import Seen, WindowLayout
 from mllm.models.processor import MediaFeatures
 from mllm.vllm.api import ApiMiddleware, current, note, one_line
 
@@ -119,7 +119,7 @@ CLIP = MediaFeatures(  # three windows, one of them without sound
     None,
     None,
     torch.zeros(0),
-    [(0.0, True, True), (2.0, True, True), (4.0, True, False)],
+    [WindowLayout(0.0, True, True), WindowLayout(2.0, True, True), WindowLayout(4.0, True, False)],
     Seen(3, 12, 5.5, 5.5, True, True),
 )
 USAGE = {"prompt_tokens": 50, "completion_tokens": 3, "total_tokens": 53}
