@@ -178,18 +178,22 @@ def _backends(
     features: Path | None,
 ) -> tuple[Any, Any]:
     """Who answers, and the checkpoint in this process if there is one (beside a server it searches)."""
-    from eval.backends import HfBackend, OpenAIBackend
+    from mllm.answerer import Answerer
+    from mllm.answerer_remote import RemoteAnswerer
     from mllm.errors import ConfigError
     from mllm.models.feature_cache import FeatureCache, freeze_and_keep
+    from mllm.records.answers import Generation
 
     if served_model is not None and url is None:
         raise ConfigError("--served-model names a model at --url: give that too, or a checkpoint as --model")
+    generation = Generation(max_tokens=max_tokens)
     local = None
     if model is not None or url is None:
-        local = HfBackend.from_pretrained(model, dtype, batch=batch, max_tokens=max_tokens)
+        local = Answerer.from_pretrained(model, dtype, generation=generation, batch=batch, isolated=True)
         if features:
             freeze_and_keep(local.model, FeatureCache(features))
-    return (OpenAIBackend(url, served_model, concurrent, max_tokens, file_urls) if url else local), local
+    server = RemoteAnswerer(url, served_model, generation, concurrent, file_urls) if url else None
+    return server or local, local
 
 
 def _evaluated(

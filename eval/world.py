@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.backends import Backend, Unread
 from eval.metrics import CAPTION, Answered, AnswerPrior, caption_table, retrieval_scores, score_table
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
 from mllm.records import chat
+from mllm.records.answers import Backend, Progress, Unread
 from mllm.records.record import Record
 from mllm.records.source import DataSource, open_source
 
@@ -118,7 +118,7 @@ def ask(
     backend: Backend,
     prior: AnswerPrior | None = None,
     blind: bool = True,
-    tell: Callable[[int], None] = lambda count: None,
+    progress: Progress = lambda count: None,
 ) -> tuple[list[Answered], list[tuple[str, str]]]:
     """Put every question to the backend, with its recordings and (`blind`) once more without.
 
@@ -129,15 +129,17 @@ def ask(
     Raises:
         MllmError: if none can be.
     """
-    said = list(zip(questions, backend.answer([q.messages for q in questions], tell), strict=True))
+    said = list(
+        zip(questions, backend.answer([q.messages for q in questions], progress=progress), strict=True)
+    )
     missing = [(question.id, answer.cause) for question, answer in said if isinstance(answer, Unread)]
     seen = [(question, answer) for question, answer in said if not isinstance(answer, Unread)]
     if not seen:
         raise MllmError(f"none of the {len(said)} questions can be asked; the first: {missing[0][1]}")
     unseen: Sequence[Any] = [None] * len(seen)
     if blind:
-        unseen = backend.answer([question.without_media for question, _ in seen], tell)
-        tell(len(missing))
+        unseen = backend.answer([question.without_media for question, _ in seen], progress=progress)
+        progress(len(missing))
     rows = [
         Answered(q.id, q.type, q.group, q.text, q.truth, answer, without, prior(q.text) if prior else None)
         for (q, answer), without in zip(seen, unseen, strict=True)
@@ -193,7 +195,7 @@ def evaluate(
     pairs: DataSource | None = None,
     prior: AnswerPrior | None = None,
     blind: bool = True,
-    tell: Callable[[int], None] = lambda count: None,
+    progress: Progress = lambda count: None,
 ) -> SplitResult:
     """One split, whole.
 
@@ -202,10 +204,10 @@ def evaluate(
         backend: who answers.
         embedder, pairs: what searches, and the clips with captions it searches among; None leaves search out.
         prior, blind: see `ask`.
-        tell: called with the number of answers that have just come.
+        progress: called with the number of answers that have just come.
     """
     begin = time.monotonic()
-    rows, missing = ask(questions, backend, prior, blind, tell)
+    rows, missing = ask(questions, backend, prior, blind, progress)
     found = retrieve(pairs, embedder, len(pairs)) if embedder is not None and pairs is not None else {}
     seconds = time.monotonic() - begin
     in_order = sorted(rows, key=lambda row: list(_GROUP_OF).index(row.type) if row.type in _GROUP_OF else 99)

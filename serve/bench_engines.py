@@ -13,14 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import psutil
 
 from mllm.errors import MllmError
+from mllm.records.answers import Generation
 from mllm.records.openai_parts import media_url
 from serve.bench_load import Request, serve_fifo
+
+if TYPE_CHECKING:
+    from mllm.answerer import Answerer
 
 PROMPT = "Tell me all that you know about the red star, the blue circle and the bell that rings."
 QUESTION = "What is seen and heard?"
@@ -30,6 +34,7 @@ SETUPS = [
     ("float32", 2),
     ("bfloat16", 2),
 ]  # dtype and threads that are tried
+LARGEST_BATCH = 64  # requests that Hugging Face answers at once
 KEEP_ALIVE = 2.0  # seconds that a connection is kept for the next request: vLLM closes it after five
 ANSWER_TIMEOUT = 1800.0  # seconds without a word from the process of Hugging Face
 
@@ -257,20 +262,17 @@ class Generator:
 
     def __init__(self, checkpoint: str):
         self.checkpoint = checkpoint
-        self._engines: dict[str, Any] = {}
+        self._answerers: dict[str, Answerer] = {}
 
     def use(self, dtype: str, threads: int) -> None:
         import torch
 
-        from mllm.models.checkpoint import load
-        from serve.chat import LocalEngine
+        from mllm.answerer import Answerer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(threads)
-        if dtype not in self._engines:
-            model, processor = load(self.checkpoint, dtype=dtype, device=device)
-            self._engines[dtype] = LocalEngine(model, processor, max_tokens=1)
-        self.engine = self._engines[dtype]
+        if dtype not in self._answerers:
+            self._answerers[dtype] = Answerer.from_pretrained(self.checkpoint, dtype, batch=LARGEST_BATCH)
+        self.answerer = self._answerers[dtype]
 
     def together(self, level: int, tokens: int, times: int) -> int:
         for _ in range(times):
@@ -281,25 +283,18 @@ class Generator:
         def answer(batch: Sequence[Request]) -> None:
             self._generate([one.number for one in batch], max(one.tokens for one in batch))
 
-        return serve_fifo(requests, answer, most=64)
+        return serve_fifo(requests, answer, most=LARGEST_BATCH)
 
     def first_token(self, clip: bytes) -> float:
         began = time.perf_counter()
         parts = [{"type": "video", "video": clip}, {"type": "text", "text": QUESTION}]
-        for _ in self.engine.stream([{"role": "user", "content": parts}]):
+        for _ in self.answerer.stream([{"role": "user", "content": parts}], Generation(max_tokens=1)):
             pass
         return time.perf_counter() - began
 
     def _generate(self, numbers: Sequence[int], tokens: int) -> None:
-        import torch
-
-        from serve.chat import user_message
-
-        model, processor = self.engine.model, self.engine.processor
-        conversations = [[user_message([], f"{number} {PROMPT}")] for number in numbers]
-        batch = {name: tensor.to(model.device) for name, tensor in processor.batch(conversations).items()}
-        with torch.inference_mode():
-            model.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        conversations = [[{"role": "user", "content": f"{number} {PROMPT}"}] for number in numbers]
+        self.answerer.answer(conversations, Generation(max_tokens=tokens, min_tokens=tokens))
 
 
 Engine = Vllm | HuggingFace

@@ -1,24 +1,21 @@
-"""Ask about recordings, in this process (Hugging Face generate) or at any OpenAI-compatible server.
+"""Ask about recordings from the terminal: once, or in a conversation.
 
-An engine takes messages (see `mllm.records.chat`) and streams the answer's text:
-
-    for piece in LocalEngine.load("checkpoints/nano").stream(messages): print(piece, end="")
-
-after which `engine.report` says, in one line, what of the recordings was seen or what the server counted.
+Whoever answers, a checkpoint in this process or a server, is a `Backend` (see `mllm.records.answers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mllm.errors import MediaError, MllmError
-from mllm.files import open_ordinary
 from mllm.media.recording import probe
 from mllm.records import chat
-from mllm.records.openai_parts import to_openai
+from mllm.records.answers import Backend
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MODALITIES = ("video", "audio", "image")
 HELP = "/video FILE  /audio FILE  /image FILE  add to the next question    /clear  start anew    /quit"
@@ -26,189 +23,27 @@ HELP = "/video FILE  /audio FILE  /image FILE  add to the next question    /clea
 Media = list[tuple[str, str]]  # (modality, path or URL)
 
 
-class Engine(Protocol):
-    """Answers conversations; `report` is about the last answer."""
-
-    report: str
-
-    def check(self, modality: str, source: str) -> str:
-        """Read a recording before a question needs it; says in one line what it holds.
-
-        Raises:
-            MediaError: if it cannot be used.
-        """
-        ...
-
-    def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:
-        """The answer, piece by piece."""
-        ...
-
-
-class LocalEngine:
-    """A checkpoint in this process.
+def check(backend: Backend, modality: str, source: str, isolated: bool = False) -> str:
+    """Reads a recording before a question needs it; returns one line about what it holds.
 
     Args:
-        isolated: decode recordings in processes that may be lost (see `mllm.media.recording.load_clip`).
+        isolated: look into it in a process that may be lost.
+
+    Raises:
+        MediaError: if it cannot be used, or is not what it is called: a film called an image, a song called
+            a video.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        isolated: bool = False,
-    ):
-        self.model = model
-        self.processor = processor
-        self.max_tokens = max_tokens
-        self.temperature = temperature
-        self.isolated = isolated
-        self.report = ""
-        self._media: dict[tuple, Any] = {}  # a recording is decoded once per conversation
-        self._queries: tuple[list[Any], Any] = ([], None)
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: str | Path | None,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        isolated: bool = False,
-    ) -> LocalEngine:
-        """An engine for a checkpoint folder (None: the one that ships), on a GPU where there is one."""
-        import torch
-
-        from mllm.models.checkpoint import load
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(*load(checkpoint, device=device), max_tokens, temperature, isolated)
-
-    def check(self, modality: str, source: str) -> str:
-        seen = self._features(modality, source, {}).seen
-        return seen.line() if seen else modality
-
-    def _features(self, modality: str, source: Any, options: dict[str, Any]) -> Any:
-        key = (
-            modality,
-            source if isinstance(source, (str, Path, bytes)) else id(source),
-            *sorted(options.items()),
-        )
-        if key not in self._media:
-            require_kind(modality, source, self.isolated)
-            self._media[key] = self.processor.media(source, modality, isolated=self.isolated, **options)
-        return self._media[key]
-
-    def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:
-        from transformers import TextIteratorStreamer
-
-        messages = chat.validate_messages(messages, to_answer=True)
-        media = [self._features(*part) for part in chat.media_parts(messages)]
-        encoded = self.processor.encode(messages, add_generation_prompt=True, media=media)
-        inputs = self.processor.collate([encoded], "left")
-        inputs.pop("labels")
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        self._reuse_queries(inputs, media)
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        sampling = (
-            {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        )
-        failures: list[BaseException] = []
-
-        def generate() -> None:
-            try:
-                self.model.generate(**inputs, **sampling, max_new_tokens=self.max_tokens, streamer=streamer)
-            except BaseException as error:
-                failures.append(error)
-                streamer.end()
-
-        thread = Thread(target=generate, daemon=True)
-        thread.start()
-        yield from (piece for piece in streamer if piece)
-        thread.join()
-        if failures:
-            raise failures[0]
-        self.report = "; ".join(item.seen.line() for item in media if item.seen)
-
-    def _reuse_queries(self, inputs: dict[str, Any], media: list[Any]) -> None:
-        """What towers and Q-Formers make of the media does not depend on the question: keep it over turns."""
-        import torch
-
-        from mllm.models.processor import take_media
-
-        tensors = take_media(inputs)
-        if not tensors:
-            return
-        known, queries = self._queries
-        if len(known) != len(media) or any(old is not new for old, new in zip(known, media, strict=True)):
-            with torch.inference_mode():
-                queries = self.model.model.query_outputs(**tensors)
-            self._queries = (media, queries)
-        inputs["media_queries"] = queries
+    _require_kind(modality, source, isolated)
+    return backend.check(modality, source)
 
 
-class RemoteEngine:
-    """A model behind an OpenAI-compatible API; recordings travel as data: URIs."""
-
-    def __init__(self, url: str, model: str | None = None, max_tokens: int = 128, temperature: float = 0.0):
-        import openai
-
-        base = url.rstrip("/")
-        self.client = openai.OpenAI(
-            base_url=base if base.endswith("/v1") else f"{base}/v1", api_key=_api_key()
-        )
-        self.max_tokens = max_tokens
-        self.temperature = temperature
-        self.report = ""
-        try:
-            self.model = model or next(iter(self.client.models.list())).id
-        except openai.OpenAIError as error:
-            raise MllmError(f"no OpenAI-compatible server at {url}: {_reason(error)}") from None
-
-    def check(self, modality: str, source: str) -> str:
-        if not source.startswith(("http://", "https://", "data:")):
-            if not Path(source).exists():
-                raise MediaError(f"no such file: {source}")
-            open_ordinary(source).close()
-            require_kind(modality, source)
-        return modality
-
-    def stream(self, messages: Sequence[chat.Message]) -> Iterator[str]:
-        import openai
-
-        for modality, source, _ in chat.media_parts(chat.validate_messages(messages)):
-            require_kind(modality, source)
-        try:
-            chunks = self.client.chat.completions.create(
-                model=self.model,
-                messages=to_openai(messages),  # type: ignore[arg-type]
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            for chunk in chunks:
-                if chunk.usage:
-                    self.report = (
-                        f"{chunk.usage.prompt_tokens} tokens in, {chunk.usage.completion_tokens} out"
-                    )
-                if chunk.choices and chunk.choices[0].delta.content:
-                    yield chunk.choices[0].delta.content
-        except openai.OpenAIError as error:
-            raise MllmError(f"the server at {self.client.base_url} says: {_reason(error)}") from None
-
-
-def require_kind(modality: str, source: Any, isolated: bool = False) -> None:
-    """Raises MediaError if a file is not what it is called: a film called an image, a song called a video.
-
-    What cannot be read passes: whoever answers says what is wrong with it.
-    """
-    if not isinstance(source, str | Path) or "://" in str(source)[:20] or not Path(source).exists():
+def _require_kind(modality: str, source: str, isolated: bool) -> None:
+    if "://" in source[:20] or not Path(source).exists():
         return
     try:
         found = probe(source, isolated=isolated)
     except MediaError:
-        return
+        return  # whoever answers says what is wrong with it
     kind = "image" if found.is_image else "video" if found.has_video else "audio"
     lacks = {
         "image": "" if found.is_image else "it is no still picture",
@@ -217,19 +52,6 @@ def require_kind(modality: str, source: Any, isolated: bool = False) -> None:
     }[modality]
     if lacks:
         raise MediaError(f"{source}: {lacks}: give it as --{kind} (in a conversation: /{kind})")
-
-
-def _api_key() -> str:
-    import os
-
-    return os.environ.get("OPENAI_API_KEY", "none")
-
-
-def _reason(error: Exception) -> str:
-    body = getattr(error, "body", None)
-    if isinstance(body, dict) and body.get("message"):
-        return str(body["message"])
-    return str(error) or type(error).__name__
 
 
 # --- the terminal ---------------------------------------------------------------------------------
@@ -276,25 +98,27 @@ def user_message(media: Media, text: str) -> chat.Message:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def ask_once(engine: Engine, media: Media, question: str) -> str:
+def ask_once(backend: Backend, media: Media, question: str, isolated: bool = False) -> str:
     """Print one answer as it comes, then what was seen. Returns the answer."""
-    return _answer(engine, [user_message(media, question)])
+    for modality, source in media:
+        check(backend, modality, source, isolated)
+    return _answer(backend, [user_message(media, question)])
 
 
-def _answer(engine: Engine, messages: Sequence[chat.Message]) -> str:
+def _answer(backend: Backend, messages: Sequence[chat.Message]) -> str:
     from rich.console import Console
 
     pieces = []
-    for piece in engine.stream(messages):
+    for piece in backend.stream(messages):
         pieces.append(piece)
         print(piece, end="", flush=True)
     print()
-    if engine.report:
-        Console(stderr=True, highlight=False).print(f"({engine.report})", style="dim")
+    if backend.report:
+        Console(stderr=True, highlight=False).print(f"({backend.report})", style="dim")
     return "".join(pieces)
 
 
-def converse(engine: Engine, media: Media = ()) -> None:  # type: ignore[assignment]
+def converse(backend: Backend, media: Media | None = None, isolated: bool = False) -> None:
     """Read questions until /quit or end of input; history is kept, recordings wait for the next question."""
     from rich.console import Console
 
@@ -302,8 +126,18 @@ def converse(engine: Engine, media: Media = ()) -> None:  # type: ignore[assignm
     console.print(HELP, style="dim", markup=False)
     messages: list[chat.Message] = []
     waiting: Media = []
-    for modality, source in media:
-        _add(engine, console, waiting, modality, source)
+
+    def add(modality: str, source: str) -> None:
+        try:
+            console.print(
+                f"{source}: {check(backend, modality, source, isolated)}", style="dim", markup=False
+            )
+            waiting.append((modality, source))
+        except MllmError as error:
+            _print_error(console, error)
+
+    for modality, source in media or []:
+        add(modality, source)
     while True:
         try:
             line = input("> ").strip()
@@ -318,15 +152,15 @@ def converse(engine: Engine, media: Media = ()) -> None:  # type: ignore[assignm
         if command == "/clear":
             messages, waiting = [], []
         elif command[1:] in MODALITIES and command[0] == "/":
-            _add(engine, console, waiting, command[1:], rest.strip().strip("'\""))
+            add(command[1:], rest.strip().strip("'\""))
         elif command.startswith("/"):
             console.print(HELP, style="dim", markup=False)
         else:
             turn = [*messages, user_message(waiting, line)]
             try:
-                answer = _answer(engine, turn)
+                answer = _answer(backend, turn)
             except MllmError as error:
-                console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+                _print_error(console, error)
                 continue
             except KeyboardInterrupt:
                 print()
@@ -334,9 +168,5 @@ def converse(engine: Engine, media: Media = ()) -> None:  # type: ignore[assignm
             messages, waiting = [*turn, {"role": "assistant", "content": answer}], []
 
 
-def _add(engine: Engine, console: Any, waiting: Media, modality: str, source: str) -> None:
-    try:
-        console.print(f"{source}: {engine.check(modality, source)}", style="dim", markup=False)
-        waiting.append((modality, source))
-    except MllmError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+def _print_error(console: Console, error: MllmError) -> None:
+    console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)

@@ -12,17 +12,26 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from mllm.answerer_remote import RemoteAnswerer
 from mllm.errors import MllmError
 from mllm.files import open_ordinary
-from mllm.records.openai_parts import to_openai
+from mllm.records.answers import Generation
+from mllm.records.chat import Message
+from mllm.records.record import Record, read_records
 from mllm.scores import exact_match
 from serve.launcher import Server
 from serve.supervise import stop_signals
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Conversation = tuple[str, list[Message], str | None]  # clip, messages without the answer, truth
 
 SCENES = 12  # made, so that there are enough with picture and sound among the silent and the still ones
 CLIPS = 3  # asked about
@@ -89,6 +98,7 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
         console.print(
             f"vLLM serves [bold]{server.model}[/] at {server.api}, ready in {server.seconds_to_start:.0f} s"
         )
+        conversations: Iterable[Conversation] = []
         if media:
             conversations = [own_question(media, question)]
         else:
@@ -104,7 +114,7 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
 
 
 def make_clips(out: Path) -> subprocess.Popen:
-    """Begin to make clips with a seed of chance; vLLM starts meanwhile."""
+    """Begin to make clips with a random seed; vLLM starts meanwhile."""
     shutil.rmtree(out, ignore_errors=True)
     seed = random.SystemRandom().randrange(10**6, 10**9)
     words = ["data", "world", "--split", "val", "--clips", str(SCENES), "--questions", "6"]
@@ -118,14 +128,12 @@ def make_clips(out: Path) -> subprocess.Popen:
     )
 
 
-def finish(maker: subprocess.Popen | None, out: Path) -> list[dict[str, Any]]:
+def finish(maker: subprocess.Popen | None, out: Path) -> list[Record]:
     """Wait for the clips and read their records.
 
     Raises:
         MllmError: if they could not be made.
     """
-    from mllm.records.record import read_records
-
     assert maker is not None
     _, errors = maker.communicate()
     if maker.returncode:
@@ -133,9 +141,9 @@ def finish(maker: subprocess.Popen | None, out: Path) -> list[dict[str, Any]]:
     return list(read_records(out / "records.jsonl"))
 
 
-def questions(records: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]], str]]:
+def questions(records: list[Record]) -> Iterator[Conversation]:
     """(clip, messages without the answer, truth): several questions of each video, of different kinds."""
-    videos: dict[str, dict[str, dict[str, Any]]] = {}
+    videos: dict[str, dict[str, Record]] = {}
     random.shuffle(records)
     for record in records:
         media = [part for part in record["messages"][0]["content"] if part["type"] != "text"]
@@ -149,7 +157,7 @@ def questions(records: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[st
             yield clip, record["messages"][:1], record["answer"]
 
 
-def own_question(media: str, question: str | None) -> tuple[str, list[dict[str, Any]], None]:
+def own_question(media: str, question: str | None) -> Conversation:
     """The user's recording; what kind it is decides how it is sent."""
     from mllm.media.recording import probe
 
@@ -160,43 +168,37 @@ def own_question(media: str, question: str | None) -> tuple[str, list[dict[str, 
     return media, [{"role": "user", "content": content}], None
 
 
-def ask_all(server: Server, conversations: Any, console: Any) -> list[Asked]:
+def ask_all(server: Server, conversations: Iterable[Conversation], console: Console) -> list[Asked]:
     """Ask one after another, streaming; the table grows with the answers."""
-    import openai
     from rich.live import Live
 
-    client = openai.OpenAI(base_url=server.api, api_key="none", max_retries=0)
+    answerer = RemoteAnswerer(server.api, server.model, Generation(max_tokens=64))
     asked: list[Asked] = []
     with Live(table_of(asked), console=console, refresh_per_second=8) as live:
         for clip, messages, truth in conversations:
-            asked.append(ask(client, server.model, clip, messages, truth))
+            asked.append(ask(answerer, clip, messages, truth))
             live.update(table_of(asked))
     return asked
 
 
-def ask(client: Any, model: str, clip: str, messages: list[dict[str, Any]], truth: str | None) -> Asked:
-    """One streamed request."""
-    import openai
+def ask(answerer: RemoteAnswerer, clip: str, messages: list[Message], truth: str | None) -> Asked:
+    """One streamed request.
 
-    sent = to_openai(messages)
+    Raises:
+        MllmError: if the server refuses it.
+    """
     began = time.perf_counter()
     pieces: list[str] = []
     first = 0.0
-    try:
-        for chunk in client.chat.completions.create(model=model, messages=sent, max_tokens=64, stream=True):
-            if chunk.choices and chunk.choices[0].delta.content:
-                first = first or time.perf_counter() - began
-                pieces.append(chunk.choices[0].delta.content)
-    except openai.OpenAIError as error:
-        raise MllmError(f"the server refused {Path(clip).name}: {error}") from None
-    texts = [part["text"] for part in messages[-1]["content"] if part["type"] == "text"]
+    for piece in answerer.stream(messages):
+        first = first or time.perf_counter() - began
+        pieces.append(piece)
     whole = time.perf_counter() - began
-    return Asked(
-        Path(clip).name, " ".join(texts).strip(), "".join(pieces).strip(), truth, first or whole, whole
-    )
+    question = " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text").strip()
+    return Asked(Path(clip).name, question, "".join(pieces).strip(), truth, first or whole, whole)
 
 
-def table_of(asked: list[Asked]) -> Any:
+def table_of(asked: list[Asked]) -> Table:
     """The answers so far, each clip under its name."""
     from rich.table import Table
     from rich.text import Text
@@ -219,7 +221,7 @@ def table_of(asked: list[Asked]) -> Any:
     return table
 
 
-def conclude(asked: list[Asked], console: Any, server: Server, out: Path) -> int:
+def conclude(asked: list[Asked], console: Console, server: Server, out: Path) -> int:
     """Count what is right, say what to try next, return the exit status."""
     judged = [one for one in asked if one.truth is not None]
     right = sum(one.right for one in judged)

@@ -6,18 +6,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from mllm.answerer import Answerer
+from mllm.errors import MediaError
+from mllm.records.answers import Generation, Unread
+from mllm.records.chat import Message
+from mllm.records.record import Record
 from mllm.records.source import DataSource
 from mllm.scores import exact_match, recall_at_k
+
+if TYPE_CHECKING:
+    from mllm.models.model import MllmForConditionalGeneration
+    from mllm.models.processor import MllmProcessor
 
 PAIRED = ("video", "audio")
 LONGEST_ANSWER = 48  # tokens
 
 
-def retrieval(model: Any, processor: Any, source: DataSource, clips: int = 256) -> dict[str, float]:
+def retrieval(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource, clips: int = 256
+) -> dict[str, float]:
     """R@1 of text to clip and back, for picture and for sound, over the first `clips` that have them."""
     from mllm.search.embedder import Embedder
 
@@ -46,7 +55,11 @@ def retrieval(model: Any, processor: Any, source: DataSource, clips: int = 256) 
 
 
 def answers(
-    model: Any, processor: Any, source: DataSource, clips: int = 64, batch: int = 64
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    source: DataSource,
+    clips: int = 64,
+    batch: int = 64,
 ) -> dict[str, float]:
     """Share of greedy answers that are exactly right, per task and over `all`, on the first `clips`."""
     scenes = range(min(len(source), clips))
@@ -54,32 +67,33 @@ def answers(
 
 
 def text_answers(
-    model: Any, processor: Any, source: DataSource, scenes: int = 64, batch: int = 64
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    source: DataSource,
+    scenes: int = 64,
+    batch: int = 64,
 ) -> dict[str, float]:
     """The same with texts in place of the recordings: whether the decoder can answer at all."""
     texts = [messages for index in range(min(len(source), scenes)) for messages in source.text(index)]
     return _right(model, processor, [{"messages": messages} for messages in texts], batch)
 
 
-@torch.inference_mode()
-def _right(model: Any, processor: Any, records: list[dict[str, Any]], batch: int) -> dict[str, float]:
-    model.eval()
-    asked = [(record.get("task"), *question_of(record)) for record in records]
+def _right(
+    model: MllmForConditionalGeneration, processor: MllmProcessor, records: list[Record], batch: int
+) -> dict[str, float]:
+    questions = [(record.get("task"), *question_of(record)) for record in records]
+    answerer = Answerer(model, processor, generation=Generation(max_tokens=LONGEST_ANSWER), batch=batch)
+    answers = answerer.answer([messages for _, messages, _ in questions])
     right: dict[str, list[bool]] = defaultdict(list)
-    for first in range(0, len(asked), batch):
-        rows = asked[first : first + batch]
-        inputs = processor.batch([messages for _, messages, _ in rows])
-        length = inputs["input_ids"].shape[1]
-        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-        tokens = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER)[:, length:]
-        said = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for (task, _, truth), answer in zip(rows, said, strict=True):
-            for name in filter(None, (task, "all")):
-                right[name].append(exact_match(answer, truth))
+    for (task, _, truth), answer in zip(questions, answers, strict=True):
+        if isinstance(answer, Unread):
+            raise MediaError(answer.cause)
+        for name in filter(None, (task, "all")):
+            right[name].append(exact_match(answer, truth))
     return {name: sum(values) / len(values) for name, values in sorted(right.items())}
 
 
-def question_of(record: dict[str, Any]) -> tuple[list[dict], str]:
+def question_of(record: Record) -> tuple[list[Message], str]:
     """(messages up to the last question, the right answer) of a record."""
     messages = record["messages"]
     if messages[-1]["role"] != "assistant":

@@ -68,9 +68,9 @@ class SeesTheFile:
     def __init__(self):
         self.asked = []
 
-    def answer(self, conversations, tell=lambda count: None):
+    def answer(self, conversations, generation=None, progress=lambda count: None):
         self.asked.append(conversations)
-        tell(len(conversations))
+        progress(len(conversations))
         sees = [any(p["type"] == "video" for m in c for p in m["content"]) for c in conversations]
         return ["Red." if seen else "unseen" for seen in sees]
 
@@ -106,13 +106,13 @@ def test_every_type_of_the_world_has_a_group():
 
 def test_evaluate_and_write(tmp_path):
     backend = SeesTheFile()
-    told = []
+    arrived = []
     prior = AnswerPrior([("which colour?", "blue")])
     questions = world.collect(TwoScenes())
-    result = world.evaluate(questions, backend, OneHot(), TwoScenes(), prior, tell=told.append)
+    result = world.evaluate(questions, backend, OneHot(), TwoScenes(), prior, progress=arrived.append)
     assert result.scores["overall"] == {"count": 2, "score": 0.5, "majority": 0.5, "prior": 0.5, "blind": 0.0}
     assert result.captions["caption_video"]["f1"] == pytest.approx((2 * 1 / 4 + 0) / 2)
-    assert sum(told) == 8
+    assert sum(arrived) == 8
     assert len(backend.asked) == 2
     # Both captions say the same, so either clip is a hit.
     assert result.retrieval["video"]["text_to_media"]["R@1"] == 1.0

@@ -1,4 +1,4 @@
-"""`mllm chat`: words, both engines, the conversation in the terminal."""
+"""`mllm chat`: its words, local and remote answers, the conversation in the terminal."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import shutil
 
 import pytest
 
+from mllm.answerer import Answerer
+from mllm.answerer_remote import RemoteAnswerer
 from mllm.command import cli
 from mllm.errors import MediaError, MllmError
+from mllm.records.answers import Generation
 from mllm.records.openai_parts import to_openai
-from serve.chat import (
-    LocalEngine,
-    RemoteEngine,
-    ask_once,
-    converse,
-    parse_words,
-    user_message,
-)
+from serve.chat import ask_once, check, converse, parse_words, user_message
 from tests.media_files import make
 
 
@@ -92,44 +88,12 @@ def test_openai_parts(media):
     json.dumps(sent)
 
 
+EIGHT = Generation(max_tokens=8)
+
+
 @pytest.fixture(scope="module")
-def engine(reference):
-    return LocalEngine(*reference, max_tokens=8)
-
-
-def test_local_engine_streams_what_generate_says(engine, reference, media):
-    import torch
-
-    model, processor = reference
-    question = [user_message([("video", str(media / "red_low.mp4"))], "What is seen?")]
-    batch = processor.batch([question])
-    with torch.inference_mode():
-        ids = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
-    assert "".join(engine.stream(question)) == processor.tokenizer.decode(ids, skip_special_tokens=True)
-    frames = 2 * processor.frames_per_window
-    assert engine.report == f"2 windows, {frames} frames, 3.0 of 3.0 s, picture and sound"
-
-
-def test_media_are_encoded_once_in_a_conversation(engine, media, monkeypatch):
-    first = [user_message([("audio", str(media / "low.wav"))], "What is heard?")]
-    answer = "".join(engine.stream(first))
-    second = [*first, {"role": "assistant", "content": answer or "Yes."}, user_message([], "And now?")]
-    expected = "".join(engine.stream(second))
-
-    def never(*arguments, **options):
-        raise AssertionError("the towers ran again")
-
-    monkeypatch.setattr(engine.model.model, "audio_query_outputs", never)
-    assert "".join(engine.stream(second)) == expected
-
-
-def test_failure_in_generate_reaches_the_caller(engine, monkeypatch):
-    def broken(**inputs):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(engine.model, "generate", broken)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        list(engine.stream([user_message([], "Hello")]))
+def answerer(reference):
+    return Answerer(*reference, generation=EIGHT)
 
 
 @pytest.fixture
@@ -151,29 +115,31 @@ MISNAMED = [
 
 
 @pytest.mark.parametrize(("modality", "name", "says"), MISNAMED)
-def test_a_recording_that_is_not_what_it_is_called(engine, named, monkeypatch, capsys, modality, name, says):
+def test_a_recording_that_is_not_what_it_is_called(
+    answerer, named, monkeypatch, capsys, modality, name, says
+):
     path = str(named / name)
-    remote = object.__new__(RemoteEngine)  # no server is asked
-    for of in (engine, remote):
+    remote = object.__new__(RemoteAnswerer)  # no server is asked
+    for backend in (answerer, remote):
         with pytest.raises(MediaError, match=f"{name}: {says}"):
-            ask_once(of, [(modality, path)], "What?")
+            ask_once(backend, [(modality, path)], "What?")
         with pytest.raises(MediaError, match=says):
-            of.check(modality, path)
+            check(backend, modality, path)
     assert capsys.readouterr().out == ""
     typed = iter([f"/{modality} {path}", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    converse(engine)
+    converse(answerer)
     assert says in capsys.readouterr().err
 
 
-def test_a_recording_that_is_what_it_is_called(engine, named):
+def test_a_recording_that_is_what_it_is_called(answerer, named):
     for modality, name in (("audio", "sound.wav"), ("video", "film.mp4"), ("image", "still.png")):
-        engine.check(modality, str(named / name))
-    assert engine.check("video", str(named / "still.png"))  # a still stands in a window of its own
+        check(answerer, modality, str(named / name))
+    assert check(answerer, "video", str(named / "still.png"))  # a still stands in a window of its own
 
 
 class Echo:
-    """An engine that says what it was asked."""
+    """Notes what it is asked."""
 
     report = "1 window"
 
@@ -185,7 +151,7 @@ class Echo:
             raise MediaError("no such file: missing")
         return "3 windows"
 
-    def stream(self, messages):
+    def stream(self, messages, generation=None):
         self.asked.append(messages)
         if "fail" in messages[-1]["content"][-1]["text"]:
             raise MediaError("cannot read it")
@@ -240,31 +206,26 @@ def test_conversation_ends_with_the_input(monkeypatch):
     converse(Echo())
 
 
-def test_no_server_at_url():
-    with pytest.raises(MllmError, match="no OpenAI-compatible server at http://127.0.0.1:9"):
-        RemoteEngine("http://127.0.0.1:9")
-
-
 @pytest.mark.slow
-def test_remote_engine_says_what_the_local_one_says(server, engine, media, capsys):
-    remote = RemoteEngine(server.url, max_tokens=8)
+def test_a_server_says_what_the_checkpoint_says(server, answerer, media, capsys):
+    remote = RemoteAnswerer(server.url, generation=EIGHT)
     assert remote.model == "nano"
     question = (
         [("video", str(media / "red_low.mp4")), ("audio", str(media / "high.flac"))],
         "Which is louder?",
     )
     # vLLM holds back half of a letter of several bytes.
-    assert ask_once(remote, *question) == ask_once(engine, *question).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert ask_once(remote, *question) == ask_once(answerer, *question).rstrip("\N{REPLACEMENT CHARACTER}")
     assert re.fullmatch(r"\d+ tokens in, [1-8] out", remote.report)
     assert "2 windows" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_remote_engine_passes_on_what_the_server_refuses(server, tmp_path):
+def test_what_the_server_refuses_is_passed_on(server, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"nothing")
     with pytest.raises(MllmError, match="says: cannot use video"):
-        ask_once(RemoteEngine(server.url), [("video", str(bad))], "What?")
+        ask_once(RemoteAnswerer(server.url), [("video", str(bad))], "What?")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from mllm.answerer_remote import RemoteAnswerer
 from mllm.media.recording import load_clip, probe
 from serve import demo
 from serve.demo import Asked, ask, conclude, main, own_question, questions, table_of
@@ -104,8 +105,9 @@ def test_synthetic_clips_have_picture_and_sound_and_differ():
 
 
 @pytest.mark.slow
-def test_ask(client, media):
+def test_ask(server, media):
     content = [{"type": "image", "image": str(media / "red.png")}, {"type": "text", "text": "Which colour?"}]
-    asked = ask(client, "nano", "red.png", [{"role": "user", "content": content}], "red")
+    answerer = RemoteAnswerer(server.url)
+    asked = ask(answerer, "red.png", [{"role": "user", "content": content}], "red")
     assert asked.question == "Which colour?"
     assert 0 < asked.first_token <= asked.whole

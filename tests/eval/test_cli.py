@@ -1,4 +1,4 @@
-"""A checkpoint as backend, and `mllm eval world` from end to end, with a tiny model of random weights."""
+"""`mllm eval world` and `records` from end to end, with a tiny model of random weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from eval import world
-from eval.backends import HfBackend, Unread
 from eval.cli import app
-from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.errors import ConfigError, MllmError
 from mllm.experiment import experiment_type
 from mllm.models.checkpoint import save
 from mllm.records.record import write_records
-from mllm.records.source import open_source
 from tests.media_files import make
 from tests.tiny import tiny
 
@@ -48,54 +46,6 @@ def small_prior(monkeypatch):
     """The prior of few scenes: the real one reads thousands."""
     train_prior = world.train_prior
     monkeypatch.setattr(world, "train_prior", lambda: train_prior(50))
-
-
-def test_answers_do_not_depend_on_the_batch(nano):
-    questions = world.collect(open_source("world:val,clips=6,frames=2,size=32"))
-    conversations = [*(q.messages for q in questions[:12]), questions[0].without_media]
-    told = []
-    together = HfBackend(*nano, batch=5, max_tokens=6).answer(conversations, told.append)
-    alone = HfBackend(*nano, batch=1, max_tokens=6).answer(conversations)
-    assert together == alone
-    assert sum(told) == len(conversations)
-    assert len(set(alone)) > 1
-
-
-def test_a_clip_is_read_once_for_all_its_questions(nano, monkeypatch):
-    model, processor = nano
-    read = []
-    media = processor.media
-    monkeypatch.setattr(
-        processor, "media", lambda *args, **options: read.append(args) or media(*args, **options)
-    )
-    questions = world.collect(open_source("world:val,clips=3,media=av,frames=2,size=32"))
-    assert len(questions) > 6
-    HfBackend(model, processor, max_tokens=1).answer([q.messages for q in questions])
-    assert len(read) == 3
-
-
-def test_a_recording_that_ends_its_reader_costs_one_answer(nano, tmp_path, monkeypatch):
-    """Recordings are read in processes that may be lost."""
-    model, processor = nano
-    media = processor.media
-
-    def crashing(source, modality, isolated=False, **options):
-        assert isolated
-        if source.endswith("crash.mp4"):
-            raise MediaError("crash.mp4: it crashed the decoder")
-        return media(source, modality, isolated=isolated, **options)
-
-    monkeypatch.setattr(processor, "media", crashing)
-    write_film(tmp_path / "film.mp4")
-    asked = [
-        [{"role": "user", "content": [{"type": "video", "video": str(tmp_path / name)}, QUESTION]}]
-        for name in ("crash.mp4", "film.mp4", "crash.mp4")
-    ]
-    answers = HfBackend(model, processor, batch=2, max_tokens=2).answer(asked)
-    assert [isinstance(answer, Unread) for answer in answers] == [True, False, True]
-
-
-QUESTION = {"type": "text", "text": "what is seen?"}
 
 
 def test_eval_world_on_arrays(checkpoint, tmp_path, monkeypatch, small_prior):

@@ -1,4 +1,4 @@
-"""Backends: the same prompts to a checkpoint in this process and to a server, answers in their order."""
+"""A server as answerer: requests in OpenAI's form, answers in order, failures in one line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eval.backends import OpenAIBackend
-from mllm.errors import MllmError
+from mllm.answerer_remote import RemoteAnswerer
+from mllm.errors import ChatError, MllmError
+from mllm.records.answers import Generation
 
 
 class Server(BaseHTTPRequestHandler):
     """Answers with the last text it was sent, later questions sooner; "fail" gives a 400."""
 
     requests: list
+    ranks = True
     under_way = 0
     most = 0
     lock = threading.Lock()
@@ -43,11 +45,17 @@ class Server(BaseHTTPRequestHandler):
         if text == "fail":
             self._send(400, {"error": {"message": "no such clip", "type": "BadRequestError", "code": 400}})
             return
+        extra = {}
+        if "prompt_logprobs" in body and self.ranks:
+            # The prompt has 3 tokens; an option has one for each letter, an end marker and white space.
+            letters = [(letter, -0.1 * (ord(letter) - ord("a"))) for letter in text]
+            tokens = [("p", -9.0)] * 2 + [*letters, ("<|end|>", -1.0), ("\n", -5.0)]
+            extra["prompt_logprobs"] = [None, *({"7": {"logprob": p, "decoded_token": t}} for t, p in tokens)]
         message = {"role": "assistant", "content": text.upper()}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        self._send(
-            200, {"id": "1", "object": "chat.completion", "created": 0, "model": "nano", "choices": [choice]}
-        )
+        usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+        head = {"id": "1", "object": "chat.completion", "created": 0, "model": "nano"}
+        self._send(200, head | {"choices": [choice], "usage": usage} | extra)
 
     def _send(self, status, body):
         data = json.dumps(body).encode()
@@ -79,23 +87,47 @@ def question(text: str, media: str | None = None) -> list[dict]:
 
 def test_answers_keep_their_order_and_requests_overlap(server):
     url, handler = server
-    backend = OpenAIBackend(url, concurrent=4)
-    told = []
-    answers = backend.answer([question(f"q{i}") for i in range(20)], told.append)
+    answerer = RemoteAnswerer(url, generation=Generation(max_tokens=48), concurrent=4)
+    arrived = []
+    answers = answerer.answer([question(f"q{i}") for i in range(20)], progress=arrived.append)
     assert answers == [f"Q{i}" for i in range(20)]
-    assert sum(told) == 20
+    assert sum(arrived) == 20
     assert 1 < handler.most <= 4
-    assert backend.name == f"nano at {url}/v1"
+    assert answerer.name == f"nano at {url}/v1"
     for body in handler.requests:
         assert (body["temperature"], body["max_tokens"], body["model"]) == (0.0, 48, "nano")
+
+
+def test_generation_settings_reach_the_server(server):
+    url, handler = server
+    drawn = Generation(max_tokens=5, min_tokens=2, temperature=0.7, top_p=0.9, seed=3)
+    RemoteAnswerer(url).answer([question("q")], drawn)
+    sent = {name: handler.requests[0][name] for name in ("max_tokens", "min_tokens", "top_p", "seed")}
+    assert sent == {"max_tokens": 5, "min_tokens": 2, "top_p": 0.9, "seed": 3}
+
+
+def test_options_are_ranked_by_the_log_likelihoods_of_prompts(server):
+    url, handler = server
+    ranking = RemoteAnswerer(url).rank(question("which?"), ["bb", "a"])
+    assert ranking.log_likelihoods == pytest.approx((-1.2, -1.0))  # with the end marker, no white space
+    assert ranking.best == "a"
+    whole = next(body for body in handler.requests if len(body["messages"]) == 2)
+    assert (whole["add_generation_prompt"], whole["prompt_logprobs"]) == (False, 0)
+
+
+def test_a_server_without_log_likelihoods_cannot_rank(server):
+    url, handler = server
+    handler.ranks = False
+    with pytest.raises(MllmError, match=r"cannot rank: .*as vLLM does"):
+        RemoteAnswerer(url).rank(question("which?"), ["a", "b"])
 
 
 def test_media_travel_as_data_or_as_paths(server, tmp_path):
     url, handler = server
     clip = tmp_path / "a ü.mp4"
     clip.write_bytes(b"not really a clip")
-    OpenAIBackend(url).answer([question("q", str(clip))])
-    OpenAIBackend(url, file_urls=True).answer([question("q", str(clip))])
+    RemoteAnswerer(url).answer([question("q", str(clip))])
+    RemoteAnswerer(url, file_urls=True).answer([question("q", str(clip))])
     sent = [body["messages"][0]["content"][0] for body in handler.requests]
     assert sent[0]["type"] == "video_url"
     prefix, data = sent[0]["video_url"]["url"].split(",")
@@ -110,7 +142,7 @@ def test_recordings_that_cannot_be_read_cost_their_own_answers(server, tmp_path)
     clip = tmp_path / "a.mp4"
     clip.write_bytes(b"not really a clip")
     asked = [question("q"), question("fail", str(clip)), question("r", str(tmp_path / "gone.mp4"))]
-    first, refused, gone = OpenAIBackend(url).answer([*asked])
+    first, refused, gone = RemoteAnswerer(url).answer([*asked])
     assert first == "Q"
     assert "no such clip" in refused.cause
     assert "no such file" in gone.cause
@@ -119,7 +151,16 @@ def test_recordings_that_cannot_be_read_cost_their_own_answers(server, tmp_path)
 def test_server_errors_are_one_line(server):
     url, _ = server
     with pytest.raises(MllmError, match="no such clip") as error:
-        OpenAIBackend(url).answer([question("q"), question("fail"), question("q")])
+        RemoteAnswerer(url).answer([question("q"), question("fail"), question("q")])
     assert "\n" not in str(error.value)
-    with pytest.raises(MllmError, match="mllm serve"):
-        OpenAIBackend("http://127.0.0.1:9")
+    with pytest.raises(MllmError, match=r"no OpenAI-compatible server at http://127.0.0.1:9/v1 .*mllm serve"):
+        RemoteAnswerer("http://127.0.0.1:9")
+
+
+def test_malformed_conversations_and_options_are_refused_before_anything_is_sent(server):
+    url, handler = server
+    with pytest.raises(ChatError, match="must be a list"):
+        RemoteAnswerer(url).answer([[]])
+    with pytest.raises(ChatError, match="'a' occurs twice"):
+        RemoteAnswerer(url).rank(question("which?"), ["a", "a"])
+    assert handler.requests == []

@@ -1,0 +1,319 @@
+"""A checkpoint in this process that answers questions about recordings: the only generate loop.
+
+    answerer = Answerer.from_pretrained("nano")
+    (answer,) = answerer.answer([messages])
+    for piece in answerer.stream(messages): print(piece, end="")
+    answerer.rank(messages, ["a bell", "three beeps"]).probabilities
+
+What towers and Q-Formers make of a recording does not depend on the question, so each recording is read and
+encoded once for all questions and turns about it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mllm.errors import MediaError
+from mllm.models.checkpoint import find_default_checkpoint, load
+from mllm.models.processor import IGNORE, Encoded, MediaFeatures, MllmProcessor, collate_media
+from mllm.records import chat
+from mllm.records.answers import Generation, Progress, Ranking, Unread, check_options
+
+if TYPE_CHECKING:
+    from mllm.models.model import MediaQueries, MllmForConditionalGeneration
+
+REMEMBERED_RECORDINGS = 64
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A media part of a message; parts with the same key are the same recording."""
+
+    key: tuple
+    modality: str = field(compare=False)
+    source: Any = field(compare=False)
+    options: dict[str, Any] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recording as the decoder reads it; `features` come without their tensors, which nothing needs now."""
+
+    features: MediaFeatures
+    queries: MediaQueries
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A conversation up to the answer."""
+
+    messages: list[chat.Message]
+    encoded: Encoded
+    recordings: list[_Recording]
+
+
+class Answerer:
+    """A model and its processor, as a function from conversations to answers.
+
+    Args:
+        model: put into evaluation mode.
+        processor: the model's own.
+        name: of the model, for reports.
+        generation: how answers are written where a call does not say it.
+        batch: conversations that are answered at once, padded on the left.
+        isolated: decode recordings in processes that may be lost (see `mllm.media.recording.load_clip`).
+
+    Attributes:
+        report: what the last `stream` saw of its recordings, in one line.
+    """
+
+    def __init__(
+        self,
+        model: MllmForConditionalGeneration,
+        processor: MllmProcessor,
+        name: str = "",
+        generation: Generation = Generation(),
+        batch: int = 32,
+        isolated: bool = False,
+    ):
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name or str(getattr(model.config, "_name_or_path", "") or "model")
+        self.generation = generation
+        self.batch = batch
+        self.isolated = isolated
+        self.report = ""
+        self._read_once = lru_cache(maxsize=REMEMBERED_RECORDINGS)(self._read)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path | None = None,
+        dtype: torch.dtype | str = "float32",
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> Answerer:
+        """The answerer of a checkpoint; `options` go to the class.
+
+        Args:
+            checkpoint: as `mllm.load` takes it; None takes the checkpoint that ships with mllm.
+            device: a GPU if there is one, unless given.
+
+        Raises:
+            MllmError: if there is no such checkpoint.
+        """
+        checkpoint = find_default_checkpoint() if checkpoint is None else checkpoint
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load(checkpoint, dtype=dtype, device=device)
+        return cls(model, processor, name=str(checkpoint), **options)
+
+    def check(self, modality: str, source: Any, **options: Any) -> str:
+        """Reads a recording before a question needs it; returns one line about what the model sees of it.
+
+        Raises:
+            MediaError: if it cannot be read, or lacks what the modality needs.
+        """
+        seen = self._recording(modality, source, options).features.seen
+        return seen.line() if seen else modality
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        conversations: Sequence[Sequence[chat.Message]],
+        generation: Generation | None = None,
+        progress: Progress = lambda count: None,
+    ) -> list[str | Unread]:
+        """One text per conversation, in order; an unreadable recording costs only the answers about it.
+
+        Raises:
+            ChatError: if a conversation is malformed or does not end with a user's message.
+        """
+        answers: list[str | Unread] = []
+        for first in range(0, len(conversations), self.batch):
+            prompts = [self._try_prompt(messages) for messages in conversations[first : first + self.batch]]
+            readable = [prompt for prompt in prompts if isinstance(prompt, _Prompt)]
+            texts = iter(self._generate(readable, generation or self.generation))
+            answers += [next(texts) if isinstance(prompt, _Prompt) else prompt for prompt in prompts]
+            progress(len(prompts))
+        return answers
+
+    def stream(self, messages: Sequence[chat.Message], generation: Generation | None = None) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        Raises:
+            ChatError: if the conversation is malformed or does not end with a user's message.
+            MediaError: if a recording cannot be read.
+        """
+        from transformers import TextIteratorStreamer
+
+        with torch.inference_mode():
+            prompt = self._prompt(messages)
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        abandoned = Event()
+        failures: list[BaseException] = []
+
+        def stop(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+            return torch.full((len(input_ids),), abandoned.is_set(), device=input_ids.device)
+
+        def generate() -> None:
+            try:
+                self._generate(
+                    [prompt], generation or self.generation, streamer=streamer, stopping_criteria=[stop]
+                )
+            except BaseException as error:
+                failures.append(error)
+                streamer.end()
+
+        thread = Thread(target=generate, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            abandoned.set()  # where the caller wants no more
+            thread.join()
+        if failures:
+            raise failures[0]
+        self.report = "; ".join(item.features.seen.line() for item in prompt.recordings if item.features.seen)
+
+    @torch.inference_mode()
+    def rank(self, messages: Sequence[chat.Message], options: Sequence[str]) -> Ranking:
+        """How likely each option is as the answer; the conversation runs through the model once for all.
+
+        Raises:
+            ChatError: if the conversation is malformed, or an option occurs twice.
+            MediaError: if a recording cannot be read.
+        """
+        options = check_options(options)
+        prompt = self._prompt(messages)
+        read = self.model(**self._inputs([prompt]), use_cache=True, logits_to_keep=1)
+        likelihoods: list[float] = []
+        for first in range(0, len(options), self.batch):
+            some = options[first : first + self.batch]
+            likelihoods += self._likelihoods(prompt, some, read.logits, copy.deepcopy(read.past_key_values))
+        return Ranking(options, tuple(likelihoods))
+
+    def _likelihoods(
+        self, prompt: _Prompt, options: Sequence[str], logits: torch.Tensor, cache: Any
+    ) -> list[float]:
+        """Log-likelihoods of a few options behind a prompt.
+
+        Args:
+            logits: of the first token of an answer, [1, 1, vocabulary].
+            cache: keys and values of the prompt; changed here.
+        """
+        start, media = len(prompt.encoded.input_ids), [item.features for item in prompt.recordings]
+        tails: list[Encoded] = []
+        for option in options:
+            answered = [*prompt.messages, {"role": "assistant", "content": option}]
+            whole = self.processor.encode(answered, media=media)
+            tails.append(Encoded(whole.input_ids[start:], whole.labels[start:]))
+        tensors = self._on_device(self.processor.collate(tails))
+        ids, labels = tensors["input_ids"], tensors["labels"]
+        mask = torch.cat([ids.new_ones(len(options), start), tensors["attention_mask"]], dim=1)
+        cache.batch_repeat_interleave(len(options))
+        behind = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        logits = torch.cat([logits.expand(len(options), -1, -1), behind[:, :-1]], dim=1).float()
+        counted = labels != IGNORE
+        chosen = logits.log_softmax(-1).gather(-1, labels.where(counted, 0).unsqueeze(-1)).squeeze(-1)
+        return chosen.where(counted, 0.0).sum(-1).tolist()
+
+    # --- prompts --------------------------------------------------------------------------------------------
+
+    def _prompt(self, messages: Sequence[chat.Message]) -> _Prompt:
+        checked = chat.validate_messages(messages, to_answer=True)
+        recordings = [self._recording(*part) for part in chat.media_parts(checked)]
+        media = [recording.features for recording in recordings]
+        encoded = self.processor.encode(checked, add_generation_prompt=True, media=media)
+        return _Prompt(checked, replace(encoded, media=[]), recordings)
+
+    def _try_prompt(self, messages: Sequence[chat.Message]) -> _Prompt | Unread:
+        try:
+            return self._prompt(messages)
+        except MediaError as error:
+            return Unread(str(error))
+
+    def _generate(self, prompts: Sequence[_Prompt], generation: Generation, **options: Any) -> list[str]:
+        """The texts of one batch; `options` go to `generate()`."""
+        if not prompts:
+            return []
+        inputs = self._inputs(prompts)
+        length = inputs["input_ids"].shape[1]
+        limits = {"max_new_tokens": generation.max_tokens, "min_new_tokens": generation.min_tokens or None}
+        sampling: dict[str, Any] = {"do_sample": False}
+        if generation.temperature:
+            sampling = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p}
+        with torch.inference_mode(), _seeded(generation.seed):
+            ids = self.model.generate(**inputs, **limits, **sampling, **options)
+        return self.processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+
+    def _inputs(self, prompts: Sequence[_Prompt]) -> dict[str, Any]:
+        """What the model takes for a batch of prompts."""
+        tensors = self.processor.collate([prompt.encoded for prompt in prompts], "left")
+        del tensors["labels"]
+        inputs = self._on_device(tensors)
+        queries: list[dict[str, Any]] = [
+            dict(recording.queries) for prompt in prompts for recording in prompt.recordings
+        ]
+        sides = {side for found in queries for side in found}
+        if sides:
+            inputs["media_queries"] = {
+                side: torch.cat([found[side] for found in queries if side in found]) for side in sides
+            }
+        return inputs
+
+    def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+
+    # --- recordings -----------------------------------------------------------------------------------------
+
+    def _recording(self, modality: str, source: Any, options: dict[str, Any]) -> _Recording:
+        key = (modality, _identity(source), *((name, _identity(options[name])) for name in sorted(options)))
+        found = self._read_once(_Part(key, modality, source, options))
+        if isinstance(found, Unread):
+            raise MediaError(found.cause)
+        return found
+
+    def _read(self, part: _Part) -> _Recording | Unread:
+        """Reads a recording and runs towers and Q-Formers over it; a failure to read it is kept, too."""
+        try:
+            features = self.processor.media(
+                part.source, part.modality, isolated=self.isolated, **part.options
+            )
+        except MediaError as error:
+            return Unread(str(error))
+        with torch.inference_mode():
+            queries = self.model.model.query_outputs(**self._on_device(collate_media([features])))
+        return _Recording(replace(features, pixel_values=None, input_features=None), queries)
+
+
+def _identity(value: Any) -> Any:
+    """What tells a source or an option from another: a file by its path and state, an object by itself."""
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        try:
+            state = os.stat(path)
+        except (OSError, ValueError):  # a URL, or no such file
+            return path
+        return path, state.st_mtime_ns, state.st_size
+    return value if isinstance(value, bytes | float | int) else id(value)
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draws from a seed inside, and goes on outside as if nothing had been drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,230 @@
+"""A model behind any OpenAI-compatible server, with the methods of `mllm.answerer.Answerer`.
+
+    answerer = RemoteAnswerer("http://localhost:8000")
+    (answer,) = answerer.answer([messages])
+
+Torch is not loaded here, and the official client only once an answerer is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mllm.errors import MediaError, MllmError
+from mllm.files import open_ordinary
+from mllm.records import chat
+from mllm.records.answers import Generation, Progress, Ranking, Unread, check_options
+from mllm.records.openai_parts import to_openai
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+
+REFUSED = (400, 413, 415, 422)  # what servers answer to a recording that they cannot take
+NO_LIKELIHOODS = "it gives no log-likelihoods of prompts, as vLLM does (prompt_logprobs)"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class RemoteAnswerer:
+    """Conversations to answers through the official client, several requests under way at once.
+
+    Args:
+        url: of the server, with or without `/v1`. Its key is read from OPENAI_API_KEY.
+        model: as the server calls it; None takes its first.
+        generation: how answers are written where a call does not say it.
+        concurrent: requests under way at once.
+        file_urls: send `file://` paths, which the server must be allowed to read, instead of the bytes.
+        timeout: of a request, s.
+
+    Attributes:
+        report: how many tokens the last `stream` cost, in one line.
+
+    Raises:
+        MllmError: if no server answers there.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        generation: Generation = Generation(),
+        concurrent: int = 16,
+        file_urls: bool = False,
+        timeout: float = 300.0,
+    ):
+        import openai
+
+        self.url = f"{url.rstrip('/').removesuffix('/v1')}/v1"
+        self.client = openai.OpenAI(
+            base_url=self.url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=timeout
+        )
+        self.generation = generation
+        self.concurrent = concurrent
+        self.file_urls = file_urls
+        self.report = ""
+        self.model = model or self._first_model()
+        self.name = f"{self.model} at {self.url}"
+
+    def check(self, modality: str, source: str) -> str:
+        """The modality, if the recording can be sent.
+
+        Raises:
+            MediaError: if the file is missing, or is no ordinary file.
+        """
+        if not source.startswith(("http://", "https://", "data:")):
+            if not Path(source).exists():
+                raise MediaError(f"no such file: {source}")
+            open_ordinary(source).close()
+        return modality
+
+    def answer(
+        self,
+        conversations: Sequence[Sequence[chat.Message]],
+        generation: Generation | None = None,
+        progress: Progress = lambda count: None,
+    ) -> list[str | Unread]:
+        """One text per conversation, in order; a recording that is refused costs only the answers about it.
+
+        Raises:
+            ChatError: if a conversation is malformed.
+            MllmError: if the server fails.
+        """
+        import openai
+
+        settings = generation or self.generation
+
+        def ask(messages: Sequence[chat.Message]) -> str | Unread:
+            try:
+                reply = self._create(messages, settings)
+            except MediaError as error:
+                return Unread(str(error))
+            except openai.APIStatusError as error:
+                if error.status_code not in REFUSED or not chat.media_parts(chat.validate_messages(messages)):
+                    raise
+                return Unread(_cause(error))
+            return reply.choices[0].message.content or ""
+
+        return self._at_once(ask, conversations, progress)
+
+    def stream(self, messages: Sequence[chat.Message], generation: Generation | None = None) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        Raises:
+            ChatError: if the conversation is malformed.
+            MllmError: if the server fails or refuses the conversation.
+        """
+        import openai
+
+        self.report = ""
+        try:
+            chunks = self._create(
+                messages, generation or self.generation, stream=True, stream_options={"include_usage": True}
+            )
+            for chunk in chunks:
+                if chunk.usage:
+                    self.report = (
+                        f"{chunk.usage.prompt_tokens} tokens in, {chunk.usage.completion_tokens} out"
+                    )
+                if chunk.choices and chunk.choices[0].delta.content:
+                    yield chunk.choices[0].delta.content
+        except openai.OpenAIError as error:
+            raise self._failure(error) from error
+
+    def rank(self, messages: Sequence[chat.Message], options: Sequence[str]) -> Ranking:
+        """How likely each option is as the answer, by the server's log-likelihoods of its prompts.
+
+        Raises:
+            ChatError: if the conversation is malformed, or an option occurs twice.
+            MllmError: if the server fails, or gives no log-likelihoods of prompts.
+        """
+        options = check_options(options)
+        asked = chat.validate_messages(messages, to_answer=True)
+        once = Generation(max_tokens=1)
+        (prompt,) = self._at_once(lambda messages: self._create(messages, once), [asked])
+
+        def likelihood(option: str) -> float:
+            reply = self._create(
+                [*asked, {"role": "assistant", "content": option}],
+                once,
+                extra_body={"add_generation_prompt": False, "prompt_logprobs": 0},
+            )
+            tokens = (reply.model_extra or {}).get("prompt_logprobs")
+            start = prompt.usage.prompt_tokens if prompt.usage else 0
+            if not start or not isinstance(tokens, list) or len(tokens) <= start:
+                raise MllmError(f"the server at {self.url} cannot rank: {NO_LIKELIHOODS}")
+            # Each maps the token's id to its account.
+            answer = [next(iter(token.values())) for token in tokens[start:]]
+            while len(answer) > 1 and not (answer[-1].get("decoded_token") or "?").strip():
+                answer.pop()  # white space of the template, behind the end of the answer
+            return sum(token["logprob"] for token in answer)
+
+        return Ranking(options, tuple(self._at_once(likelihood, options)))
+
+    def _create(self, messages: Sequence[chat.Message], generation: Generation, **options: Any) -> Any:
+        """One request; raises the client's own errors."""
+        extra = options.pop("extra_body", {})
+        if generation.min_tokens:
+            extra["min_tokens"] = generation.min_tokens
+        if generation.seed is not None:
+            options["seed"] = generation.seed
+        if generation.top_p != 1.0:
+            options["top_p"] = generation.top_p
+        reply: ChatCompletion = self.client.chat.completions.create(
+            model=self.model,
+            messages=to_openai(messages, self.file_urls),  # type: ignore[arg-type]
+            max_tokens=generation.max_tokens,
+            temperature=generation.temperature,
+            extra_body=extra or None,
+            **options,
+        )
+        return reply
+
+    def _at_once(
+        self,
+        call: Callable[[Item], Result],
+        items: Sequence[Item],
+        progress: Progress = lambda count: None,
+    ) -> list[Result]:
+        """The result for each item, in order; the first failure of the server cancels all that wait."""
+        import openai
+
+        pool = ThreadPoolExecutor(self.concurrent)
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress(1)
+        except openai.OpenAIError as error:
+            raise self._failure(error) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
+
+    def _failure(self, error: Exception) -> MllmError:
+        return MllmError(f"the server at {self.url} says: {_cause(error)}")
+
+    def _first_model(self) -> str:
+        import openai
+
+        try:
+            served = [model.id for model in self.client.with_options(timeout=30).models.list()]
+        except openai.OpenAIError as error:
+            remedy = "start one with mllm serve CKPT"
+            raise MllmError(
+                f"no OpenAI-compatible server at {self.url} ({_cause(error)}): {remedy}"
+            ) from error
+        if not served:
+            raise MllmError(f"the server at {self.url} serves no model")
+        return served[0]
+
+
+def _cause(error: Exception) -> str:
+    """The server's own message in one line, if it sent one."""
+    body = getattr(error, "body", None)
+    message = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(message or error).split()) or type(error).__name__

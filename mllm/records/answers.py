@@ -1,0 +1,125 @@
+"""What local and remote answerers share: generation settings, results, and the contract itself.
+
+`mllm.answerer.Answerer` is a checkpoint in this process, `mllm.answerer_remote.RemoteAnswerer` a server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mllm.errors import ChatError
+from mllm.records.chat import Message
+
+Progress = Callable[[int], None]  # called with the number of answers that have just arrived
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is written.
+
+    Attributes:
+        max_tokens, min_tokens: bounds of its length.
+        temperature: 0 always takes the likeliest token.
+        top_p: only the likeliest tokens that together have this probability are drawn from.
+        seed: makes drawn answers repeatable.
+    """
+
+    max_tokens: int = 128
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands in place of an answer: why a recording that it is about cannot be read."""
+
+    cause: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How likely each of a closed set of answers is.
+
+    Attributes:
+        options: the answers, in the order given.
+        log_likelihoods: natural logarithm of the probability of each, end marker included, given the
+            conversation.
+    """
+
+    options: tuple[str, ...]
+    log_likelihoods: tuple[float, ...]
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Of each option, given that the answer is one of them; they sum to 1."""
+        highest = max(self.log_likelihoods)
+        weights = [math.exp(value - highest) for value in self.log_likelihoods]
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @property
+    def best(self) -> str:
+        """The likeliest option."""
+        return self.options[self.log_likelihoods.index(max(self.log_likelihoods))]
+
+
+class Backend(Protocol):
+    """Answers conversations: lists of messages (see `mllm.records.chat`) that end with the user's.
+
+    Attributes:
+        name: of the model, for reports.
+        report: what the last `stream` saw of its recordings or cost, in one line.
+    """
+
+    name: str
+    report: str
+
+    def check(self, modality: str, source: str) -> str:
+        """Reads a recording before a question needs it; returns one line about what it holds.
+
+        Raises:
+            MediaError: if it cannot be used.
+        """
+        ...
+
+    def answer(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        generation: Generation | None = None,
+        progress: Progress = lambda count: None,
+    ) -> list[str | Unread]:
+        """One text per conversation, in order; an unreadable recording costs only the answers about it."""
+        ...
+
+    def stream(self, messages: Sequence[Message], generation: Generation | None = None) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        Raises:
+            MediaError: if a recording cannot be read.
+        """
+        ...
+
+    def rank(self, messages: Sequence[Message], options: Sequence[str]) -> Ranking:
+        """How likely each option is as the answer.
+
+        Raises:
+            MediaError: if a recording cannot be read.
+        """
+        ...
+
+
+def check_options(options: Sequence[str]) -> tuple[str, ...]:
+    """The options that an answerer ranks.
+
+    Raises:
+        ChatError: if there are none, or if two are equal.
+    """
+    if isinstance(options, str) or not options or not all(isinstance(option, str) for option in options):
+        raise ChatError("options must be a list with at least one text in it")
+    if twice := next((option for option in options if list(options).count(option) > 1), None):
+        raise ChatError(f"the option {twice!r} occurs twice: give each once")
+    return tuple(options)
