@@ -148,7 +148,7 @@ class Server(EngineSettings):
 
     def warm_up(self) -> None:
         """Ask a first question, so that nobody's first question is slow."""
-        warm_up(self)
+        warm_up(self.api, self.model, self.flags)
 
     def healthy(self) -> bool:
         """Whether vLLM answers on /health."""

@@ -10,23 +10,26 @@ import io
 import json
 import os
 import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from mllm.records.openai_parts import media_url
 from serve.engine_settings import value_of
-
-if TYPE_CHECKING:
-    from serve.launcher import Server
 
 QUESTIONS = 2  # at once, for more than one worker decodes
 TIMEOUT = 120.0  # seconds for an answer
 
 
-def warm_up(server: Server) -> None:
-    """Ask about small recordings. What the server answers does not matter, not even that it refuses."""
+def warm_up(api: str, model: str, flags: Sequence[str] = ()) -> None:
+    """Ask about small recordings. What the server answers does not matter, not even that it refuses.
+
+    Args:
+        api: base URL of the API, with /v1.
+        model: the name that it serves.
+        flags: those the server was started with; an API key among them is sent.
+    """
     headers = {"Content-Type": "application/json"}
-    if key := value_of("--api-key", server.flags) or os.environ.get("VLLM_API_KEY"):
+    if key := value_of("--api-key", flags) or os.environ.get("VLLM_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
 
     def ask(seed: int) -> None:
@@ -34,8 +37,8 @@ def warm_up(server: Server) -> None:
             {"type": "video_url", "video_url": {"url": media_url(synthetic_clip(seed), "video")}},
             {"type": "text", "text": "What is seen and heard?"},
         ]
-        body = {"model": server.model, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
-        request = urllib.request.Request(f"{server.api}/chat/completions", json.dumps(body).encode(), headers)
+        body = {"model": model, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
+        request = urllib.request.Request(f"{api}/chat/completions", json.dumps(body).encode(), headers)
         # A server of embeddings has no chat, one may take no videos: those are not warmed, and work.
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             response.read()

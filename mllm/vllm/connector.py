@@ -33,15 +33,16 @@ from mllm.media.fetch import Fetcher, FetchLimits
 from mllm.media.places import is_data_uri
 from mllm.media.sources import data_uri
 from mllm.vllm import api as vllm_api
-from mllm.vllm import plugin as vllm_plugin
-from mllm.vllm.plugin import (
-    CONNECTOR,
+from mllm.vllm.recordings import (
     Recording,
     check_size,
     limits_from_environment,
     read_file,
     read_recording,
+    served_processor,
 )
+
+CONNECTOR = "mllm"  # its name in vLLM's registry
 
 
 class MediaRejected(VLLMValidationError):
@@ -154,11 +155,11 @@ class MllmMediaConnector(MediaConnector):
 
     def _read(self, modality: str, url: str) -> Recording | None:
         """The recording as our model takes it; None where another model is served, for which vLLM reads."""
-        processor = vllm_plugin.served_processor()
+        processor = served_processor()
         return processor and self.load_from_url(url, RecordingIO(processor, modality))
 
     async def _read_async(self, modality: str, url: str) -> Recording | None:
-        processor = vllm_plugin.served_processor()
+        processor = served_processor()
         if processor is None:
             return None
         recording = await self.load_from_url_async(url, RecordingIO(processor, modality))

@@ -50,7 +50,7 @@ from mllm.media.windows import Window, WindowLayout
 from mllm.models.checkpoint_check import check_weights
 from mllm.models.model import MediaEncoder, weight_shapes
 from mllm.models.processor import PLACEHOLDERS, MediaFeatures, MllmProcessor
-from mllm.vllm.plugin import Recording, read_recording, settings_of, use_processor
+from mllm.vllm.recordings import Recording, read_recording, settings_of, use_processor
 
 Layout = list[WindowLayout]
 

@@ -19,7 +19,7 @@ from mllm.media.addresses import REFUSED
 from mllm.media.fetch import FetchBusy, Fetcher, FetchLimits
 from mllm.vllm import api as vllm_api
 from mllm.vllm import connector as vllm_connector
-from mllm.vllm import plugin as vllm_plugin
+from mllm.vllm import recordings
 from mllm.vllm.connector import MediaFailed, MediaRejected, MllmMediaConnector
 
 pytestmark = pytest.mark.slow
@@ -45,7 +45,7 @@ def fetch(request) -> Callable:
 
 @pytest.fixture
 def connector(reference, media, monkeypatch) -> MllmMediaConnector:
-    monkeypatch.setattr(vllm_plugin, "_processor", reference[1])
+    monkeypatch.setattr(recordings, "_processor", reference[1])
     return MllmMediaConnector(allowed_local_media_path=str(media))
 
 
@@ -186,7 +186,7 @@ def test_one_fetcher_counts_for_all_requests():
 
 
 def test_other_models_are_guarded_too(fetch, connector, media, web, monkeypatch):
-    monkeypatch.setattr(vllm_plugin, "_processor", None)
+    monkeypatch.setattr(recordings, "_processor", None)
     with pytest.raises(MediaRejected, match="no address on the public internet"):
         fetch(connector, "image", f"{web}/red.png")
     monkeypatch.setenv("MLLM_ALLOW_PRIVATE_MEDIA", "1")
@@ -209,4 +209,4 @@ def test_a_fifo_in_an_allowed_folder_holds_nobody(fetch, connector, media):
 def test_settings_that_make_no_sense_end_the_start(reference, monkeypatch):
     monkeypatch.setenv("MLLM_MEDIA_FETCH_SECONDS", "soon")
     with pytest.raises(ValueError, match="MLLM_MEDIA_FETCH_SECONDS is 'soon'"):
-        vllm_plugin.use_processor(reference[1])
+        recordings.use_processor(reference[1])

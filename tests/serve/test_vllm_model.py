@@ -13,9 +13,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from mllm.errors import MediaError
 from mllm.media.clip import Clip
-from mllm.vllm import plugin as vllm_plugin
+from mllm.vllm import recordings
 from mllm.vllm.connector import MediaRejected, MllmMediaConnector, RecordingIO
-from mllm.vllm.plugin import FeatureCache, read_recording, register
+from mllm.vllm.plugin import register
+from mllm.vllm.recordings import RecentFeatures, read_recording
 
 pytestmark = pytest.mark.slow
 
@@ -237,7 +238,7 @@ def test_limits_come_from_the_environment(reference, media, monkeypatch):
 
 
 def test_other_models_keep_the_stock_connector(media, monkeypatch):
-    monkeypatch.setattr(vllm_plugin, "_processor", None)
+    monkeypatch.setattr(recordings, "_processor", None)
     connector = MllmMediaConnector(allowed_local_media_path=str(media))
     assert connector.fetch_image(f"file://{media}/red.png").size == (96, 96)
 
@@ -246,7 +247,7 @@ def test_cache_forgets_the_oldest(reference):
     processor = reference[1]
     features = [processor.media(clip(2.0, seed=seed), "video") for seed in range(3)]
     size = features[0].pixel_values.nbytes + features[0].input_features.nbytes
-    cache = FeatureCache(max_bytes=2 * size)
+    cache = RecentFeatures(max_bytes=2 * size)
     for number, item in enumerate(features):
         cache.put((number,), item)
         cache.get((0,))

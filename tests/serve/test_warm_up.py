@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from mllm.media.recording import probe
-from serve.launcher import Server
 from serve.warm_up import QUESTIONS, warm_up
 
 
@@ -39,7 +38,7 @@ def asked() -> Iterator[tuple[int, list[Any], dict[str, int]]]:
 
 def test_small_recordings_of_picture_and_sound_are_asked_about(asked):
     port, came, _ = asked
-    warm_up(Server("model", port=port, flags=["--served-model-name", "mine", "--api-key=secret"]))
+    warm_up(f"http://127.0.0.1:{port}/v1", "mine", ["--api-key=secret"])
     assert len(came) == QUESTIONS
     urls = set()
     for path, headers, body in came:
@@ -57,9 +56,9 @@ def test_small_recordings_of_picture_and_sound_are_asked_about(asked):
 def test_a_server_that_takes_no_videos_is_ready_all_the_same(asked, status):
     port, came, answer = asked
     answer["status"] = status
-    warm_up(Server("model", port=port))
+    warm_up(f"http://127.0.0.1:{port}/v1", "model")
     assert len(came) == QUESTIONS
 
 
 def test_a_server_that_is_gone_is_not_waited_for(asked):
-    warm_up(Server("model", port=1))
+    warm_up("http://127.0.0.1:1/v1", "model")

@@ -1,0 +1,196 @@
+"""How a server reads recordings: within limits, decoded by workers, each one's features kept for a while.
+
+Recordings are read with `media.recording`, picture and sound together, their windows are cut and their
+features computed in vLLM's media threads: what the model sees is what training saw, bit for bit.
+
+    MLLM_MAX_MEDIA_BYTES     largest file accepted (bytes)
+    MLLM_MAX_MEDIA_SECONDS   longest recording accepted (s)
+    MLLM_MAX_DECODE_SECONDS  how long a recording may take to decode (s)
+    MLLM_MAX_DECODE_BYTES    memory that decoding one may take (bytes)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm.errors import MediaError
+from mllm.files import open_ordinary
+from mllm.media.clip import Clip
+from mllm.media.decode_pool import shared_pool
+from mllm.media.fetch import FetchLimits, positive_from_environment
+from mllm.media.places import is_data_uri
+from mllm.media.recording import probe
+from mllm.media.sources import MediaLimits
+from mllm.vllm.in_flight import in_flight
+
+if TYPE_CHECKING:
+    from mllm.models.processor import MediaFeatures, MllmProcessor
+
+MEGABYTE = 1_000_000
+CACHE_BYTES = 256 * MEGABYTE  # features of recent recordings: a follow-up question need not decode again
+
+
+def limits_from_environment() -> MediaLimits:
+    """What a server accepts from strangers.
+
+    Raises:
+        ValueError: if a variable does not hold a positive number.
+    """
+    defaults, number = MediaLimits(), positive_from_environment
+    return MediaLimits(
+        max_bytes=number("MLLM_MAX_MEDIA_BYTES", defaults.max_bytes, int),
+        max_seconds=number("MLLM_MAX_MEDIA_SECONDS", defaults.max_seconds, float),
+        max_decode_seconds=number("MLLM_MAX_DECODE_SECONDS", defaults.max_decode_seconds, float),
+        max_decode_bytes=number("MLLM_MAX_DECODE_BYTES", defaults.max_decode_bytes, int),
+    )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One media item on its way to the model.
+
+    Attributes:
+        source: what was read (bytes, path or `Clip`), kept in case another model asks.
+        digest: sha256 of the content, hex; vLLM's caches go by it.
+        features: what the processor made of it.
+        key: the settings `features` were made with (see `settings_of`).
+    """
+
+    source: Any
+    modality: str
+    digest: str
+    features: MediaFeatures
+    key: tuple
+
+    def features_for(self, processor: MllmProcessor) -> MediaFeatures:
+        """Features for this processor; computed again if they were made with other settings."""
+        if self.key == settings_of(processor):
+            return self.features
+        return read_recording(processor, self.source, self.modality).features
+
+
+class RecentFeatures:
+    """Features of the recordings read last, by content; the oldest go first. Several threads may use it."""
+
+    def __init__(self, max_bytes: int = CACHE_BYTES):
+        self.max_bytes = max_bytes
+        self._bytes = 0
+        self._items: OrderedDict[tuple, MediaFeatures] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple) -> MediaFeatures | None:
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+            return self._items.get(key)
+
+    def put(self, key: tuple, features: MediaFeatures) -> None:
+        with self._lock:
+            if key in self._items:
+                return
+            self._items[key] = features
+            self._bytes += _size(features)
+            while self._bytes > self.max_bytes and self._items:
+                self._bytes -= _size(self._items.popitem(last=False)[1])
+
+
+def _size(features: MediaFeatures) -> int:
+    tensors = (features.pixel_values, features.input_features)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+_features = RecentFeatures()
+_processor: MllmProcessor | None = None
+
+
+def use_processor(processor: MllmProcessor) -> None:
+    """Called when vLLM builds our model's processor: from now on the connector reads media for it.
+
+    Until then (another model is served in this environment) the connector is vLLM's own.
+    """
+    global _processor
+    limits_from_environment()
+    FetchLimits.from_environment()  # a variable that makes no sense ends the start, not every request
+    _processor = processor
+
+
+def served_processor() -> MllmProcessor | None:
+    """What `use_processor` was told; None where another model is served."""
+    return _processor
+
+
+def settings_of(processor: MllmProcessor) -> tuple:
+    """All that decides what a recording's features look like."""
+    return processor.spec, processor.mel_bins, processor.chunk_seconds
+
+
+def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Recording:
+    """Decode, cut and compute features; or take them from the cache.
+
+    Args:
+        source: anything `mllm.media.recording.load_clip` takes.
+        modality: "video", "audio" or "image".
+
+    Raises:
+        MediaError: if the source cannot be read, breaks a limit, or lacks what the modality needs.
+    """
+    if isinstance(source, Path) or (isinstance(source, str) and not is_data_uri(source)):
+        source = read_file(Path(source).resolve(), limits_from_environment())
+    if isinstance(source, Clip):
+        digest = source.fingerprint()
+    else:
+        digest = hashlib.sha256(
+            source.encode(errors="replace") if isinstance(source, str) else source
+        ).hexdigest()
+    settings = settings_of(processor)
+    key = (digest, modality, settings)
+    features = _features.get(key)
+    if features is None:
+        size = "" if isinstance(source, Clip) else f" of {len(source):,} bytes"
+        with in_flight(f"{modality}{size}, sha256 {digest[:16]}…"):
+            features = _read(processor, source, modality)
+        _features.put(key, features)
+    return Recording(source, modality, digest, features, settings)
+
+
+def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures:
+    limits = limits_from_environment()
+    _warm_decoders()
+    if modality == "image" and not probe(source, limits, isolated=True).is_image:
+        raise MediaError("it is no still picture: send it as video_url or audio_url")
+    features = processor.media(source, modality, limits=limits, isolated=True)
+    if modality != "image" and not any(window.video or window.audio for window in features.layout):
+        raise MediaError(f"it has no sound{'' if modality == 'audio' else ' and no picture'}")
+    return features
+
+
+@cache
+def _warm_decoders() -> None:
+    """Once, in the process that reads media: others import this module, too."""
+    shared_pool().warm()
+
+
+def read_file(path: Path, limits: MediaLimits) -> bytes:
+    """The bytes of an ordinary file; no more are read than the limit allows, even if it grows meanwhile."""
+    if path.is_dir():
+        raise MediaError(f"{path.name} is a folder: name a file")
+    # The connector has resolved the path: a link there now was put in after that, to lead out of the folder.
+    with open_ordinary(path, path.name, follow_links=False) as file:
+        check_size(os.fstat(file.fileno()).st_size, limits, path.name)
+        data = file.read() if limits.max_bytes is None else file.read(limits.max_bytes + 1)
+    check_size(len(data), limits, path.name)
+    return data
+
+
+def check_size(size: int, limits: MediaLimits, name: str) -> None:
+    if limits.max_bytes is not None and size > limits.max_bytes:
+        raise MediaError(
+            f"{name} is {size / MEGABYTE:.1f} MB, this server takes up to {limits.max_bytes / MEGABYTE:g} MB"
+        )
