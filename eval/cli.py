@@ -1,23 +1,33 @@
-"""`mllm eval …`: score a checkpoint or a server."""
+"""`mllm eval NAME…`: put benchmarks to a checkpoint or a server.
+
+Each benchmark of the entry point group `mllm.benchmarks` is a verb; its constructor's parameters are options
+beside those that all share (the parameters of `run_benchmarks`). Several names run one after another.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-app = typer.Typer(no_args_is_help=True, help="Score a checkpoint or a server.")
+from eval.benchmark import Benchmark, Subject, benchmark_names, load_benchmark
+from mllm.errors import ConfigError, MllmError
+from mllm.records.answers import Generation
 
-SPLITS = ("val", "comp")
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-@app.callback()
-def main() -> None:
-    """Score a checkpoint or a server."""
-
+    from eval.run import Candidate, SplitResult
+    from eval.sections import Eval
+    from mllm.answerer import Answerer
 
 Model = Annotated[
     str | None,
@@ -28,7 +38,7 @@ Url = Annotated[
     typer.Option(help="Ask this OpenAI-compatible server; with --model too, that checkpoint is searched."),
 ]
 ServedModel = Annotated[str | None, typer.Option(help="The model's name at --url. Default: its only one.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/eval/NAME.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/eval/MODEL.")]
 Blind = Annotated[bool, typer.Option(help="Ask everything once more without the recordings.")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Questions at once, in this process.")]
 Concurrent = Annotated[int, typer.Option(min=1, help="Requests at once, at --url.")]
@@ -38,95 +48,80 @@ DType = Annotated[str, typer.Option(help="float32 or bfloat16, in this process."
 Features = Annotated[
     Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
 ]
+WRITES = "Writes metrics.json, predictions.jsonl and report.png, and prints the tables."
 
 
-@app.command("world")
-def world(
-    model: Model = None,
-    url: Url = None,
-    served_model: ServedModel = None,
-    split: Annotated[list[str] | None, typer.Option(help="val or comp; repeatable. Default: both.")] = None,
-    clips: Annotated[int | None, typer.Option(min=1, help="Scenes per split.")] = None,
-    questions: Annotated[int | None, typer.Option(min=1, help="Most questions about a scene.")] = None,
-    out: Out = None,
-    media: Annotated[
-        str, typer.Option(help="mp4: clips as real files, compressed; arrays: made in memory, quicker.")
-    ] = "mp4",
-    clips_folder: Annotated[Path, typer.Option(help="Where mp4 clips are kept between runs.")] = Path(
-        "runs/eval/clips"
-    ),
-    blind: Blind = True,
-    search_clips: Annotated[
-        int | None, typer.Option(min=0, help="Clips to search among; 0 leaves search out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
-    batch: Batch = None,
-    concurrent: Concurrent = 16,
-    file_urls: FileUrls = False,
-    max_tokens: MaxTokens = None,
-    dtype: DType = "float32",
-    features: Features = None,
-) -> None:
-    """Questions of the generated world by type, beside blind guesses; recall of search; one page of it all.
+class Verbs(TyperGroup):
+    """The installed benchmarks as verbs; of names in a row, one verb that runs them all."""
 
-    Writes metrics.json, predictions.jsonl and report.png, and prints the tables. What is not said here comes
-    from the section `eval` of the checkpoint's experiment.
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name in benchmark_names():
+            self.commands[name] = TyperCommand(name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, for the help; only here are all benchmarks imported, for a line about each."""
+        for name, command in self.commands.items():
+            command.help = _summary(name)
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The verb, and what is left of the words behind it."""
+        names = list(takewhile(self.commands.__contains__, args))
+        if not names:
+            return super().resolve_command(ctx, args)
+        return " ".join(names), command_of(names), args[len(names) :]
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, subcommand_metavar="NAME... [OPTIONS]")
+
+
+@app.callback()
+def main() -> None:
+    """Put benchmarks to a checkpoint or a server; several names run one after another."""
+
+
+def command_of(names: Sequence[str]) -> Any:
+    """The typer command that runs these benchmarks.
+
+    Raises:
+        MllmError: if one cannot be loaded, or their options contradict each other.
     """
-    from rich.console import Console
+    kinds = [load_benchmark(name) for name in dict.fromkeys(names)]
+    shared = inspect.signature(run_benchmarks, eval_str=True).parameters
+    own = [inspect.signature(kind, eval_str=True).parameters for kind in kinds]
+    parameters: dict[str, inspect.Parameter] = {}
+    for kind, options in zip(kinds, own, strict=True):
+        for name, parameter in options.items():
+            if name in shared:
+                raise ConfigError(
+                    f"the benchmark '{kind.name}' has an option that all have: rename its {name}"
+                )
+            known = parameters.setdefault(name, parameter)
+            if (known.annotation, known.default) != (parameter.annotation, parameter.default):
+                raise ConfigError(f"--{name} means two things to {' and '.join(names)}: run them one by one")
+    parameters |= {name: parameter for name, parameter in shared.items() if name != "benchmarks"}
 
-    from eval import world as benchmark
-    from mllm.errors import ConfigError
-    from mllm.records.source import open_source
-    from mllm.search.embedder import Embedder
+    def run(**given: Any) -> None:
+        chosen = [
+            kind(**{name: given[name] for name in options}) for kind, options in zip(kinds, own, strict=True)
+        ]
+        run_benchmarks(chosen, **{name: given[name] for name in shared if name != "benchmarks"})
 
-    settings = _settings(model, url)
-    splits = split or settings.splits
-    clips = clips or settings.clips
-    questions = questions or settings.questions_per_clip
-    search_clips = settings.retrieval_clips if search_clips is None else search_clips
-    max_tokens = max_tokens or settings.max_new_tokens
-    if wrong := [name for name in splits if name not in SPLITS]:
-        raise ConfigError(f"--split is '{wrong[0]}': choose from {', '.join(SPLITS)}")
-    if media not in ("mp4", "arrays"):
-        raise ConfigError(f"--media is '{media}': choose mp4 or arrays")
-    if url and media == "arrays":
-        raise ConfigError("--media arrays never leave this process: with --url take --media mp4")
-
-    backend, local = _backends(
-        model, url, served_model, batch or settings.batch, concurrent, file_urls, max_tokens, dtype, features
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([one.replace(kind=keyword) for one in parameters.values()])
+    setattr(run, "__signature__", signature)  # noqa: B010  mypy knows no such attribute
+    run.__annotations__ = {}
+    help = (
+        f"{inspect.getdoc(kinds[0])}\n\n{WRITES}" if len(kinds) == 1 else f"{' and '.join(names)}. {WRITES}"
     )
-    embedder = None
-    if local and search_clips and local.model.config.space_config is not None:
-        embedder = Embedder(local.model, local.processor, name=local.name)
-    prior = benchmark.train_prior()
-
-    console = Console()
-    results: dict[str, benchmark.SplitResult] = {}
-    for name in splits:
-        form = _form(local.processor) if local else ""
-        if media == "mp4":
-            console.print(f"[dim]{name}: clips as files in {clips_folder}[/]", highlight=False)
-            source = benchmark.write_files(name, clips, questions, seed, clips_folder)
-        else:
-            source = open_source(f"world:{name},seed={seed},clips={clips},questions={questions}{form}")
-        asked = benchmark.collect(source)
-        pairs = (
-            open_source(f"world:{name},seed={seed},clips={search_clips},media=av{form}") if embedder else None
-        )
-        results[name] = _evaluated(name, asked, backend, blind, console, embedder, pairs, prior)
-    header = {"clips": clips, "questions_per_clip": questions, "seed": seed, "max_tokens": max_tokens}
-    where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype, "media": media}
-    _report(
-        {"benchmark": "world", "model": backend.name, **where, **header},
-        results,
-        out or _folder(backend.name),
-        console,
-    )
+    verb = typer.Typer(add_completion=False)
+    verb.command(name=" ".join(names), help=help)(run)
+    return typer.main.get_command(verb)
 
 
-@app.command("records")
-def records(
-    file: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
+def run_benchmarks(
+    benchmarks: Sequence[Benchmark],
     model: Model = None,
     url: Url = None,
     served_model: ServedModel = None,
@@ -139,94 +134,94 @@ def records(
     dtype: DType = "float32",
     features: Features = None,
 ) -> None:
-    """Questions of your own records by task, beside the majority answer and blind guesses.
-
-    Questions whose recordings are missing or cannot be read are counted and left out.
-
-    Writes metrics.json, predictions.jsonl and report.png, and prints the table.
-    """
+    """Puts benchmarks to a model; what is not said comes from its experiment."""
     from rich.console import Console
-
-    from eval import world as benchmark
-    from mllm.errors import ConfigError
-    from mllm.records.source import open_source
-
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder: give the JSONL file that it was built from")
-    settings = _settings(model, url)
-    max_tokens = max_tokens or settings.max_new_tokens
-    asked = benchmark.collect(open_source(str(file), media_must_exist=False))
-    backend, _ = _backends(
-        model, url, served_model, batch or settings.batch, concurrent, file_urls, max_tokens, dtype, features
-    )
-    console = Console()
-    results = {file.stem: _evaluated(file.stem, asked, backend, blind, console)}
-    where = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype}
-    header = {"benchmark": str(file), "model": backend.name, **where, "max_tokens": max_tokens}
-    _report(header, results, out or _folder(backend.name) / file.stem, console)
-
-
-def _backends(
-    model: str | None,
-    url: str | None,
-    served_model: str | None,
-    batch: int,
-    concurrent: int,
-    file_urls: bool,
-    max_tokens: int,
-    dtype: str,
-    features: Path | None,
-) -> tuple[Any, Any]:
-    """Who answers, and the checkpoint in this process if there is one (beside a server it searches)."""
-    from mllm.answerer import Answerer
-    from mllm.answerer_remote import RemoteAnswerer
-    from mllm.errors import ConfigError
-    from mllm.models.feature_cache import FeatureCache, freeze_and_keep
-    from mllm.records.answers import Generation
 
     if served_model is not None and url is None:
         raise ConfigError("--served-model names a model at --url: give that too, or a checkpoint as --model")
-    generation = Generation(max_tokens=max_tokens)
+    defaults = _defaults(model, url)
     local = None
     if model is not None or url is None:
-        local = Answerer.from_pretrained(model, dtype, generation=generation, batch=batch, isolated=True)
-        if features:
-            freeze_and_keep(local.model, FeatureCache(features))
-    server = RemoteAnswerer(url, served_model, generation, concurrent, file_urls) if url else None
-    return server or local, local
+        local = _local(model, dtype, batch or defaults.batch, features)
+    subject = Subject(defaults, remote=url is not None, windows=local.processor.spec if local else None)
+    for benchmark in benchmarks:
+        benchmark.prepare(subject)
+    candidate = _candidate(local, url, served_model, concurrent, file_urls)
+    name = candidate.backend.name
+    console = Console()
+    for benchmark in benchmarks:
+        generation = benchmark.generation or Generation(max_tokens=defaults.max_new_tokens)
+        if max_tokens:
+            generation = replace(generation, max_tokens=max_tokens)
+        results = {
+            split: _evaluated(benchmark, split, candidate, generation, blind, console)
+            for split in benchmark.splits
+        }
+        how = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype}
+        header = {"benchmark": benchmark.title, "model": name, **how, **benchmark.settings}
+        folder = out or Path("runs/eval") / _folder_name(name)
+        if len(benchmarks) > 1:
+            folder /= benchmark.folder or benchmark.name
+        elif out is None:
+            folder /= benchmark.folder
+        _report(header | {"max_tokens": generation.max_tokens}, results, folder, console)
+
+
+def _local(model: str | None, dtype: str, batch: int, features: Path | None) -> Answerer:
+    """The checkpoint in this process."""
+    from mllm.answerer import Answerer
+    from mllm.models.feature_cache import FeatureCache, freeze_and_keep
+
+    local = Answerer.from_pretrained(model, dtype, batch=batch, isolated=True)
+    if features:
+        freeze_and_keep(local.model, FeatureCache(features))
+    return local
+
+
+def _candidate(
+    local: Answerer | None, url: str | None, served_model: str | None, concurrent: int, file_urls: bool
+) -> Candidate:
+    """What answers, the server if there is one; and what searches, always in this process."""
+    from eval.run import Candidate, weights_digest
+    from mllm.answerer_remote import RemoteAnswerer
+    from mllm.search.embedder import Embedder
+
+    embedder = None
+    if local and local.model.config.space_config is not None:
+        embedder = Embedder(local.model, local.processor, name=local.name)
+    if url is not None:
+        server = RemoteAnswerer(url, served_model, concurrent=concurrent, file_urls=file_urls)
+        return Candidate(server, server.name, embedder)
+    assert local is not None
+    return Candidate(local, weights_digest(local.model), embedder)
 
 
 def _evaluated(
-    name: str,
-    asked: list[Any],
-    backend: Any,
+    benchmark: Benchmark,
+    split: str,
+    candidate: Candidate,
+    generation: Generation,
     blind: bool,
-    console: Any,
-    embedder: Any = None,
-    pairs: Any = None,
-    prior: Any = None,
-) -> Any:
-    """`world.evaluate` behind a progress bar."""
+    console: Console,
+) -> SplitResult:
+    """One split, behind a progress bar."""
     from rich.progress import Progress
 
-    from eval.world import evaluate
+    from eval.run import collect, evaluate
 
+    questions = collect(benchmark, split)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"{name}: {len(asked)} questions", total=len(asked) * (2 if blind else 1))
+        total = len(questions) * (2 if blind else 1)
+        task = progress.add_task(f"{split}: {len(questions)} questions", total=total)
         return evaluate(
-            asked, backend, embedder, pairs, prior, blind, lambda count: progress.advance(task, count)
+            benchmark, split, questions, candidate, generation, blind, lambda n: progress.advance(task, n)
         )
 
 
-def _folder(model: str) -> Path:
-    """Where the results of a model go unless told."""
-    return Path("runs/eval") / (re.sub(r"[^\w.-]+", "-", model.rstrip("/")).strip("-")[-60:] or "model")
-
-
-def _report(header: dict[str, Any], results: dict[str, Any], folder: Path, console: Any) -> None:
+def _report(header: dict[str, Any], results: dict[str, SplitResult], folder: Path, console: Console) -> None:
     """Files and tables of an evaluation."""
     from eval import report
-    from eval.world import write_results
+    from eval.run import write_results
 
     header |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
     metrics = write_results(folder, header, results)
@@ -235,16 +230,22 @@ def _report(header: dict[str, Any], results: dict[str, Any], folder: Path, conso
     console.print(f"{folder}/metrics.json, predictions.jsonl, report.png", highlight=False, soft_wrap=True)
 
 
-def _settings(model: str | None, url: str | None) -> Any:
-    """The section `eval` of the experiment that lies in the checkpoint folder, or the defaults."""
+def _folder_name(model: str) -> str:
+    """A model as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", model.rstrip("/")).strip("-")[-60:] or "model"
+
+
+def _defaults(model: str | None, url: str | None) -> Eval:
+    """The section `eval` of the experiment that lies in the checkpoint folder, or its defaults."""
     from eval.sections import Eval
     from mllm.models.checkpoint import experiment_of
 
     return Eval() if model is None and url is not None else experiment_of(model).section(Eval)
 
 
-def _form(processor: Any) -> str:
-    """The world drawn as the model's windows want it, so that nothing is resized or left out."""
-    return (
-        f",frames={processor.frames_per_window},window={processor.window_seconds},size={processor.image_size}"
-    )
+def _summary(name: str) -> str:
+    """A line about a benchmark for the list of verbs."""
+    try:
+        return (inspect.getdoc(load_benchmark(name)) or "").partition("\n\n")[0]
+    except MllmError as error:
+        return f"unavailable: {error}"

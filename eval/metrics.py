@@ -1,46 +1,26 @@
-"""Answers to scores: per question type, group of types and overall, each beside three ways of not looking.
+"""Answers to tables: per question type, group of types and overall, each beside three ways of not looking.
 
     majority  always the most frequent answer that this type has in the evaluated set
     prior     the most frequent training answer to this very question text: all that a text can give away
     blind     the same model, asked without the recordings
 
-A caption is seldom word for word the same, so captions have a table of their own: token F1.
+Answers that are not right or wrong (captions, moments) have tables of their own.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mllm.scores import RECALL_AT, exact_match, majority_score, normalise, recall_at_k, token_f1
-
-CAPTION = "caption"  # the group that is scored apart
-
-
-@dataclass
-class Answered:
-    """One question with what was said to it; `blind` and `prior` are None where they were not asked for."""
-
-    id: str
-    type: str
-    group: str
-    question: str
-    truth: str
-    prediction: str = ""
-    blind: str | None = None
-    prior: str | None = None
-
-    @property
-    def right(self) -> bool:
-        return exact_match(self.prediction, self.truth)
+from eval.scorers import Answered
+from mllm.scores import RECALL_AT, normalise, recall_at_k
 
 
 def score_table(rows: Sequence[Answered]) -> dict[str, Any]:
-    """Scores of all rows that are not captions.
+    """Scores of all rows that are right or wrong.
 
     Returns:
         {"overall": {…}, "groups": {name: {…}}, "types": {name: {…, "group"}}}, where {…} is
@@ -48,59 +28,67 @@ def score_table(rows: Sequence[Answered]) -> dict[str, Any]:
         majority of a group or overall gives each type its own most frequent answer; a type whose answers are
         all one ("this recording has no sound.") has None and does not count: its name would be the answer.
     """
-    rows = [row for row in rows if row.group != CAPTION]
-    types = _by(rows, lambda row: row.type)
-    majority = {
-        name: majority_score(row.truth for row in of_type)
-        for name, of_type in types.items()
-        if len({normalise(row.truth) for row in of_type}) > 1
-    }
+    rows = [row for row in rows if not row.scorer.table]
+    types = _by(rows, lambda row: row.question.type)
+    majority = {name: share for name, some in types.items() if (share := _majority(some)) is not None}
 
     def scores(some: Sequence[Answered]) -> dict[str, Any]:
+        known = [majority[row.question.type] for row in some if row.question.type in majority]
         return {
             "count": len(some),
-            "score": _mean(row.right for row in some),
-            "majority": _mean(majority[row.type] for row in some if row.type in majority),
-            "prior": _mean_match((row.prior, row.truth) for row in some),
-            "blind": _mean_match((row.blind, row.truth) for row in some),
+            "score": _mean(row.score for row in some),
+            "majority": _mean(known),
+            "prior": _mean_score(some, lambda row: row.prior),
+            "blind": _mean_score(some, lambda row: row.blind),
         }
 
     return {
         "overall": scores(rows),
         "groups": {name: scores(some) for name, some in _by(rows, lambda row: row.group).items()},
-        "types": {name: scores(some) | {"group": some[0].group} for name, some in types.items()},
+        "types": {
+            name: scores(some) | {"group": some[0].group} | some[0].scorer.measures(some)
+            for name, some in types.items()
+        },
     }
 
 
-def caption_table(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
-    """Per caption type {"count", "f1", "exact", "blind"}; blind is the F1 of the blind model, or None."""
-    captions = _by((row for row in rows if row.group == CAPTION), lambda row: row.type)
-    return {
-        name: {
-            "count": len(some),
-            "f1": _mean(token_f1(row.prediction, row.truth) for row in some),
-            "exact": _mean(row.right for row in some),
-            "blind": _mean(token_f1(row.blind or "", row.truth) for row in some)
-            if all(row.blind is not None for row in some)
-            else None,
+def other_tables(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
+    """Table ("captions", "moments", …) -> type -> {"count", the measures of its scorer, "blind"}.
+
+    Blind is the mean score of the blind model, or None.
+    """
+    tables: dict[str, dict[str, Any]] = {"captions": {}}
+    for table, some in _by((row for row in rows if row.scorer.table), lambda row: row.scorer.table).items():
+        tables[table] = {
+            name: {"count": len(of_type)}
+            | some[0].scorer.measures(of_type)
+            | {"blind": _mean_score(of_type, lambda row: row.blind)}
+            for name, of_type in _by(some, lambda row: row.question.type).items()
         }
-        for name, some in captions.items()
-    }
+    return tables
 
 
 def retrieval_scores(
-    media: np.ndarray, texts: np.ndarray, labels: Sequence[str], ks: Sequence[int] = RECALL_AT
+    media: np.ndarray,
+    texts: np.ndarray,
+    media_labels: Sequence[Hashable],
+    text_labels: Sequence[Hashable] | None = None,
+    ks: Sequence[int] = RECALL_AT,
 ) -> dict[str, Any]:
-    """Recall both ways of media [clips, dim] and texts [clips, dim]; equal labels are each other's hits.
+    """Recall both ways of media [clips, dim] and texts [captions, dim]; equal labels are each other's hits.
+
+    Args:
+        text_labels: None: one caption a clip, of the same label.
 
     Returns:
         {"clips", "distinct", "text_to_media": {"R@1", …, "median_rank"}, "media_to_text": {…}}.
     """
+    text_labels = media_labels if text_labels is None else text_labels
     return {
-        "clips": len(labels),
-        "distinct": len(set(labels)),
-        "text_to_media": recall_at_k(texts @ media.T, labels, labels, ks),
-        "media_to_text": recall_at_k(media @ texts.T, labels, labels, ks),
+        "clips": len(media_labels),
+        "distinct": len(set(media_labels)),
+        "text_to_media": recall_at_k(texts @ media.T, text_labels, media_labels, ks),
+        "media_to_text": recall_at_k(media @ texts.T, media_labels, text_labels, ks),
     }
 
 
@@ -130,13 +118,21 @@ def _by(rows: Iterable[Answered], key: Callable[[Answered], str]) -> Mapping[str
     return groups
 
 
+def _majority(rows: Sequence[Answered]) -> float | None:
+    """Share of the most frequent truth; None where there is but one, or none can be."""
+    keys = [row.scorer.truth_key(row.question) for row in rows]
+    counts = Counter(key for key in keys if key is not None)
+    return max(counts.values()) / len(keys) if len(counts) > 1 else None
+
+
 def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return sum(values) / len(values) if values else None
 
 
-def _mean_match(pairs: Iterable[tuple[str | None, str]]) -> float | None:
-    pairs = list(pairs)
-    if any(said is None for said, _ in pairs):
+def _mean_score(rows: Sequence[Answered], answer: Callable[[Answered], str | None]) -> float | None:
+    """Mean score of other answers to the same questions; None where one is missing."""
+    answers = [(row, answer(row)) for row in rows]
+    if any(said is None for _, said in answers):
         return None
-    return _mean(exact_match(said or "", truth) for said, truth in pairs)
+    return _mean(row.scorer.score(row.question, said or "") for row, said in answers)

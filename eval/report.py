@@ -10,7 +10,9 @@ from mllm.files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
+    from rich.table import Table
 
+MEASURES = {"f1": "token F1", "exact": "word for word"}
 WAYS = {"text_to_media": "text → {}", "media_to_text": "{} → text"}
 GROUP_COLOURS = {
     "audio": "#d97706",
@@ -25,24 +27,12 @@ GROUP_COLOURS = {
 
 
 def print_tables(metrics: dict[str, Any], console: Console) -> None:
-    """The scores of `world.write_results`, a table a split."""
-    from rich.table import Table
-
+    """The scores of `run.write_results`, a table for each split."""
     for split, result in metrics["splits"].items():
-        table = Table(title=f"{split}: exact match", title_justify="left", box=None, header_style="bold")
-        for i, name in enumerate(("type", "questions", "score", "majority", "prior", "blind")):
-            table.add_column(name, justify="right" if i else "left")
-        for group, of_group in result["groups"].items():
-            table.add_row(group, *_cells(of_group), style="bold")
-            for name, of_type in result["types"].items():
-                if of_type["group"] == group and name != group:
-                    table.add_row(f"  {name}", *_cells(of_type))
-        table.add_row("all", *_cells(result["overall"]), style="bold")
-        console.print(table)
-        for name, of_caption in result["captions"].items():
-            blind = "" if of_caption["blind"] is None else f" (blind {of_caption['blind']:.2f})"
-            words = f"token F1 {of_caption['f1']:.2f}{blind}, {of_caption['exact']:.2f} word for word"
-            console.print(f"{name}: {words}, {of_caption['count']} captions", highlight=False)
+        if result["overall"]["count"]:
+            console.print(_score_table(split, result))
+        for line in table_lines(result):
+            console.print(line, highlight=False)
         if result["missing"]:
             first = result["missing_recordings"][0]["cause"]
             left_out = f"{result['missing']} questions left out, their recordings cannot be read; the first: "
@@ -52,7 +42,35 @@ def print_tables(metrics: dict[str, Any], console: Console) -> None:
         console.print()
 
 
-def _retrieval_table(retrieval: dict[str, Any]) -> Any:
+def _score_table(split: str, result: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{split}: exact match", title_justify="left", box=None, header_style="bold")
+    for i, name in enumerate(("type", "questions", "score", "majority", "prior", "blind")):
+        table.add_column(name, justify="right" if i else "left")
+    for group, of_group in result["groups"].items():
+        table.add_row(group, *_cells(of_group), style="bold")
+        for name, of_type in result["types"].items():
+            if of_type["group"] == group and name != group:
+                table.add_row(f"  {name}", *_cells(of_type))
+    table.add_row("all", *_cells(result["overall"]), style="bold")
+    return table
+
+
+def table_lines(result: dict[str, Any]) -> list[str]:
+    """A line for each type that is not right or wrong: "moments: mIoU 0.31 (blind 0.12), R1@0.5 0.24, …"."""
+    lines = []
+    for table in result["tables"]:
+        for name, scores in result[table].items():
+            names = [key for key in scores if key not in ("count", "blind")]
+            numbers = [f"{MEASURES.get(key, key)} {scores[key]:.2f}" for key in names]
+            if numbers and scores["blind"] is not None:
+                numbers[0] += f" (blind {scores['blind']:.2f})"  # the first measure is the mean score
+            lines.append(f"{name}: {', '.join(numbers)}, {scores['count']} {table}")
+    return lines
+
+
+def _retrieval_table(retrieval: dict[str, Any]) -> Table:
     from rich.table import Table
 
     rows = recall_rows(retrieval)
@@ -108,37 +126,44 @@ def short_name(model: str) -> str:
 
 
 def _draw_types(axes: Axes, split: str, result: dict[str, Any]) -> None:
+    if not result["overall"]["count"]:
+        axes.axis("off")
+        axes.set_title("\n".join([split, *table_lines(result)]), loc="left", fontsize=9, parse_math=False)
+        return
     types = [(n, t) for group in result["groups"] for n, t in result["types"].items() if t["group"] == group]
     colours = [GROUP_COLOURS.get(t["group"], GROUP_COLOURS["other"]) for _, t in types]
-    places = range(len(types))
-    scores = [t["score"] for _, t in types]
-    axes.bar(places, scores, color=colours, width=0.7, zorder=2)
-    known = [(p, t["majority"]) for p, (_, t) in zip(places, types, strict=True) if t["majority"] is not None]
-    lines = [(height, place - 0.42, place + 0.42) for place, height in known]
-    if lines:
-        heights, left, right = zip(*lines, strict=True)
+    bars = range(len(types))
+    axes.bar(bars, [t["score"] for _, t in types], color=colours, width=0.7, zorder=2)
+    majority = [
+        (t["majority"], bar) for bar, (_, t) in zip(bars, types, strict=True) if t["majority"] is not None
+    ]
+    if majority:
+        heights, known = zip(*majority, strict=True)
+        left, right = [bar - 0.42 for bar in known], [bar + 0.42 for bar in known]
         axes.hlines(heights, left, right, color="black", lw=1.6, zorder=3, label="majority answer")
-    blind = [(p, t["blind"]) for p, (_, t) in zip(places, types, strict=True) if t["blind"] is not None]
+    blind = [(bar, t["blind"]) for bar, (_, t) in zip(bars, types, strict=True) if t["blind"] is not None]
     if blind:
         axes.scatter(*zip(*blind, strict=True), marker="x", color="black", zorder=4, label="blind (no media)")
-    for place, score in zip(places, scores, strict=True):
+    for bar, (_, of_type) in zip(bars, types, strict=True):
+        score = of_type["score"]
         text = "1" if score == 1 else f"{score:.2f}".lstrip("0")
-        axes.annotate(text, (place, score), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-    axes.set_xticks(list(places), [name for name, _ in types], rotation=40, ha="right", fontsize=8)
+        axes.annotate(text, (bar, score), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_xticks(list(bars), [name for name, _ in types], rotation=40, ha="right", fontsize=8)
     axes.set_ylim(0, 1.08)
     axes.set_ylabel("exact match")
     axes.grid(axis="y", lw=0.4, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(_headline(split, result), loc="left", fontsize=9)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7, frameon=False)
+
+
+def _headline(split: str, result: dict[str, Any]) -> str:
     overall = result["overall"]
     beside = [f"{n} {overall[n]:.2f}" for n in ("majority", "prior", "blind") if overall[n] is not None]
     groups = "  ".join(f"{name} {of_group['score']:.2f}" for name, of_group in result["groups"].items())
-    axes.set_title(
-        f"{split}: {overall['score']:.2f} of {overall['count']} questions ({', '.join(beside)})\n{groups}",
-        loc="left",
-        fontsize=9,
-    )
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7, frameon=False)
+    compared = f" ({', '.join(beside)})" if beside else ""
+    return f"{split}: {overall['score']:.2f} of {overall['count']} questions{compared}\n{groups}"
 
 
 def _draw_recall(axes: Axes, retrieval: dict[str, Any]) -> None:

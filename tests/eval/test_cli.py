@@ -1,17 +1,19 @@
-"""`mllm eval world` and `records` from end to end, with a tiny model of random weights."""
+"""`mllm eval NAME…` from end to end, with a tiny model: our benchmarks, and one of another package."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from typer.testing import CliRunner
 
-from eval import world
+from eval.benchmark import Benchmark, load_benchmark, read_prompts
+from eval.benchmarks import world
 from eval.cli import app
 from mllm.errors import ConfigError, MllmError
 from mllm.experiment import experiment_type
@@ -21,24 +23,17 @@ from tests.media_files import make
 from tests.tiny import tiny
 
 runner = CliRunner()
+BIRDS = """
+[mllm.benchmarks]
+birds = birds:Birds
+"""
 
 
 @pytest.fixture(scope="module")
-def nano():
-    model, processor = tiny()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # As initialised, every layer is a small change, and no recording would change an answer.
-            if parameter.dim() > 1 and "queries" not in name and "embed" not in name:
-                parameter.mul_(4.0)
-    return model, processor
-
-
-@pytest.fixture(scope="module")
-def checkpoint(nano, tmp_path_factory):
+def checkpoint(tmp_path_factory):
     experiment = experiment_type()(eval={"clips": 3, "retrieval_clips": 4, "splits": ["comp"]})
     folder = tmp_path_factory.mktemp("run") / "nano"
-    return save(*nano, folder, {"experiment.yaml": experiment.dump_yaml()})
+    return save(*tiny(), folder, {"experiment.yaml": experiment.dump_yaml()})
 
 
 @pytest.fixture
@@ -86,7 +81,7 @@ def test_eval_world_on_files(checkpoint, tmp_path, monkeypatch, small_prior):
     monkeypatch.setattr(world.subprocess, "run", lambda *args, **options: pytest.fail("written again"))
     source = world.write_files("val", 2, 2, 0, tmp_path / "clips")
     rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    assert [question.id for question in world.collect(source)] == [row["id"] for row in rows]
+    assert {r["id"] for index in range(2) for r in source.conversations(index)} == {row["id"] for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -161,3 +156,120 @@ def test_eval_records_scores_a_file_of_ones_own(checkpoint, tmp_path):
     assert (tmp_path / "out/report.png").stat().st_size > 10_000
     with pytest.raises(ConfigError, match="is a folder: give the JSONL file that it was built from"):
         runner.invoke(app, ["records", str(tmp_path)], catch_exceptions=False)
+
+
+def test_several_benchmarks_at_once(checkpoint, tmp_path, small_prior):
+    message = {"role": "user", "content": "what colour?"}
+    write_records(
+        tmp_path / "mine.jsonl", [{"id": "1", "task": "count", "messages": [message], "answer": "red"}]
+    )
+    words = [
+        "world",
+        "records",
+        str(tmp_path / "mine.jsonl"),
+        "--model",
+        str(checkpoint),
+        "--media",
+        "arrays",
+    ]
+    words += ["--clips", "2", "--search-clips", "0", "--no-blind", "--max-tokens", "2"]
+    result = runner.invoke(app, [*words, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    metrics = {
+        name: json.loads((tmp_path / "out" / name / "metrics.json").read_text()) for name in ("world", "mine")
+    }
+    assert metrics["world"]["clips"] == 2
+    mine = metrics["mine"]["splits"]["mine"]
+    assert mine["types"]["count"]["group"] == "other"  # although the world has a type of this name
+    assert set(mine["provenance"]) == {"data", "prompts", "model"}
+    assert mine["provenance"]["model"] == metrics["world"]["splits"]["comp"]["provenance"]["model"]
+
+
+@pytest.fixture
+def birds(tmp_path, monkeypatch):
+    """The benchmark of docs/adding.md as a package of somebody else's, and two sounds for it."""
+    text = Path(__file__).parents[2].joinpath("docs/adding.md").read_text(encoding="utf-8")
+    section = text.partition("## A benchmark")[2]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(code.splitlines()) <= 40
+    package = tmp_path / "package"
+    (package / "birds-1.dist-info").mkdir(parents=True)
+    (package / "birds.py").write_text(code)
+    (package / "birds-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: birds\nVersion: 1\n")
+    (package / "birds-1.dist-info/entry_points.txt").write_text(BIRDS)
+    monkeypatch.syspath_prepend(str(package))
+    rows = []
+    for number, bird in enumerate(("robin", "owl")):
+        soundfile.write(
+            tmp_path / f"{number}.wav", np.sin(np.arange(16_000) / (9 + number)).astype("f"), 16_000
+        )
+        rows.append(
+            {"file": f"{number}.wav", "birds": ["owl", "robin"], "bird": bird, "captions": ["it sings."]}
+        )
+    (tmp_path / "birds.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_a_benchmark_of_another_package(birds, checkpoint):
+    words = [
+        "--birds",
+        str(birds),
+        "--model",
+        str(checkpoint),
+        "--max-tokens",
+        "3",
+        "--out",
+        str(birds / "out"),
+    ]
+    # The group finds its verbs when it is made, as each `mllm eval` does.
+    result = runner.invoke(app, ["birds", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((birds / "out/metrics.json").read_text())
+    scores = metrics["splits"]["test"]
+    assert metrics["benchmark"] == "birds"
+    assert scores["types"]["species"]["group"] == "song"
+    assert scores["captions"]["caption"]["count"] == 2
+    assert scores["retrieval"]["audio"]["clips"] == 2
+    line = json.loads((birds / "out/predictions.jsonl").read_text().splitlines()[0])
+    assert line["question"] == "Which bird sings?\nA. owl\nB. robin\nAnswer with a letter."
+    help = runner.invoke(app, ["birds", "--help"]).output
+    assert "--birds" in help
+    assert "--model" in help
+    assert "birds" in runner.invoke(app, ["--help"]).output
+
+
+def test_prompts_stand_in_yaml_beside_the_module(tmp_path):
+    class Mine(Benchmark):
+        name = "mine"
+
+    (tmp_path / "mine.yaml").write_text('qa: "{question} Say it in a word."')
+    Mine.prompts = read_prompts(str(tmp_path / "mine.py"))
+    assert Mine().fill("qa", question="What?") == "What? Say it in a word."
+    with pytest.raises(ConfigError, match="mine: its prompts lack 'choice'"):
+        Mine().fill("choice")
+    (tmp_path / "mine.yaml").write_text("qa: 3")
+    with pytest.raises(ConfigError, match="prompts must be texts by name"):
+        read_prompts(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("broken = nowhere:Gone", "'broken' cannot be loaded: ModuleNotFoundError"),
+        ("odd = json:dumps", "name a class"),
+    ],
+)
+def test_what_is_no_benchmark(tmp_path, monkeypatch, entry, message):
+    (tmp_path / "odd-1.dist-info").mkdir()
+    (tmp_path / "odd-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1\n")
+    (tmp_path / "odd-1.dist-info/entry_points.txt").write_text(f"[mllm.benchmarks]\n{entry}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MllmError, match=message):
+        load_benchmark(entry.split()[0])
+    assert "unavailable" in runner.invoke(app, ["--help"]).output
+
+
+def test_no_such_benchmark():
+    with pytest.raises(ConfigError, match="no benchmark 'wrld': choose from .*world"):
+        load_benchmark("wrld")
+    assert "Did you mean 'world'?" in runner.invoke(app, ["wrld"]).output

@@ -5,16 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.metrics import Answered, AnswerPrior, caption_table, retrieval_scores, score_table
+from eval.benchmark import Benchmark
+from eval.metrics import AnswerPrior, other_tables, retrieval_scores, score_table
+from eval.question import Question
+from eval.scorers import Answered
+
+
+def answered(type, group, truth, prediction="", blind=None, prior=None, **record):
+    question = Question("", [{"role": "user", "content": "what?"}], (truth,), type, record)
+    return Answered(question, Benchmark().scorer(question), group, prediction, blind, prior)
+
 
 ROWS = [
-    #        id   type      group    question  truth    prediction  blind  prior
-    Answered("1", "colour", "video", "what?", "red", "Red.", "red", "red"),
-    Answered("2", "colour", "video", "what?", "red", "blue", "red", "red"),
-    Answered("3", "colour", "video", "what?", "blue", "blue", "red", "red"),
-    Answered("4", "shape", "video", "which?", "star", "star", "star", "circle"),
-    Answered("5", "beeps", "audio", "count", "two", "three", "two", "two"),
-    Answered("6", "caption_video", "caption", "say", "a red star", "a blue star", "a star", ""),
+    #        type      group    truth    prediction  blind  prior
+    answered("colour", "video", "red", "Red.", "red", "red"),
+    answered("colour", "video", "red", "blue", "red", "red"),
+    answered("colour", "video", "blue", "blue", "red", "red"),
+    answered("shape", "video", "star", "star", "star", "circle"),
+    answered("beeps", "audio", "two", "three", "two", "two"),
+    answered("caption_video", "caption", "a red star", "a blue star", "a star", ""),
 ]
 
 
@@ -41,7 +50,7 @@ def test_score_table():
 
 
 def test_what_was_not_asked_for_is_none():
-    rows = [Answered("1", "colour", "video", "what?", "red", "red")]
+    rows = [answered("colour", "video", "red", "red")]
     assert score_table(rows)["overall"] == {
         "count": 1, "score": 1.0, "majority": None, "prior": None, "blind": None
     }  # fmt: skip
@@ -54,12 +63,18 @@ def test_majority_of_a_group_is_each_type_s_own():
         "shape": ["star", "star", "star", "circle"],
         "no_sound": ["no"] * 9,
     }
-    rows = [Answered("", name, "video", "", truth) for name, truths in words.items() for truth in truths]
+    rows = [answered(name, "video", truth) for name, truths in words.items() for truth in truths]
     assert score_table(rows)["overall"]["majority"] == pytest.approx((2 + 3) / 8)
 
 
-def test_caption_table():
-    (row,) = caption_table(ROWS).values()
+def test_captions_and_moments_have_tables_of_their_own():
+    moment = answered("moments", "moments", "0 to 4", "0 to 2", query="a star", spans=[[0, 4]])
+    tables = other_tables([*ROWS, moment])
+    assert tables["moments"]["moments"] == {
+        "count": 1, "mIoU": 0.5, "R1@0.3": 1.0, "R1@0.5": 1.0, "R1@0.7": 0.0, "blind": None
+    }  # fmt: skip
+    assert score_table([*ROWS, moment])["overall"]["count"] == 5
+    (row,) = tables["captions"].values()
     assert row["count"] == 1
     assert row["f1"] == pytest.approx(2 / 3)
     assert row["blind"] == pytest.approx(2 * 2 / 5)  # 2 of 2 and 2 of 3
@@ -90,3 +105,10 @@ def test_retrieval_goes_both_ways():
     assert scores["media_to_text"]["R@5"] == 1.0
     assert (scores["clips"], scores["distinct"]) == (3, 3)
     assert retrieval_scores(media, texts, ["a", "b", "b"])["text_to_media"]["R@1"] == 1.0
+
+
+def test_every_caption_of_a_clip_is_a_query_and_any_of_them_is_a_hit():
+    media, texts = np.eye(2), np.array([[1, 0.0], [0, 1], [0, 1]])  # the second caption of clip 0 fits clip 1
+    scores = retrieval_scores(media, texts, [0, 1], [0, 0, 1])
+    assert scores["text_to_media"]["R@1"] == pytest.approx(2 / 3)
+    assert scores["media_to_text"]["R@1"] == 0.5  # the two captions of clip 1's vector tie: none is first

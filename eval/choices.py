@@ -1,0 +1,103 @@
+"""Which of the options an answer chooses: by its letter in any common writing, or by the option's text.
+
+    "B", "(B)", "b.", "B)", "**B**", "B. The dog runs.", "Answer: B", "The correct answer is (B).",
+    "The dog runs."
+
+A letter is read only where it can be nothing else: "A dog" and "the answer is a dog" are no A, "Based on it"
+is no B. An answer that names a letter and the text of another option chooses nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mllm.scores import normalise
+
+_LABELLED = re.compile(r"\s*[(\[]?([A-Za-z]|\d{1,2})[)\].:](?:\s+(.*\S)|\s*)\s*$", re.DOTALL)
+_LONE = re.compile(r"[\s*_\"'`(\[<]*([A-Za-z]|\d{1,2})[\s*_\"'`)\]>.:,;!]*$")
+_LEADING = re.compile(
+    r"[\s*_\"'`]*(?:[(\[]([A-Za-z]|\d{1,2})[)\]]|([A-Za-z]|\d{1,2})[)\].:](?=\s))[*_]*[\s.:]*(.*)", re.DOTALL
+)
+# Behind a bare letter, which no English word is, a reason may follow.
+_REASONED = re.compile(r"[\s*_]*([B-HJ-Z])[*_]*(?:,|\s+(?:because|since|as|is)\b|\s+[-–—]\s)")
+_SEVERAL = re.compile(
+    r"[\s*_(\[]*([A-Za-z])[)\].*_]*\s*(?:\bor\b|\band\b|[,/&])\s*[*_(\[]*([A-Za-z])(?![\w'])", re.IGNORECASE
+)
+_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
+_DECLARED = re.compile(
+    r"\b(?:answer|option|choice|choose|select|pick)\b(?:\s+(?:is|would be|should be|must be)\b)?\s*[:=-]?\s*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a question.
+
+    Attributes:
+        texts: what each says, without its letter, normalised.
+        letters: what each is called, in upper case ("A" or "1"); empty where neither they nor the prompt say.
+    """
+
+    texts: tuple[str, ...]
+    letters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: Sequence[str], prompt: str = "") -> Options:
+        """Options with letters of their own ("B. The dog runs."), with letters in the prompt, or without."""
+        found = [_LABELLED.match(option) for option in options]
+        letters = tuple(match[1].upper() for match in found if match)
+        if letters in _alphabets(len(options)):
+            return cls(tuple(normalise(match[2] or match[1]) for match in found if match), letters)
+        texts = tuple(map(normalise, options))
+        for letters in _alphabets(len(options)):
+            shown = (
+                rf"(?<!\w)[(\[]?{letter}[)\].:]\s*{re.escape(option.strip())}(?!\w)"
+                for letter, option in zip(letters, options, strict=True)
+            )
+            if options and all(re.search(pattern, prompt, re.IGNORECASE) for pattern in shown):
+                return cls(texts, letters)
+        return cls(texts)
+
+    def chosen(self, answer: str) -> int | None:
+        """The number of the option that an answer chooses; None where it chooses none, or is ambiguous."""
+        *_, declared = _DECLARED.split(answer)
+        lines = [line for line in answer.splitlines() if line.strip()]
+        readings = [answer, declared, *lines[-1:], *lines[:1]]
+        for reading in dict.fromkeys(readings):
+            if (found := self._read(reading)) is not None:
+                return found if found >= 0 else None
+        bracketed = set(_BRACKETED.findall(answer)) & set(self.letters)
+        return self.letters.index(bracketed.pop()) if len(bracketed) == 1 else None
+
+    def _read(self, answer: str) -> int | None:
+        """The option that a piece of an answer is; -1 where it contradicts itself, None where it is none."""
+        if (lone := _LONE.match(answer)) and lone[1].upper() in self.letters:
+            return self.letters.index(lone[1].upper())
+        if (two := _SEVERAL.match(answer)) and {two[1].upper(), two[2].upper()} <= set(self.letters):
+            return -1
+        text = normalise(answer)
+        named = [number for number, option in enumerate(self.texts) if text and option == text]
+        if named:
+            return named[0]
+        if match := _LEADING.match(answer):
+            letter, rest = (match[1] or match[2]).upper(), normalise(match[3])
+            if letter in self.letters:
+                number = self.letters.index(letter)
+                others = [text for text in self.texts if text != self.texts[number]]
+                return -1 if rest in others else number
+        for number, letter in enumerate(self.letters):  # "B the dog runs"
+            if text and text == f"{letter.casefold()} {self.texts[number]}":
+                return number
+        if (match := _REASONED.match(answer)) and match[1] in self.letters:
+            return self.letters.index(match[1])
+        return None
+
+
+def _alphabets(count: int) -> list[tuple[str, ...]]:
+    """The ways to label so many options in order."""
+    letters = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count])
+    numbers = [tuple(map(str, range(first, first + count))) for first in (1, 0)]
+    return [letters, *numbers] if len(letters) == count else numbers
