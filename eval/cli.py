@@ -238,9 +238,12 @@ def _folder_name(model: str) -> str:
 def _defaults(model: str | None, url: str | None) -> Eval:
     """The section `eval` of the experiment that lies in the checkpoint folder, or its defaults."""
     from eval.sections import Eval
-    from mllm.models.checkpoint import experiment_of
+    from mllm.experiment import load_experiment
+    from mllm.models.checkpoint import experiment_file
 
-    return Eval() if model is None and url is not None else experiment_of(model).section(Eval)
+    return (
+        Eval() if model is None and url is not None else load_experiment(experiment_file(model)).section(Eval)
+    )
 
 
 def _summary(name: str) -> str:

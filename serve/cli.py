@@ -83,14 +83,15 @@ def serve(
     Recordings are fetched from the public internet alone, each within a deadline. --allowed-media-domains
     HOST … names the only hosts to fetch from, wherever they are.
     """
-    from mllm.models.checkpoint import experiment_of
+    from mllm.experiment import load_experiment
+    from mllm.models.checkpoint import experiment_file
     from serve.engine_settings import MEGABYTE, is_given
     from serve.launcher import Server
     from serve.sections import Serve
     from serve.supervise import serve_forever
 
     checkpoint, words = parse_serve_words(words or [], model)
-    settings = experiment_of(checkpoint).section(Serve)
+    settings = load_experiment(experiment_file(checkpoint)).section(Serve)
     for flag, value in (("--max-model-len", settings.max_model_len), ("--dtype", settings.dtype)):
         if value is not None and not is_given(flag, words):
             words += [flag, str(value)]

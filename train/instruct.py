@@ -81,7 +81,7 @@ class InstructTrainer(StageTrainer, SFTTrainer):
         base.forward = forward_with_space
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Not TRL's: `mllm.models.checkpoint.write_model_card` writes ours."""
+        """Not TRL's: `mllm export` writes ours."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.space_loss = None

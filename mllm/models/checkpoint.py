@@ -1,4 +1,4 @@
-"""Model folders: loaded, saved whole or not at all, and exported for vLLM.
+"""Model folders: loaded, and saved whole or not at all.
 
 A checkpoint folder holds
 
@@ -19,13 +19,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from mllm.errors import MllmError
-from mllm.experiment import Experiment, load_experiment
-from mllm.models.card import card_info, write_model_card
 from mllm.models.checkpoint_check import (
     check_fit,
     check_folder,
@@ -33,9 +29,8 @@ from mllm.models.checkpoint_check import (
     check_weights,
     in_one_line,
     read_json,
-    read_text,
 )
-from mllm.models.lora import EMBEDDING, HEAD, check_adapter, merge_lora, not_served, plain_state, save_adapter
+from mllm.models.lora import EMBEDDING, HEAD, check_adapter, merge_lora, plain_state, save_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +42,10 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "nano"
 ADAPTER = "adapter"  # folder inside a checkpoint folder
 STAGES = ("instruct", "contrastive", "text")  # of a run folder, best result first
-PROVENANCE = ("experiment.yaml", "metrics.json", "README.md")
 
 __all__ = [
     "build_model",
-    "card_info",
-    "experiment_of",
-    "export",
+    "experiment_file",
     "find_default_checkpoint",
     "load",
     "load_processor",
@@ -61,7 +53,6 @@ __all__ = [
     "resolve",
     "save",
     "train_tokenizer",
-    "write_model_card",
 ]
 
 
@@ -124,7 +115,7 @@ def load(
         model: Any = MllmForConditionalGeneration.from_pretrained(
             here,
             config=config,
-            dtype=_dtype(dtype),
+            dtype=as_dtype(dtype),
             generation_config=greedy_generation(processor.tokenizer),
         )
     if adapter is not None:
@@ -165,7 +156,7 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _dtype(name: torch.dtype | str) -> torch.dtype:
+def as_dtype(name: torch.dtype | str) -> torch.dtype:
     import torch
 
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
@@ -222,10 +213,10 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
     return str(path), path / ADAPTER if (path / ADAPTER / "adapter_config.json").is_file() else None
 
 
-def experiment_of(folder: str | Path | None) -> Experiment:
-    """The experiment that made a checkpoint, from the YAML beside it; the defaults where there is none."""
+def experiment_file(folder: str | Path | None) -> Path | None:
+    """The YAML of the experiment that made a checkpoint, for `load_experiment`; None if there is none."""
     beside = Path(resolve(folder)[0]) / "experiment.yaml"
-    return load_experiment(beside if beside.is_file() else None)
+    return beside if beside.is_file() else None
 
 
 # --- saving -------------------------------------------------------------------------------------------------
@@ -316,81 +307,3 @@ def _replace_folder(new: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, folder)
-
-
-# --- export -------------------------------------------------------------------------------------------------
-
-
-def export(
-    source: str | Path,
-    out: str | Path,
-    dtype: torch.dtype | str = "bfloat16",
-    adapter: str = "merged",
-    scores: str | Path | None = None,
-) -> Path:
-    """A folder that vLLM serves with no further flag, from a run or a checkpoint.
-
-    Args:
-        source: run folder or checkpoint folder.
-        dtype: of the weights.
-        adapter: "merged" adds LoRA deltas into the weights; "beside" leaves them in `out/adapter`, to be
-            served by name: `--enable-lora --lora-modules NAME=OUT/adapter`.
-        scores: metrics.json of `mllm eval world`, for the model card.
-
-    Raises:
-        MllmError: if there is no checkpoint or no such scores, or `adapter` is neither word.
-    """
-    if adapter not in ("merged", "beside"):
-        raise MllmError(f"adapter is '{adapter}': choose merged or beside")
-    if scores is not None and not Path(scores).is_file():
-        raise MllmError(f"no scores at {scores}: give the metrics.json that `mllm eval world` wrote")
-    measured = read_json(Path(scores)) if scores is not None else None
-    if measured is not None and measured.get("benchmark", "world") != "world":
-        raise MllmError(f"{scores} is of {measured['benchmark']}: give the one that `mllm eval world` wrote")
-    dtype = _dtype(dtype)
-    base, _ = resolve(source)
-    # Merged in float32 and rounded once.
-    model, processor = load(source, dtype="float32", merge=adapter == "merged")
-    if adapter == "beside" and hasattr(model, "peft_config"):
-        _check_beside(model)
-    found = {name: fetch(base) / name for name in PROVENANCE}
-    if found["metrics.json"].exists():
-        read_json(found["metrics.json"])
-    extra = {name: read_text(path) for name, path in found.items() if path.is_file()}
-    folder = save(model, processor, out, extra, dtype=dtype)
-    if measured is not None or "README.md" not in extra:
-        write_model_card(folder, card_info(folder, measured))
-    return folder
-
-
-def _check_beside(model: Any) -> None:
-    """Raises MllmError if vLLM would not serve this PeftModel's deltas beside its base."""
-    from peft.tuners.lora import LoraLayer
-
-    for config in model.peft_config.values():
-        modules = [
-            name for name, part in model.get_base_model().named_modules() if isinstance(part, LoraLayer)
-        ]
-        # Whatever is trained whole goes into the base.
-        if problem := not_served(
-            config.to_dict() | {"modules_to_save": None, "init_lora_weights": True}, modules
-        ):
-            raise MllmError(f"{problem}: export it with --adapter merged")
-
-
-def export_command(
-    run: Annotated[str, typer.Argument(help="A run folder or a checkpoint folder.")],
-    out: Annotated[str, typer.Option(help="The folder to write.")],
-    dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",
-    adapter: Annotated[str, typer.Option(help="LoRA deltas: merged in, or beside the base.")] = "merged",
-    scores: Annotated[
-        str | None, typer.Option(help="metrics.json of `mllm eval world`, for the card.")
-    ] = None,
-) -> None:
-    """Write a folder that vLLM serves, from a run or a checkpoint folder."""
-    folder = export(run, out, dtype, adapter, scores)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    print(f"{folder}  {size:.1f} MB  {dtype}")
-    print(f"serve it:  mllm serve {folder}")
-    if (folder / ADAPTER).is_dir():
-        print(f"with its adapter:  mllm serve {folder} --enable-lora --lora-modules tuned={folder / ADAPTER}")

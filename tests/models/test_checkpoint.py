@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, get_peft_model
 
+from mllm.command.export import export
 from mllm.errors import ConfigError, MllmError
 from mllm.experiment import Model
 from mllm.media.clip import Clip
@@ -148,11 +149,11 @@ def test_export_merges_or_keeps_the_adapter_and_rounds_once(built, inputs, tmp_p
     expected = greedy(tuned, inputs)
     run = tmp_path / "runs/small"
     checkpoint.save(tuned, processor, run / "instruct/final", {"experiment.yaml": "name: small\n"})
-    merged = checkpoint.export(run, tmp_path / "merged", "float32")
+    merged = export(run, tmp_path / "merged", "float32")
     assert greedy(checkpoint.load(merged)[0], inputs) == expected
     assert not (merged / "adapter").exists()
     assert (merged / "experiment.yaml").read_text() == "name: small\n"
-    beside = checkpoint.export(run, tmp_path / "beside", torch.bfloat16, adapter="beside")
+    beside = export(run, tmp_path / "beside", torch.bfloat16, adapter="beside")
     config = json.loads((beside / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert config["use_cache"] is True
@@ -161,9 +162,9 @@ def test_export_merges_or_keeps_the_adapter_and_rounds_once(built, inputs, tmp_p
     loaded, _ = checkpoint.load(beside, "bfloat16")
     assert loaded.dtype == torch.bfloat16
     with pytest.raises(MllmError, match="choose merged or beside"):
-        checkpoint.export(run, tmp_path / "x", adapter="inside")
+        export(run, tmp_path / "x", adapter="inside")
     with pytest.raises(MllmError, match="choose bfloat16"):
-        checkpoint.export(run, tmp_path / "x", dtype="int8")
+        export(run, tmp_path / "x", dtype="int8")
 
 
 def test_a_full_disk_leaves_nothing_and_keeps_what_was_there(built, tmp_path, monkeypatch):
@@ -261,74 +262,6 @@ def test_towers_come_with_their_weights_and_stretch_to_more_frames(tmp_path):
         build._load_tower(model.model.video_tower, str(tmp_path / "audio"))
 
 
-def test_the_model_card_holds_its_tables(tmp_path):
-    info = {
-        "name": "nano",
-        "summary": "A small model.",
-        "facts": {"steps": "3,000"},
-        "tables": {"Scores": [{"type": "colour", "val": 0.987, "blind": None}], "Empty": []},
-        "limits": ["It knows one world."],
-    }
-    text = checkpoint.write_model_card(tmp_path, info).read_text()
-    assert text.startswith("---\nlicense: apache-2.0")
-    assert "| colour | 0.99 |  |" in text
-    assert "- **steps**: 3,000" in text
-    assert "- It knows one world." in text
-
-
-def test_the_card_gathers_training_and_scores(built, tmp_path):
-    score = {"count": 9, "score": 0.5, "majority": 0.25, "prior": 0.3, "blind": None}
-    split = {
-        "overall": score,
-        "groups": {"video": score},
-        "types": {"colour": score | {"group": "video"}},
-        "captions": {"caption_video": {"f1": 0.75}},
-        "retrieval": {"video": {"clips": 256, "text_to_media": {"R@1": 0.9}, "media_to_text": {"R@1": 0.8}}},
-    }
-    scores = {
-        "clips": 8,
-        "seed": 0,
-        "media": "mp4",
-        "splits": {"val": split, "comp": split | {"captions": {}}},
-    }
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
-    row = {"step": 5, "loss": 1.5, "caption_loss": 0.25, "seconds": 120.0}
-    text = {"stage": "text", "steps": 100, "batch": 8, "machine": "2 CPU cores", "rows": [row]}
-    metrics = text | {"stage": "contrastive", "steps": 2000, "earlier": [text]}
-    experiment = "name: small\nseed: 3\ndata: {train: 'world:train'}\n"
-    files = {"metrics.json": json.dumps(metrics), "experiment.yaml": experiment}
-    checkpoint.save(*built, tmp_path / "model", files)
-    out = checkpoint.export(tmp_path / "model", tmp_path / "out", scores=tmp_path / "scores.json")
-    card = (out / "README.md").read_text()
-    for line in (
-        "# mllm small",
-        "- **training data**: `world:train`, seed 3",
-        "- **stage contrastive**: 2,000 steps of 8 clips, 2 minutes; at the end loss 1.500, caption_loss 0.2",
-        "- **trained on**: 2 CPU cores",
-        "| colour | video | 0.50 | 0.50 | 0.25 | 0.30 |  |",
-        "| caption_video | 0.75 |  |",
-        "| text → video | 0.90 | 0.90 | 256 |",
-    ):
-        assert line in card, card
-    assert "video timesformer, audio whisper, decoder llama, captions bert; 0." in card
-    assert "million weights; windows of 2 s: 2 frames, 3 video tokens and 2 audio tokens" in card
-    with pytest.raises(MllmError, match="mllm eval world"):
-        checkpoint.export(tmp_path / "model", tmp_path / "out", scores=tmp_path / "none.json")
-
-
-def test_the_export_command(built, tmp_path):
-    import typer
-    from typer.testing import CliRunner
-
-    checkpoint.save(*built, tmp_path / "model")
-    app = typer.Typer()
-    app.command()(checkpoint.export_command)
-    result = CliRunner().invoke(app, [str(tmp_path / "model"), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    assert "mllm serve" in result.output
-    assert (tmp_path / "out/model.safetensors").exists()
-
-
 def test_a_pretrained_decoder_still_speaks_as_before(real_data: Path, tmp_path):
     """stories260k as decoder: text goes through it as through the plain LlamaForCausalLM."""
     from transformers import AutoTokenizer, LlamaForCausalLM
@@ -367,9 +300,3 @@ def test_nano_is_the_one_that_ships_unless_a_folder_here_is_called_so(tmp_path, 
     (tmp_path / "nano").mkdir()
     with pytest.raises(MllmError, match="nano holds no checkpoint"):
         checkpoint.resolve("nano")
-
-
-def test_a_card_takes_the_scores_of_the_world_alone(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"benchmark": "mine.jsonl"}')
-    with pytest.raises(MllmError, match="is of mine.jsonl: give the one that `mllm eval world` wrote"):
-        checkpoint.export("nano", tmp_path / "out", scores=tmp_path / "metrics.json")

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from mllm.command import cli
+from mllm.command.export import export
 from mllm.errors import MllmError
 from mllm.models import checkpoint
 from mllm.models.checkpoint_check import check_folder
@@ -190,5 +191,5 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_told():
 def test_damage_to_the_history_is_told_before_an_export_writes(folder, tmp_path):
     (folder / "metrics.json").write_text('{"rows": [')
     with pytest.raises(MllmError, match="metrics.json is damaged"):
-        checkpoint.export(folder, tmp_path / "out")
+        export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

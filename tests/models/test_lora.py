@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 
+from mllm.command.export import export
 from mllm.errors import MllmError
 from mllm.models import checkpoint
 from mllm.models.checkpoint_check import checkpoint_shapes
@@ -100,7 +101,7 @@ def test_weights_that_fit_no_module_are_named(base, tmp_path, names):
     for use in (
         lambda: checkpoint.load(folder),
         lambda: checkpoint.load(folder, merge=False),
-        lambda: checkpoint.export(folder, tmp_path / "out"),
+        lambda: export(folder, tmp_path / "out"),
         lambda: check_served(folder, checkpoint_shapes(base), "base"),
     ):
         with pytest.raises(MllmError, match=r"fits? no module of \S+(base)? ?(\(\S*layers\.\d)?") as caught:
@@ -160,7 +161,7 @@ def test_an_adapter_of_a_tied_embedding_unties_it_when_merged(base, tmp_path, ta
     again, _ = checkpoint.load(checkpoint.save(merged, processor, tmp_path / "merged"))
     torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
     assert not again.config.tie_word_embeddings
-    exported, _ = checkpoint.load(checkpoint.export(folder, tmp_path / "out", "float32"))
+    exported, _ = checkpoint.load(export(folder, tmp_path / "out", "float32"))
     torch.testing.assert_close(logits(exported), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits(merge_lora(model)), expected, atol=1e-4, rtol=1e-4)
 
@@ -179,7 +180,7 @@ def test_what_is_trained_whole_goes_into_the_base_beside_an_adapter(base, tmp_pa
     expected = logits(model)
     processor = tiny()[1]
     saved = checkpoint.save(model, processor, tmp_path / "saved")
-    exported = checkpoint.export(saved, tmp_path / "out", "float32", adapter="beside")
+    exported = export(saved, tmp_path / "out", "float32", adapter="beside")
     for folder in (saved, exported):
         for merge in (True, False):
             loaded, _ = checkpoint.load(folder, merge=merge)
@@ -199,7 +200,7 @@ def test_what_is_trained_whole_goes_into_the_base_beside_an_adapter(base, tmp_pa
 def test_what_vllm_does_not_take_beside_a_base_is_refused(base, tmp_path, settings, why):
     folder = write(tuned(**settings), base, tmp_path / "adapter")
     with pytest.raises(MllmError, match=f"{why}.*vLLM serves no such adapter.*--adapter merged"):
-        checkpoint.export(folder, tmp_path / "out", adapter="beside")
+        export(folder, tmp_path / "out", adapter="beside")
     assert not (tmp_path / "out").exists()
     with pytest.raises(MllmError, match=f"{why}.*merge it with `mllm export {folder} --out FOLDER`"):
         check_served(folder, checkpoint_shapes(base), "base")
@@ -209,5 +210,5 @@ def test_a_projector_beside_an_adapter_is_exported_into_the_base_or_refused_by_t
     folder = write(tuned(modules_to_save=["video_projector"]), base, tmp_path / "adapter")
     with pytest.raises(MllmError, match=r"holds video_projector whole \(modules_to_save\)"):
         check_served(folder, checkpoint_shapes(base), "base")
-    out = checkpoint.export(folder, tmp_path / "out", adapter="beside")
+    out = export(folder, tmp_path / "out", adapter="beside")
     check_served(out / "adapter", checkpoint_shapes(out), "out")
