@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow as pa
 from data_prep.engine import Engine, run
 from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
-from mllm.media.recording import load_clip
+from mllm.media.recording import open_recording
 from mllm.media.windows import WindowSpec
 from mllm.records.chat import media_parts
 from mllm.records.record import Record, read_records, write_records
@@ -225,7 +226,7 @@ def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
     # A name of its own: the workers of a killed build may live a moment longer than the build.
     partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        write_shard(partial, (_row(medium, form) for medium in stretch))
+        write_shard(partial, _rows(stretch, form))
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         build_process = parent_process()
@@ -243,19 +244,22 @@ def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
     return len(stretch)
 
 
-def _row(medium: Medium, form: Form) -> pa.RecordBatch:
-    kind, path, options = medium
-    clip = load_clip(
-        path,
-        size=form.windows.image_size,
-        choose=lambda duration: form.windows.frame_times(duration).ravel(),
-        want_video=kind != "audio",
-        want_audio=kind != "image",
-        isolated=True,
-        **options,
-    )
-    provenance = {"path": path[:1000], "bytes": os.path.getsize(path) if os.path.isfile(path) else None}
-    return to_row(clip, provenance | options, form.frames, form.quality)
+def _rows(media: Iterable[Medium], form: Form) -> Iterator[pa.RecordBatch]:
+    """A row for each; neighbouring spans of one file are read from one open recording."""
+    for (path, audio), spans in groupby(media, lambda medium: (medium[1], medium[2].get("audio"))):
+        with open_recording(path, audio=audio, isolated=True) as recording:
+            size = os.path.getsize(path) if os.path.isfile(path) else None
+            for kind, _, options in spans:
+                clip = recording.clip(
+                    options.get("start"),
+                    options.get("end"),
+                    size=form.windows.image_size,
+                    choose=lambda duration: form.windows.frame_times(duration).ravel(),
+                    want_video=kind != "audio",
+                    want_audio=kind != "image",
+                )
+                provenance = {"path": path[:1000], "bytes": size} | options
+                yield to_row(clip, provenance, form.frames, form.quality)
 
 
 def _require_room(media: Sequence[Medium], form: Form, out: Path) -> float:
@@ -268,7 +272,7 @@ def _require_room(media: Sequence[Medium], form: Form, out: Path) -> float:
         return 0.0
     count = min(SAMPLED, max(-(-len(media) // ONE_IN), 4), len(media))
     sample = media[:: len(media) // count][:count]
-    sizes = [_row(medium, form).nbytes + ROW_BYTES for medium in sample]
+    sizes = [row.nbytes + ROW_BYTES for row in _rows(sample, form)]
     needed = sum(sizes) / len(sizes) * len(media) * SPARE
     free = shutil.disk_usage(out).free
     if needed > free:

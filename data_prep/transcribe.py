@@ -25,7 +25,7 @@ from data_prep.engine import Engine, ProcessDied, run
 from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
 from mllm.media.places import media_name
-from mllm.media.recording import load_clip, probe
+from mllm.media.recording import open_recording
 from mllm.records.chat import media_parts
 from mllm.records.record import Record, read_records, write_records
 from mllm.records.templates import subtitle_block
@@ -170,11 +170,11 @@ def transcribe(
 
 def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
     """What is said in one recording; nothing where there is no sound."""
-    if options.get("audio") or probe(source, isolated=True).has_audio:
-        waveform = load_clip(source, want_video=False, isolated=True, **options).waveform
-        if waveform is not None:
-            return hear(waveform)
-    return {"language": None, "sub": []}
+    audio, span = options.get("audio"), {key: options.get(key) for key in ("start", "end")}
+    with open_recording(source, audio=audio, isolated=True) as recording:
+        sounds = audio or recording.info.has_audio
+        waveform = recording.clip(**span, want_video=False).waveform if sounds else None
+    return {"language": None, "sub": []} if waveform is None else hear(waveform)
 
 
 def _subtitled(

@@ -16,6 +16,8 @@ import typer
 from mllm.command.bench import JsonOption, report
 from mllm.errors import MllmError
 
+PIECE = 200  # s of a long recording that are read at once: what `mllm index add` takes at 224 pixels
+
 
 def bench_media(
     files: Annotated[list[Path] | None, typer.Argument(help="Videos; without, one that is made up.")] = None,
@@ -23,6 +25,9 @@ def bench_media(
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video, evenly.")] = 32,
     seconds: Annotated[int, typer.Option(min=1, help="Length of the one that is made up.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Times each is read; the fastest counts.")] = 5,
+    long: Annotated[
+        int, typer.Option(min=0, help="Length (s) of another one, read in pieces; 0 leaves it out.")
+    ] = 0,
     json_file: JsonOption = None,
 ) -> dict[str, Any]:
     """Frames a second of mllm.media.recording, beside a plain decord loop at the same size.
@@ -30,7 +35,8 @@ def bench_media(
     Returns:
         {"size", "frames", "repeats", "ratio": geometric mean over files, "files": [{"file", "seconds",
         "ours", "with_sound", "decord" (frames/s), "ratio": ours / decord, "isolation_ms": what a worker
-        process takes longer, median}]}; decord and ratio are None where decord cannot read the file.
+        process takes longer, median}], "long": see `_in_pieces`, or None}; decord and ratio are None where
+        decord cannot read the file.
 
     Raises:
         MllmError: if decord is not installed, or a file has no picture.
@@ -42,6 +48,9 @@ def bench_media(
             _measure(file, size, frames, repeats)
             for file in files or [made_up(Path(folder) / "made-up.mp4", seconds)]
         ]
+        # Small pictures, or making it up would take longer than it is worth.
+        film = made_up(Path(folder) / "long.mp4", long, 160, 90) if long else None
+        pieces = _in_pieces(film, size, repeats) if film else None
     table = Table(
         "video",
         "length",
@@ -60,8 +69,20 @@ def bench_media(
         table.add_row(row["file"], f"{row['seconds']:.1f} s", *speeds, plain, compared, isolated)
     ratios = [row["ratio"] for row in rows if row["ratio"]]
     mean = statistics.geometric_mean(ratios) if ratios else None
-    numbers = {"size": size, "frames": frames, "repeats": repeats, "ratio": mean, "files": rows}
+    numbers = {
+        "size": size,
+        "frames": frames,
+        "repeats": repeats,
+        "ratio": mean,
+        "files": rows,
+        "long": pieces,
+    }
     note = f"{frames} frames of {size}×{size} per video, best of {repeats}; ratio: ours / decord"
+    if pieces:
+        note += (
+            f"\n{pieces['seconds']:.0f} s in {pieces['pieces']} pieces: {pieces['open']:.2f} s from one open "
+            f"recording ({pieces['isolated']:.2f} s in a worker), {pieces['apart']:.2f} s if each opens it"
+        )
     report(table, numbers, json_file, note)
     return numbers
 
@@ -117,6 +138,45 @@ def _measure(file: Path, size: int, frames: int, repeats: int) -> dict[str, Any]
         "ratio": speeds["ours"] / decords if decords else None,
         "isolation_ms": 1000 * longer,
     }
+
+
+def _in_pieces(file: Path, size: int, repeats: int) -> dict[str, Any]:
+    """Reads all of a recording, PIECE seconds at a time, four frames a second.
+
+    Returns:
+        {"seconds": of the recording, "pieces", and how long it takes (s, the fastest): "open" of one open
+        recording, "isolated" of one that a worker has open, "apart" if every piece opens it}.
+    """
+    from mllm.media.recording import load_clip, open_recording, probe
+
+    seconds = probe(file).duration
+    cuts: list[dict[str, Any]] = [
+        {"start": float(start), "end": min(start + PIECE, seconds), "size": size, "choose": _evenly}
+        for start in range(0, int(seconds), PIECE)
+    ]
+
+    def opened(isolated: bool) -> None:
+        with open_recording(file, isolated=isolated) as recording:
+            for cut in cuts:
+                recording.clip(**cut)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "open": lambda: opened(isolated=False),
+        "isolated": lambda: opened(isolated=True),
+        "apart": lambda: [load_clip(file, **cut) for cut in cuts],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - begin)
+    fastest = {name: min(taken) for name, taken in times.items()}
+    return {"seconds": seconds, "pieces": len(cuts)} | fastest
+
+
+def _evenly(seconds: float) -> np.ndarray:
+    return np.arange(0, seconds, 0.25)
 
 
 def made_up(path: Path, seconds: int = 8, width: int = 640, height: int = 360) -> Path:

@@ -1,4 +1,4 @@
-"""The engines under `media.py`: frames by decord or PyAV, sound by PyAV. Private to `media`."""
+"""The engines under `recording`: frames by decord or PyAV, sound by PyAV."""
 
 from __future__ import annotations
 
@@ -42,31 +42,59 @@ PACKED = "flt"  # channels side by side in one plane: of planar sound, PyAV 18.1
 # --- frames ---
 
 
-def read_frames(
-    source: Source, found: Scan, wanted: np.ndarray, size: int | None = None, max_pixels: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decode some frames, upright.
+class FrameReader:
+    """Frames of one recording.
 
     Args:
         source, found: the recording and its scan, with a picture.
-        wanted: int64 [frames], positions in `found.picture.times`, in any order.
-        size: pixels, height = width; None keeps the recording's own.
-
-    Returns:
-        uint8 [frames, height, width, 3] and the positions that they really are, int64 [frames]: in place of a
-        damaged frame stands the one before it.
-
-    Raises:
-        MediaError: if no frame can be decoded.
+        max_pixels: of one picture.
     """
-    assert found.picture is not None
-    positions, back = np.unique(wanted, return_inverse=True)
-    frames = _decord_frames(source, found.picture, positions, size) if suits_decord(found) else None
-    if frames is None:
-        frames, positions = _pyav_frames(source, found.picture, positions, size, max_pixels)
-    if np.array_equal(back, np.arange(len(frames))):
-        return frames, positions
-    return frames[back], positions[back]
+
+    def __init__(self, source: Source, found: Scan, max_pixels: int | None = None):
+        assert found.picture is not None
+        self.source, self.picture, self.max_pixels = source, found.picture, max_pixels
+        self.by_decord = suits_decord(found)
+        # decord's, and its size: kept, since it reads every packet to begin.
+        self._reader: tuple[int | None, Any] | None = None
+
+    def read(self, wanted: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes some frames, upright.
+
+        Args:
+            wanted: int64 [frames], positions in the picture's `times`, in any order.
+            size: pixels, height = width; None keeps the recording's own.
+
+        Returns:
+            uint8 [frames, height, width, 3] and the positions that they really are, int64 [frames]: a damaged
+            frame is replaced by the one before it.
+
+        Raises:
+            MediaError: if no frame can be decoded.
+        """
+        positions, back = np.unique(wanted, return_inverse=True)
+        frames = self._decord_frames(positions, size) if self.by_decord else None
+        if frames is None:
+            self.by_decord, self._reader = False, None
+            frames, positions = _pyav_frames(self.source, self.picture, positions, size, self.max_pixels)
+        if np.array_equal(back, np.arange(len(frames))):
+            return frames, positions
+        return frames[back], positions[back]
+
+    def close(self) -> None:
+        self._reader = None
+
+    def _decord_frames(self, positions: np.ndarray, size: int | None) -> np.ndarray | None:
+        """uint8 [positions, height, width, 3]; None if decord cannot, or sees other frames."""
+        picture = self.picture
+        try:
+            if self._reader is None or self._reader[0] != size:
+                self._reader = size, _decord_reader(self.source, picture, size)
+            batch = self._reader[1].get_batch(positions.tolist())
+        except Exception:  # decord's errors share no base class; whatever it trips over, PyAV may read
+            return None
+        frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # a bridge may be set
+        height, width = (picture.height, picture.width) if size is None else (size, size)
+        return frames if frames.shape == (len(positions), height, width, 3) else None
 
 
 def suits_decord(found: Scan) -> bool:
@@ -84,25 +112,17 @@ def suits_decord(found: Scan) -> bool:
     )
 
 
-def _decord_frames(
-    source: Source, picture: Picture, positions: np.ndarray, size: int | None
-) -> np.ndarray | None:
-    """uint8 [positions, height, width, 3]; None if decord cannot, or counts other frames than the packets."""
+def _decord_reader(source: Source, picture: Picture, size: int | None) -> Any:
+    """decord's reader; ValueError if it counts other frames than the packets."""
     shape = {} if size is None else {"width": size, "height": size}
     threads = 0 if picture.width * picture.height >= LARGE_PICTURE else 1
-    try:
-        reader = decord.VideoReader(source.handle(), num_threads=threads, **shape)
-        if len(reader) != len(picture.times):
-            return None
-        stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-        if np.abs(stamps - stamps[0] - picture.times + picture.times[0]).max() > SAME_TIME:
-            return None
-        batch = reader.get_batch(positions.tolist())
-    except Exception:  # decord's errors share no base class; whatever it trips over, PyAV may read
-        return None
-    frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # a bridge may be set
-    height, width = (picture.height, picture.width) if size is None else (size, size)
-    return frames if frames.shape == (len(positions), height, width, 3) else None
+    reader = decord.VideoReader(source.handle(), num_threads=threads, **shape)
+    if len(reader) != len(picture.times):
+        raise ValueError
+    stamps = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    if np.abs(stamps - stamps[0] - picture.times + picture.times[0]).max() > SAME_TIME:
+        raise ValueError
+    return reader
 
 
 def _pyav_frames(

@@ -1,8 +1,8 @@
-"""Recordings of strangers, decoded in processes that may be lost: `load_clip(source, isolated=True)`.
+"""Recordings of strangers, decoded in processes that may be lost: `open_recording(source, isolated=True)`.
 
-A crash, a hang or a bomb costs its own request a MediaError of one line; the next one finds another worker
-warm. A worker (`decode_worker`) imports the decoders alone, takes a request as JSON over a socket, and gives
-its arrays back in shared memory; nothing that it says is run or unpickled here.
+A crash, a hang or a bomb costs its own recording a MediaError of one line; the next one finds another worker
+warm. A worker (`decode_worker`) imports the decoders alone, keeps one recording open, takes requests as JSON
+over a socket, and gives its arrays back in shared memory; nothing that it says is run or unpickled here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -31,20 +32,19 @@ import numpy as np
 
 from mllm.errors import MediaError
 from mllm.media.clip import Clip, MediaInfo
+from mllm.media.recording import Choose, Recording, warn_of_jumps
 from mllm.media.sources import MediaLimits, Source, memory_file
 
 SLOW = 2.0  # s: a request that takes longer no longer counts among those that run side by side
 LONGEST_WAIT = 1e6  # s
 STARTING = 60.0  # s that a worker may take to start; only then its time for a request begins
-MOST_WORKERS = 32  # at once, those with slow requests included
+MOST_WORKERS = 32  # at once, those with slow requests and with recordings that stay open included
 MOST_WARM = 8  # of them that are started before anybody asks
 REQUESTS = 500  # after so many a worker is replaced: some decoders leak
 MOST_BYTES = 1_000_000  # of a worker's message; its arrays come by shared memory
 NOT_STARTED = "no process to decode recordings can be started ({})"
 BUSY = "too many recordings are being decoded: try again later"
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy would start some that nothing uses
-
-Choose = Callable[[float], np.ndarray]
 
 
 class WorkerLost(MediaError):
@@ -79,28 +79,9 @@ class DecodePool:
         with self._lock:
             self._idle += [_Worker() for _ in range(min(self.side_by_side, MOST_WARM) - len(self._idle))]
 
-    def probe(self, source: Source, limits: MediaLimits) -> MediaInfo:
-        """`media.probe` in a worker."""
-        reply, _ = self._ask({"call": "probe"}, source, None, limits, None)
-        return MediaInfo(**reply["info"])
-
-    def load_clip(
-        self,
-        source: Source,
-        audio: Source | None,
-        limits: MediaLimits,
-        choose: Choose | None,
-        options: dict[str, Any],
-    ) -> Clip:
-        """`media.load_clip` in a worker; `choose` is called here.
-
-        Raises:
-            MediaError: as there.
-            WorkerLost: the worker crashed over it, or took too long.
-        """
-        request = {"call": "load_clip", "chooses": choose is not None, "options": options}
-        reply, memory = self._ask(request, source, audio, limits, choose)
-        return _clip(reply["clip"], memory)
+    def open(self, source: Source, audio: Source | None, limits: MediaLimits) -> IsolatedRecording:
+        """A recording for a worker to open as soon as something is asked of it."""
+        return IsolatedRecording(self, source, audio, limits)
 
     def close(self) -> None:
         """Ends the workers that wait; those at work end when they are done."""
@@ -109,54 +90,62 @@ class DecodePool:
         for worker in idle:
             worker.end()
 
-    def _ask(
-        self,
-        request: dict[str, Any],
-        source: Source,
-        audio: Source | None,
-        limits: MediaLimits,
-        choose: Choose | None,
-    ) -> tuple[dict[str, Any], mmap.mmap | None]:
-        described = {side: _described(each) for side, each in (("source", source), ("audio", audio))}
-        seconds = limits.max_decode_seconds
-        with self._turn(source.name, seconds) as give_way:
-            worker = self._warm_one() or _Worker()
-            try:
-                message = request | described | {"limits": asdict(limits)}
-                reply, memory = worker.ask(message, (source, audio), seconds, choose, give_way)
-                if "bug" in reply:
-                    raise RuntimeError(f"decoding {source.name} failed in its worker:\n{reply['bug']}")
-            except BaseException as error:
-                worker.kill()
-                if worker.ready:
-                    self._replace()
-                if isinstance(error, _Lost):
-                    raise WorkerLost(f"{source.name}: {error}: convert it again, or leave it out") from None
-                raise
-            self._take_back(worker)
-        if "error" in reply:
-            raise MediaError(reply["error"])
-        return reply, memory
+    @contextmanager
+    def turn(self, name: str, until: float | None) -> Iterator[Callable[[], None]]:
+        """Waits until a request may be worked on; gives what lets the next one begin beside it.
 
-    def _warm_one(self) -> _Worker | None:
-        """A worker that waits; one that was killed meanwhile, for want of memory perhaps, is passed over."""
+        Raises:
+            DecodersBusy: that takes too long.
+        """
+        if not self._turns.acquire(timeout=_left(until)):
+            raise DecodersBusy(f"{name}: {BUSY}")
+        given = False
+
+        def give_way() -> None:
+            nonlocal given
+            if not given:
+                given = True
+                self._turns.release()
+
+        try:
+            yield give_way
+        finally:  # also if Ctrl-C ends the waiting
+            give_way()
+
+    def take_place(self, name: str, until: float | None) -> None:
+        """Waits until there may be another worker.
+
+        Raises:
+            DecodersBusy: that takes too long.
+        """
+        if not self._places.acquire(timeout=_left(until)):
+            raise DecodersBusy(f"{name}: {BUSY}")
+
+    def leave_place(self) -> None:
+        self._places.release()
+
+    def worker(self) -> _Worker:
+        """One that waits, or a new one; one that was killed meanwhile, for want of memory, is passed over."""
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
-            if worker is None or worker.process.poll() is None:
+            if worker is None:
+                return _Worker()
+            if worker.process.poll() is None:
                 return worker
             worker.kill()
 
-    def _replace(self) -> None:
+    def replace(self) -> None:
         """Starts another worker, so that the next request need not wait for it."""
         with self._lock:
             if len(self._idle) < self.side_by_side:
                 self._idle.insert(0, _Worker())
 
-    def _take_back(self, worker: _Worker) -> None:
+    def take_back(self, worker: _Worker) -> None:
+        """Lets a worker wait for the next recording."""
         worn = worker.asked >= REQUESTS
         if worn:
-            self._replace()
+            self.replace()
         with self._lock:
             kept = not worn and len(self._idle) < self.side_by_side
             if kept:
@@ -164,26 +153,113 @@ class DecodePool:
         if not kept:
             worker.end()
 
-    @contextmanager
-    def _turn(self, name: str, seconds: float | None) -> Iterator[Callable[[], None]]:
-        """Waits for a place; gives what lets the next request in."""
-        until = None if seconds is None else time.monotonic() + seconds
-        holds: list[threading.Semaphore] = []
 
-        def give_way() -> None:
-            if self._turns in holds:
-                holds.remove(self._turns)
-                self._turns.release()
+class IsolatedRecording(Recording):
+    """A recording that a worker opens when something is first asked of it, and keeps open until `close`.
 
+    Raises:
+        MediaError: as for other recordings.
+        WorkerLost: the worker crashed over it, or took too long.
+        DecodersBusy: too many wait.
+    """
+
+    def __init__(self, pool: DecodePool, source: Source, audio: Source | None, limits: MediaLimits):
+        self.name = source.name
+        self._pool, self._source, self._audio, self._limits = pool, source, audio, limits
+        self._worker: _Worker | None = None
+        self._is_open = False
+
+    @cached_property
+    def info(self) -> MediaInfo:
+        return MediaInfo(**self._ask({"call": "info"})[0]["info"])
+
+    @cached_property
+    def digest(self) -> str:
+        found: str = self._ask({"call": "digest"})[0]["digest"]
+        return found
+
+    def clip(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        size: int | None = None,
+        choose: Choose | None = None,
+        want_video: bool = True,
+        want_audio: bool = True,
+    ) -> Clip:
+        options = {
+            "start": start,
+            "end": end,
+            "size": size,
+            "want_video": want_video,
+            "want_audio": want_audio,
+        }
+        request = {"call": "clip", "chooses": choose is not None, "options": options}
+        reply, memory = self._ask(request, choose)
+        clip = _clip(reply["clip"], memory)
+        warn_of_jumps(clip.source, clip.clock_jumps)
+        return clip
+
+    def begin(self) -> None:
+        self._ask({"call": "open"})
+
+    def close(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
         try:
-            for semaphore in (self._places, self._turns):
-                if not semaphore.acquire(timeout=_left(until)):
-                    raise DecodersBusy(f"{name}: {BUSY}")
-                holds.append(semaphore)
-            yield give_way
-        finally:  # also if Ctrl-C ends the waiting
-            for semaphore in holds:
-                semaphore.release()
+            worker.connection.send_bytes(b'{"call": "close"}')
+            self._pool.take_back(worker)
+        except OSError:  # it ended while nobody asked
+            worker.kill()
+        finally:
+            self._pool.leave_place()
+
+    def _ask(
+        self, request: dict[str, Any], choose: Choose | None = None
+    ) -> tuple[dict[str, Any], mmap.mmap | None]:
+        seconds, pool = self._limits.max_decode_seconds, self._pool
+        until = None if seconds is None else time.monotonic() + seconds
+        if self._worker is None:
+            pool.take_place(self.name, until)
+        try:
+            with pool.turn(self.name, until) as give_way:
+                reply, memory = self._answer(request, choose, give_way)
+        finally:
+            if self._worker is None:
+                pool.leave_place()
+        if "error" in reply:
+            raise MediaError(reply["error"])
+        return reply, memory
+
+    def _answer(
+        self, request: dict[str, Any], choose: Choose | None, give_way: Callable[[], None]
+    ) -> tuple[dict[str, Any], mmap.mmap | None]:
+        sources = [] if self._is_open else [self._source, *filter(None, [self._audio])]
+        if sources:
+            described = [_described(source) for source in sources]
+            request = request | {"open": {"sources": described, "limits": asdict(self._limits)}}
+        try:
+            self._worker = self._worker or self._pool.worker()
+            reply, memory = self._worker.ask(
+                request, sources, self._limits.max_decode_seconds, choose, give_way
+            )
+            if "bug" in reply:
+                raise RuntimeError(f"decoding {self.name} failed in its worker:\n{reply['bug']}")
+            self._is_open = reply["open"]
+        except BaseException as error:
+            self._lose()
+            if isinstance(error, _Lost):
+                raise WorkerLost(f"{self.name}: {error}: convert it again, or leave it out") from None
+            raise
+        return reply, memory
+
+    def _lose(self) -> None:
+        worker, self._worker, self._is_open = self._worker, None, False
+        if worker is not None:
+            worker.kill()
+            if worker.ready:
+                self._pool.replace()
 
 
 class _Worker:
@@ -204,7 +280,7 @@ class _Worker:
     def ask(
         self,
         request: dict[str, Any],
-        sources: tuple[Source, Source | None],
+        sources: Sequence[Source],
         seconds: float | None,
         choose: Choose | None,
         give_way: Callable[[], None],
@@ -221,7 +297,7 @@ class _Worker:
         try:
             self.connection.send_bytes(json.dumps(request).encode())
             for source in sources:
-                if source is not None and source.file is not None:
+                if source.file is not None:
                     with _passing():
                         send_handle(self.connection, source.file.fileno(), None)
             if not self.ready:
@@ -328,10 +404,8 @@ def _left(until: float | None) -> float | None:
     return None if until is None else min(max(0.0, until - time.monotonic()), LONGEST_WAIT)
 
 
-def _described(source: Source | None) -> dict[str, Any] | None:
+def _described(source: Source) -> dict[str, Any]:
     """A source as JSON; a file in memory follows as a descriptor."""
-    if source is None:
-        return None
     in_memory = source.file is not None
     return {"name": source.name, "in_memory": in_memory, "path": None if in_memory else source.handle()}
 

@@ -20,12 +20,13 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from mllm.errors import MediaError
-from mllm.media.recording import load_clip, probe
+from mllm.media.clip import Clip
+from mllm.media.recording import Decoding
 from mllm.media.sources import MediaLimits, Source, memory_file
 
 ORPHAN = 5  # s: how much longer than its time a worker lives whose owner does not watch it
@@ -40,25 +41,11 @@ def main(socket: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who then closes the socket
     connection = Connection(socket)
     threading.Thread(target=_end_with_owner, args=[socket], daemon=True).start()
+    desk = _Desk(connection)
     try:
         _send(connection, {"ready": True})
         while True:
-            request = json.loads(connection.recv_bytes())
-            try:
-                _answer(connection, request)
-            except MediaError as error:
-                _send(connection, {"error": str(error)})
-            except MemoryError:
-                _send(connection, {"error": f"{request['source']['name']}: {TOO_MUCH}"})
-            except (EOFError, ConnectionError):
-                raise
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in NO_ROOM:
-                    _send(connection, {"error": f"{request['source']['name']}: {TOO_MUCH}"})
-                    continue
-                _send(connection, {"bug": traceback.format_exc()})
-            finally:
-                signal.alarm(0)
+            desk.answer(json.loads(connection.recv_bytes()))
     except (EOFError, ConnectionError):
         return
 
@@ -71,27 +58,81 @@ def _end_with_owner(socket: int) -> None:
     os._exit(0)
 
 
-def _answer(connection: Connection, request: dict[str, Any]) -> None:
-    limits = MediaLimits(**request["limits"])
-    source, audio = (_source(connection, request[side]) for side in ("source", "audio"))
-    assert source is not None
-    _bound(limits)
-    if request["call"] == "probe":
-        _send(connection, {"info": asdict(probe(source, limits))})
-        return
-    choose = _ask(connection) if request["chooses"] else None
-    clip = load_clip(source, limits=limits, audio=audio, choose=choose, **request["options"])
+class _Desk:
+    """Keeps one recording open, and answers what is asked of it."""
+
+    def __init__(self, connection: Connection):
+        self.connection = connection
+        self.name = ""
+        self.limits = MediaLimits()
+        self.recording: Decoding | None = None
+
+    def answer(self, request: dict[str, Any]) -> None:
+        """Sends what is asked for, or why there is none."""
+        if request["call"] == "close":
+            self.recording = None
+            return
+        memory: IO[bytes] | None = None
+        try:
+            reply, memory = self._reply(request)
+        except MediaError as error:
+            reply = {"error": str(error)}
+        except MemoryError:
+            reply = {"error": f"{self.name}: {TOO_MUCH}"}
+        except (EOFError, ConnectionError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                reply = {"error": f"{self.name}: {TOO_MUCH}"}
+            else:
+                reply = {"bug": traceback.format_exc()}
+        finally:
+            signal.alarm(0)
+        _send(self.connection, reply | {"open": self.recording is not None})
+        if memory is not None:
+            with memory:
+                send_handle(self.connection, memory.fileno(), None)
+
+    def _reply(self, request: dict[str, Any]) -> tuple[dict[str, Any], IO[bytes] | None]:
+        if "open" in request:
+            self._open(**request["open"])
+        else:
+            _bound(self.limits)
+        recording = self.recording
+        assert recording is not None
+        match request["call"]:
+            case "info":
+                return {"info": asdict(recording.info)}, None
+            case "digest":
+                return {"digest": recording.digest}, None
+            case "clip":
+                choose = _ask(self.connection) if request["chooses"] else None
+                return _packed(recording.clip(choose=choose, **request["options"]))
+        return {}, None
+
+    def _open(self, sources: list[dict[str, Any]], limits: dict[str, Any]) -> None:
+        self.name, self.recording, self.limits = sources[0]["name"], None, MediaLimits(**limits)
+        source, *audio = [_source(self.connection, described) for described in sources]
+        _bound(self.limits)
+        self.recording = Decoding(source, self.limits, audio[0] if audio else None)
+
+
+def _packed(clip: Clip) -> tuple[dict[str, Any], IO[bytes]]:
+    """A clip as JSON and a file that holds its arrays, one after another."""
     arrays = {name: array for name in ARRAYS if (array := getattr(clip, name)) is not None}
     reply = {
         "arrays": {name: [array.shape, array.dtype.str] for name, array in arrays.items()},
         "fields": {name: getattr(clip, name) for name in FIELDS},
     }
-    with memory_file() as memory:
+    memory = memory_file()
+    try:
         for array in arrays.values():
             memory.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         memory.flush()
-        _send(connection, {"clip": reply})
-        send_handle(connection, memory.fileno(), None)
+    except OSError:
+        memory.close()
+        raise
+    return {"clip": reply}, memory
 
 
 def _bound(limits: MediaLimits) -> None:
@@ -120,9 +161,7 @@ def bound_memory(most_bytes: float | None) -> None:
         resource.setrlimit(what, (within, hard))
 
 
-def _source(connection: Connection, described: dict[str, Any] | None) -> Source | None:
-    if described is None:
-        return None
+def _source(connection: Connection, described: dict[str, Any]) -> Source:
     if described["in_memory"]:
         return Source.of_file(described["name"], os.fdopen(recv_handle(connection), "rb", buffering=0))
     return Source(described["name"], Path(described["path"]))

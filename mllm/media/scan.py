@@ -1,4 +1,4 @@
-"""One pass over a recording's packets: what is in it, and when. The lower half of `media.py`, private to it.
+"""One pass over a recording's packets: what is in it, and when. The lower half of `recording`.
 
 Times are seconds from the recording's beginning: the first thing to be seen or heard.
 """
@@ -80,13 +80,21 @@ class Sound:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the packets say: container format, origin (s, in the container's time), duration (s), tracks."""
+    """What the packets say.
+
+    Attributes:
+        container: FFmpeg's name of the format.
+        origin: s, in the container's time, when the recording begins.
+        duration: s.
+        undecodable: codec of a picture that is there and cannot be decoded; `picture` is None then.
+    """
 
     container: str
     origin: float
     duration: float
     picture: Picture | None
     sound: Sound | None
+    undecodable: str | None = None
 
 
 @contextmanager
@@ -124,15 +132,14 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
     return f"not a recording that can be read ({cause}): give a video, sound or image file such as mp4 or png"
 
 
-def scan(source: Source, max_pixels: int | None = None, want_video: bool = True) -> Scan:
-    """Read every packet's time, and decode one frame to know that it can be done.
+def scan(source: Source, max_pixels: int | None = None) -> Scan:
+    """Reads every packet's time, and decodes one frame to know that it can be done.
 
     Headers lie about duration (truncated files) or are silent (streamed WebM); packets do not.
 
     Args:
         source: a file or bytes.
         max_pixels: of one picture.
-        want_video: False lets a picture pass that cannot be decoded, as if there were none.
 
     Raises:
         MediaError: if there is nothing to see or hear, or a picture is larger than max_pixels.
@@ -155,13 +162,11 @@ def scan(source: Source, max_pixels: int | None = None, want_video: bool = True)
             found = shifts(both)
             shown_moves, heard_moves = found.pop(0) if shown else (), found.pop() if heard else ()
             shown, heard = moved(shown, shown_moves), moved(heard, heard_moves)
+        undecodable = None
         if shown and first is None:
-            if want_video:
-                codec = video.codec_context.codec.canonical_name
-                cause = f"its picture ({codec}) cannot be decoded"
-                raise MediaError(
-                    f"{source.name}: {cause}: copy it again if it is damaged, or convert it to mp4"
-                )
+            undecodable = video.codec_context.codec.canonical_name
+            if not heard:
+                raise MediaError(cannot_decode(source.name, undecodable))
             shown = []
         # start_time leaves out what the encoder put in front (priming); packets do not.
         primed = heard and audio.start_time is not None
@@ -177,7 +182,12 @@ def scan(source: Source, max_pixels: int | None = None, want_video: bool = True)
         picture = _picture(video, form, shown, origin, first, faults, shown_moves) if shown else None
         sound = _sound(audio, heard, begins[0], origin, heard_moves) if heard else None
         duration = max(picture.end if picture else 0.0, sound.end if sound else 0.0)
-        return Scan(form, origin, duration, picture, sound)
+        return Scan(form, origin, duration, picture, sound, undecodable)
+
+
+def cannot_decode(name: str, codec: str) -> str:
+    cause = f"{name}: its picture ({codec}) cannot be decoded"
+    return f"{cause}: copy it again if it is damaged, or convert it to mp4"
 
 
 def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Stamp], Any, set[str]]:

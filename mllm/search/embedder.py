@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mllm.errors import ConfigError, MediaError
-from mllm.media.recording import load_clip, probe
+from mllm.media.recording import open_recording
 from mllm.media.sources import MediaLimits
 from mllm.media.windows import Window, load_windows
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
@@ -177,28 +177,25 @@ class Embedder:
         samples `max_windows` windows evenly, this covers the recording from beginning to end, piece by piece.
 
         Args:
-            source: see `media.load_clip`.
+            source: see `media.open_recording`.
             limits: what is too much; by default a recording may be of any size and length.
-            isolated: see `media.load_clip`.
+            isolated: see `media.open_recording`.
 
         Raises:
             MediaError: if the recording cannot be read.
         """
-        info = probe(source, limits, isolated=isolated)
-        if info.is_image:
-            picture = load_clip(source, size=self.processor.image_size, limits=limits, isolated=isolated)
-            yield WindowVector(0.0, 0.0, "image", self.embed_clips([picture], "image")[0])
-            return
-        spec = replace(self.processor.spec, max_windows=sys.maxsize)
-        starts = spec.starts(info.duration)
-        step = self._whole_chunks(PIECE_BYTES // (spec.frames_per_window * spec.image_size**2 * 3))
-        for first in range(0, len(starts), step):
-            begin, rest = starts[first], starts[first + step :]
-            end = rest[0] if rest else None
-            piece, _ = load_windows(
-                source, spec, start=begin or None, end=end, limits=limits, isolated=isolated
-            )
-            yield from self._window_vectors(piece, begin)
+        with open_recording(source, limits, isolated=isolated) as recording:
+            if recording.info.is_image:
+                picture = recording.clip(size=self.processor.image_size)
+                yield WindowVector(0.0, 0.0, "image", self.embed_clips([picture], "image")[0])
+                return
+            spec = replace(self.processor.spec, max_windows=sys.maxsize)
+            starts = spec.starts(recording.info.duration)
+            step = self._whole_chunks(PIECE_BYTES // (spec.frames_per_window * spec.image_size**2 * 3))
+            for first in range(0, len(starts), step):
+                begin, rest = starts[first], starts[first + step :]
+                piece, _ = load_windows(recording, spec, start=begin or None, end=rest[0] if rest else None)
+                yield from self._window_vectors(piece, begin)
 
     def _window_vectors(self, windows: Sequence[Window], offset: float) -> Iterator[WindowVector]:
         found: list[dict[str, np.ndarray]] = []

@@ -26,7 +26,7 @@ from mllm.media.clip import Clip
 from mllm.media.decode_pool import shared_pool
 from mllm.media.fetch import FetchLimits, positive_from_environment
 from mllm.media.places import is_data_uri
-from mllm.media.recording import probe
+from mllm.media.recording import open_recording
 from mllm.media.sources import MediaLimits
 from mllm.vllm.in_flight import in_flight
 
@@ -163,9 +163,10 @@ def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Reco
 def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures:
     limits = limits_from_environment()
     _warm_decoders()
-    if modality == "image" and not probe(source, limits, isolated=True).is_image:
-        raise MediaError("it is no still picture: send it as video_url or audio_url")
-    features = processor.media(source, modality, limits=limits, isolated=True)
+    with open_recording(source, limits, isolated=True) as recording:
+        if modality == "image" and not recording.info.is_image:
+            raise MediaError("it is no still picture: send it as video_url or audio_url")
+        features = processor.media(recording, modality)
     if modality != "image" and not any(window.video or window.audio for window in features.layout):
         raise MediaError(f"it has no sound{'' if modality == 'audio' else ' and no picture'}")
     return features

@@ -261,8 +261,8 @@ def test_a_worker_that_cannot_start_blames_no_recording(film, pool, monkeypatch)
 
 def test_requests_that_are_lost_leave_no_more_workers_than_work_at_once(film, pool):
     load_clip(film, isolated=True)
-    pool._replace()
-    pool._replace()
+    pool.replace()
+    pool.replace()
     assert len(pool._idle) == 1
 
 

@@ -324,15 +324,23 @@ def test_bad_folders(tmp_path):
 # --- the measurement ---
 
 
-def test_bench_media(film, tmp_path, capsys):
+def test_bench_media(film, tmp_path, capsys, monkeypatch):
     pytest.importorskip("decord")
-    numbers = bench_media.bench_media([film], size=32, frames=4, repeats=1, json_file=tmp_path / "media.json")
+    monkeypatch.setattr(bench_media, "PIECE", 1)
+    numbers = bench_media.bench_media(
+        [film], size=32, frames=4, repeats=1, long=3, json_file=tmp_path / "media.json"
+    )
     (row,) = numbers["files"]
     assert json.loads((tmp_path / "media.json").read_text()) == numbers
     assert row["ratio"] == pytest.approx(row["ours"] / row["decord"])
     assert numbers["ratio"] == pytest.approx(row["ratio"])
     assert min(row["ours"], row["with_sound"]) > 0
-    assert "film.mp4" in capsys.readouterr().out
+    pieces = numbers["long"]
+    assert (pieces["pieces"], round(pieces["seconds"])) == (3, 3)
+    assert min(pieces["open"], pieces["isolated"], pieces["apart"]) > 0
+    said = capsys.readouterr().out
+    assert "film.mp4" in said
+    assert "3 s in 3 pieces" in said
     bench_media.made_up(tmp_path / "m.mp4", seconds=1, width=64, height=48)
     assert probe(tmp_path / "m.mp4").duration == pytest.approx(1.0)
 

@@ -73,7 +73,7 @@ def test_engines_and_ways_agree(real_data, name):
         walked = decode._pyav_frames(source, picture, np.arange(wanted[-1] + 1), 64, None)[0][wanted]
         assert np.array_equal(jumped, walked)
     if decode.suits_decord(found):
-        frames = decode._decord_frames(source, picture, wanted, 64)
+        frames = decode.FrameReader(source, found)._decord_frames(wanted, 64)
         difference = np.abs(frames.astype(int) - jumped).mean(axis=(1, 2, 3))
         assert difference.max() < 1, difference
 
@@ -98,10 +98,11 @@ def test_decord_alone_would_miss_frames_of_open_groups(real_data):
     """Why such recordings go to PyAV; if this fails, decord has learnt it."""
     pytest.importorskip("decord")
     source = Source("h265", real_data / "odd_torchcodec/h265_video.mp4")
-    picture = scan(source).picture
+    found = scan(source)
     wanted = np.array([0, 1, 3, 5, 7, 9])
-    right = decode._pyav_frames(source, picture, wanted, 64, None)[0]
-    assert np.abs(decode._decord_frames(source, picture, wanted, 64).astype(int) - right).mean() > 0.8
+    right = decode._pyav_frames(source, found.picture, wanted, 64, None)[0]
+    frames = decode.FrameReader(source, found)._decord_frames(wanted, 64)
+    assert np.abs(frames.astype(int) - right).mean() > 0.8
 
 
 def _known(real_data: Path, name: str) -> tuple[np.ndarray, float]:

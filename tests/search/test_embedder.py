@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError, MediaError
+from mllm.media import tracks
 from mllm.media.recording import SAMPLE_RATE
 from mllm.media.windows import cut
 from mllm.models.checkpoint import save
@@ -114,7 +115,10 @@ def test_long_file_is_read_in_pieces(embedder, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "long.wav", full.waveform, SAMPLE_RATE, subtype="FLOAT")
     whole = list(embedder.windows(full))
     monkeypatch.setattr(module, "PIECE_BYTES", 1)
+    scans, scan = [], tracks.scan
+    monkeypatch.setattr(tracks, "scan", lambda *args: scans.append(args) or scan(*args))
     pieces = list(embedder.windows(tmp_path / "long.wav"))
+    assert len(scans) == 1
     assert [(row.start, row.end) for row in pieces] == [(row.start, row.end) for row in whole]
     assert (len(pieces), pieces[-1].end) == (20, 39.0)
     for one, other in zip(pieces, whole, strict=True):
