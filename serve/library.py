@@ -6,13 +6,13 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
     from mllm.search.embedder import Embedder
-    from mllm.search.index import Index
+    from mllm.search.index import Hit, Index
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
 
@@ -39,11 +39,21 @@ def add(
         bool, typer.Option(help="Empty the index first and stamp it with this model.")
     ] = False,
     prune: Annotated[bool, typer.Option(help="Remove what is gone from these folders.")] = False,
+    attribute: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Attribute of all of them; repeatable.")
+    ] = None,
+    attributes: Annotated[
+        Path | None,
+        typer.Option(help="Table of attributes (.jsonl, .csv): `file`, `name` if you like, and what else."),
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
     ] = None,
 ) -> None:
     """Add recordings; what is in the index already, unchanged, is skipped.
+
+    Attributes are what `mllm search --filter` filters by. Those that are given replace the ones a recording
+    had; a recording that is added again without any keeps its own.
 
     A file that cannot be read costs one line and no more; the exit status is 1 only if every file failed.
     """
@@ -51,28 +61,33 @@ def add(
     from rich.markup import escape
 
     from mllm.search.index import Index
+    from serve.attributes import Attributes
 
     console = Console()
+    table = Attributes(attributes, attribute or [])
     opened = Index.open(index, _embedder(model, None if rebuild else index, features), rebuild=rebuild)
     with console.status("reading") as status:
 
-        def tell(path: Path, became: str) -> None:
+        def progress(name: str, became: str) -> None:
             what, _, cause = became.partition(": ")
             if what == "failed":
                 console.print(f"[red]failed[/] {escape(cause)}", soft_wrap=True)
             elif what == "passed over":
-                console.print(f"[yellow]passed over[/] {escape(f'{path}: {cause}')}", soft_wrap=True)
-            status.update(f"{became} {escape(str(path))}")
+                console.print(f"[yellow]passed over[/] {escape(f'{name}: {cause}')}", soft_wrap=True)
+            status.update(f"{became} {escape(name)}")
 
-        report = opened.add(paths, prune=prune, progress=tell)
+        report = opened.add(paths, prune=prune, progress=progress, make_item=table.item)
+    for file in table.unused():
+        line = f"[yellow]passed over[/] {escape(f'{attributes}: {file} is not among what was added')}"
+        console.print(line, soft_wrap=True)
     console.print(f"{report.line()} in {index}", soft_wrap=True, highlight=False)
-    if not (report.added or report.unchanged or report.failed or report.pruned):
+    if not (report.added or report.unchanged or report.updated or report.failed or report.pruned):
         console.print("no media file found there")
     elif report.added:
         console.print(
             'next: mllm search "what you look for"' + _index_flag(index), highlight=False, soft_wrap=True
         )
-    if report.failed and not (report.added or report.unchanged):
+    if report.failed and not (report.added or report.unchanged or report.updated):
         raise typer.Exit(1)
 
 
@@ -81,6 +96,7 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
     """What an index holds and which model filled it."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mllm.search.index import describe
 
@@ -89,6 +105,7 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
         typer.echo(json.dumps(asdict(found), default=str))
         return
     table = Table(show_header=False, box=None)
+    attributes = ", ".join(f"{key} ({' or '.join(kinds)})" for key, kinds in found.attributes.items())
     rows = ", ".join(f"{count} {modality}" for modality, count in found.rows.items() if count) or "none"
     for name, value in (
         ("folder", str(found.folder)),
@@ -96,8 +113,9 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
         ("created", found.created),
         ("recordings", f"{found.recordings}, {found.seconds:.0f} s in all"),
         ("rows", f"{rows}; {found.dim} numbers each"),
+        ("attributes", attributes or "none"),
     ):
-        table.add_row(f"[bold]{name}", value)
+        table.add_row(f"[bold]{name}", Text(value))
     Console().print(table)
 
 
@@ -105,6 +123,15 @@ def search(
     text: Annotated[str, typer.Argument(help="What is seen or heard, in words.", show_default=False)],
     modality: Annotated[
         str | None, typer.Option(help="video, audio or image alone. Default: picture and sound together.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="KEY=VALUE",
+            help="Only recordings with this attribute; also !=, <, <=, >, >=, or OpenAI's filter object in "
+            "JSON. Repeatable: all must hold.",
+        ),
     ] = None,
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
@@ -117,27 +144,47 @@ def search(
     from rich.text import Text
 
     from mllm.errors import MllmError
-    from mllm.search.index import check_modality, describe
+    from mllm.search.filters import parse_filters
+    from mllm.search.index import check_modality
 
     check_modality(modality)
+    filters = parse_filters(where or [])
     if not text.strip():
         raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
-    describe(index)  # a missing index is told before a model is loaded
-    found = _open_to_search(model, index).find(text, k, modality)
+    found = _open_to_search(model, index).find(text, k, modality, filters)
     if as_json:
-        typer.echo(json.dumps([asdict(hit) for hits in found.values() for hit in hits], ensure_ascii=False))
+        rows = [_json(hit) for hits in found.values() for hit in hits]
+        typer.echo(json.dumps(rows, ensure_ascii=False))
         return
     if not found:
-        typer.echo(f"nothing {f'with {modality} ' if modality else ''}in index {index}")
+        such = (f"with {modality} " if modality else "") + (
+            "that the filter lets through " if filters else ""
+        )
+        typer.echo(f"nothing {such}in index {index}")
         return
     table = Table("file", "time", "modality", "score", box=None, header_style="bold")
     table.columns[3].justify = "right"
-    for path, hits in found.items():
+    for hits in found.values():
         for i, hit in enumerate(hits[:3]):  # the best moments of a recording
             time = "" if hit.modality == "image" else f"{clock(hit.start)}–{clock(hit.end, up=True)}"
             modality_shown = "video+audio" if hit.modality == "both" else hit.modality
-            table.add_row(Text(_short(path) if i == 0 else ""), time, modality_shown, f"{hit.score:.3f}")
+            shown = Text(_short(hit.item.shown) if i == 0 else "")
+            table.add_row(shown, time, modality_shown, f"{hit.score:.3f}")
     Console().print(table)
+
+
+def _json(hit: Hit) -> dict[str, Any]:
+    item = hit.item
+    return {
+        "item": item.id,
+        "name": item.shown,
+        "source": item.source,
+        "attributes": item.attributes,
+        "modality": hit.modality,
+        "start": hit.start,
+        "end": hit.end,
+        "score": hit.score,
+    }
 
 
 def clock(seconds: float, up: bool = False) -> str:
@@ -154,22 +201,19 @@ def _embedder(model: str | None, index: Path | None, features: Path | None = Non
 
 def _model(asked: str | None, index: Path | None) -> str | None:
     """The model asked for, else the one that filled the index, else None: the one that ships."""
-    from mllm.search import index as library
+    from mllm.search.index import exists, filled_by
 
-    if asked is None and index is not None and library.exists(index):
-        filled_by = library.describe(index).model
-        # A folder that has been moved since: the default may be the same model, and the stamp will tell.
-        return filled_by if Path(filled_by).exists() or not Path(filled_by).is_absolute() else None
-    return asked
+    return filled_by(index) if asked is None and index is not None and exists(index) else asked
 
 
 def _open_to_search(model: str | None, index: Path) -> Index:
-    """The index with the text side of its model alone, where that will do: torch takes seconds to load."""
+    """The index with the text side of its model alone, if that will do: torch takes seconds to load."""
     from mllm.errors import ConfigError
-    from mllm.search.index import Index
+    from mllm.search.index import Index, filled_by
     from mllm.search.text_embedder import TextEmbedder
 
-    folder = _model(model, index)
+    found = filled_by(index)  # raises if there is no index, before a model is loaded
+    folder = model or found
     if folder is None:
         from mllm.models.checkpoint import find_default_checkpoint
 

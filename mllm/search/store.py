@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import cache
 from importlib import util
 from pathlib import Path
@@ -20,9 +22,13 @@ import pyarrow as pa
 
 from mllm.errors import ConfigError, MllmError
 
+_log = logging.getLogger(__name__)
+
 _TABLE = "windows"
 _STAMP = b"mllm"
 _STAMPED = {"model": str, "stamp": str, "dim": int, "created": str}
+# Tables made before there were items name these columns so, and have neither `name` nor `attributes`.
+_FORMERLY = {"item_id": "media_id", "source": "path"}
 
 
 def exists(folder: str | Path) -> bool:
@@ -89,11 +95,84 @@ def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
         raise ConfigError(_damaged(folder, "its stamp cannot be read")) from None
 
 
-def read_columns(table: Any, names: Sequence[str], folder: Path) -> pa.Table:
-    """These columns of all rows."""
+def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | None = None) -> pa.Table:
+    """These columns of all rows, or of those that meet a condition; null if the table has no such column."""
     with store_errors(folder):
-        rows = max(table.count_rows(), 1)
-        return table.search().select(list(names)).limit(rows).to_arrow().select(list(names))
+        query = table.search() if where is None else table.search().where(where)
+        found = query.select(stored_as(table, names)).limit(max(table.count_rows(), 1)).to_arrow()
+    columns = {
+        name: found[name] if name in found.schema.names else pa.nulls(len(found), pa.string())
+        for name in names
+    }
+    if "attributes" in columns:  # JSON is a type of its own, which Arrow cannot compare or group by
+        columns["attributes"] = columns["attributes"].cast(pa.string())
+    return pa.table(columns)
+
+
+def replace_item(table: Any, folder: Path, item_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Puts these rows in the place of all that the item had, in one transaction."""
+    schema = _schema(table.schema.field("vector").type.list_size)
+    written = pa.Table.from_pylist(rows, schema=schema)
+    with store_errors(folder):
+        (
+            table.merge_insert("id")
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .when_not_matched_by_source_delete(f"item_id = {quoted(item_id)}")
+            .execute(written)
+        )
+
+
+def delete_items(table: Any, folder: Path, ids: Sequence[str]) -> None:
+    """Deletes all rows of these items."""
+    for first in range(0, len(ids), 500):
+        with store_errors(folder):
+            table.delete(f"item_id IN ({', '.join(map(quoted, ids[first : first + 500]))})")
+
+
+def compact(table: Any, folder: Path) -> None:
+    """Joins small files of the table, and removes old versions."""
+    with store_errors(folder):
+        # Readers may still stand on a version of a moment ago.
+        table.optimize(cleanup_older_than=timedelta(hours=1))
+
+
+def quoted(text: str) -> str:
+    """A string literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def stored_as(table: Any, names: Iterable[str]) -> dict[str, str]:
+    """name -> its column in this table, of those that it has; what `select` takes."""
+    there = set(table.schema.names)
+    columns = {name: name if name in there else _FORMERLY.get(name, name) for name in names}
+    return {name: column for name, column in columns.items() if column in there}
+
+
+def migrate(table: Any, folder: Path) -> None:
+    """Gives a table of before there were items its present columns; no row is rewritten.
+
+    Every step is one transaction of the store and leaves what can be read, so that a process which is killed
+    between two of them has only to come here again. Reading never needs this: see `stored_as`.
+
+    Raises:
+        ConfigError: if the folder cannot be written.
+    """
+    require_writable(folder)
+    with store_errors(folder):
+        table.checkout_latest()  # another process may have been here
+        there = set(table.schema.names)
+        renamed = [{"path": old, "rename": new} for new, old in _FORMERLY.items() if old in there]
+        added = [_schema(1).field(name) for name in ("name", "attributes") if name not in there]
+        if not (renamed or added):
+            return
+        if renamed and "text" in there:  # it was always empty
+            table.drop_columns(["text"])
+        if renamed:
+            table.alter_columns(*renamed)
+        if added:
+            table.add_columns(added)
+    _log.info("index %s was made before items had attributes: its table was migrated", folder)
 
 
 def require_writable(folder: Path) -> None:
@@ -178,7 +257,8 @@ def _lancedb() -> ModuleType:
 
 
 def _is_foreign(table: Any) -> bool:
-    return set(table.schema.names) != set(_schema(1).names)
+    ours = _schema(1).names
+    return not {*ours} - {"name", "attributes"} <= set(stored_as(table, ours))
 
 
 def _place(folder: str | Path) -> Path:
@@ -189,12 +269,13 @@ def _schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
-            pa.field("media_id", pa.string(), nullable=False),
-            pa.field("path", pa.string()),
+            pa.field("item_id", pa.string(), nullable=False),
+            pa.field("name", pa.string()),
+            pa.field("source", pa.string()),
+            pa.field("attributes", pa.json_()),
             pa.field("modality", pa.string()),
             pa.field("start", pa.float64()),
             pa.field("end", pa.float64()),
-            pa.field("text", pa.string()),
             pa.field("fullest", pa.bool_()),
             pa.field("size", pa.int64()),
             pa.field("modified", pa.int64()),

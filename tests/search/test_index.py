@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from mllm.errors import ConfigError, MediaError, MllmError
-from mllm.search.index import Index, describe, exists, walk
+from mllm.search.fill import walk
+from mllm.search.index import Index, describe, exists
 
 DIM = 4
 
@@ -94,7 +95,7 @@ def index(tmp_path, library) -> Index:
 
 
 def names(hits) -> list[tuple[str, str, float]]:
-    return [(Path(hit.path).name, hit.modality, hit.start) for hit in hits]
+    return [(Path(hit.item.source).name, hit.modality, hit.start) for hit in hits]
 
 
 def test_every_window_has_its_rows(index, library):
@@ -139,8 +140,9 @@ def test_modality_filter(index):
 
 def test_find_gives_recordings(index):
     found = index.find("1 1 0 0", k=2)
-    assert [Path(path).name for path in found] == ["star.mp4", "beeps.wav"]
+    assert [Path(hits[0].item.source).name for hits in found.values()] == ["star.mp4", "beeps.wav"]
     assert [hit.start for hit in next(iter(found.values()))] == [0.0, 2.0]
+    assert all(hit.item.id == item_id for item_id, hits in found.items() for hit in hits)
     assert len(index.find("1 1 0 0", k=100)) == 4
 
 
@@ -149,7 +151,8 @@ def test_find_looks_past_the_windows_of_one_long_recording(tmp_path):
     recording(tmp_path / "library/short.mp4", {"video": [0, 1, 0, 0]})
     index = Index.open(tmp_path / "index", CountingEmbedder())
     index.add([tmp_path / "library"])
-    assert [Path(path).name for path in index.find("1 0 0 0", k=2)] == ["long.mp4", "short.mp4"]
+    found = index.find("1 0 0 0", k=2).values()
+    assert [Path(hits[0].item.source).name for hits in found] == ["long.mp4", "short.mp4"]
 
 
 def test_search_is_exact(tmp_path):
@@ -166,7 +169,7 @@ def test_search_is_exact(tmp_path):
         best = np.argsort(-scores)[:20]
         hits = index.search(query, k=20)
         np.testing.assert_allclose([hit.score for hit in hits], scores[best], atol=1e-5)
-        assert [(int(Path(h.path).stem) * 50 + int(h.start / 2)) for h in hits] == best.tolist()
+        assert [(int(Path(h.item.source).stem) * 50 + int(h.start / 2)) for h in hits] == best.tolist()
 
 
 def test_adding_again_reads_nothing(index, library):
@@ -191,15 +194,15 @@ def test_bad_files_cost_a_line_each(index, library):
     (library / "torn.mp4").write_text("garbage")
     recording(library / "empty.mp4")
     recording(library / "new.mp4", {"video": [1, 0, 0, 0]})
-    told = []
+    seen = []
     report = index.add(
-        [library], progress=lambda path, status: told.append((path.name, status.split(":")[0]))
+        [library], progress=lambda name, status: seen.append((Path(name).name, status.split(":")[0]))
     )
     assert [Path(path).name for path in report.added] == ["new.mp4"]
     assert sorted(Path(path).name for path, _ in report.failed) == ["empty.mp4", "torn.mp4"]
     assert all("\n" not in cause for _, cause in report.failed)
-    assert ("torn.mp4", "failed") in told
-    assert ("star.mp4", "unchanged") in told
+    assert ("torn.mp4", "failed") in seen
+    assert ("star.mp4", "unchanged") in seen
     assert "1 recordings added (1 rows), 4 unchanged, 2 failed" in report.line()
 
 
@@ -234,9 +237,9 @@ def test_folders_behind_links_are_read_once(tmp_path):
     }.items():
         (library / name).symlink_to(target)
     (disk / "back").symlink_to(library)
-    told = {}
+    seen = {}
     index = Index.open(tmp_path / "index", CountingEmbedder())
-    report = index.add([library], progress=lambda path, status: told.update({path.name: status}))
+    report = index.add([library], progress=lambda name, status: seen.update({Path(name).name: status}))
     inside = [str(Path(path).relative_to(library)) for path in report.added]
     assert inside == ["near.mp4", "z/last.mp4", "a_disk/far.mp4", "a_disk/deep/deeper.mp4"]
     assert {Path(path).name: cause for path, cause in report.passed_over} == {
@@ -247,7 +250,7 @@ def test_folders_behind_links_are_read_once(tmp_path):
         "sibling": "a link to a folder that is read already",
         "unmounted": "a link to what is not there",
     }
-    assert told["above"] == "passed over: a link to a folder above the one that is read"
+    assert seen["above"] == "passed over: a link to a folder above the one that is read"
     assert report.line() == "4 recordings added (4 rows), 0 unchanged, 6 passed over"
     (library / "a_disk").unlink()
     (library / "again").unlink()
@@ -256,7 +259,7 @@ def test_folders_behind_links_are_read_once(tmp_path):
     assert len(index.add([tmp_path / "link"]).added) == 2  # a folder that is named by a link
 
 
-def test_a_folder_that_is_closed_is_told(index, library, monkeypatch):
+def test_a_folder_that_is_closed_is_named(index, library, monkeypatch):
     """As for anyone but root."""
     scan = os.scandir
 
@@ -294,7 +297,7 @@ def test_unicode_and_quotes_in_paths(tmp_path):
     index = Index.open(tmp_path / "index 'ü'", CountingEmbedder())
     assert index.add([path.parent]).added == [str(path)]
     assert index.add([path.parent]).unchanged == [str(path)]
-    assert index.search("1 0 0 0", 1)[0].path == str(path)
+    assert index.search("1 0 0 0", 1)[0].item.source == str(path)
     path.unlink()
     assert index.add([path.parent], prune=True).pruned == [str(path)]
     assert index.search("1 0 0 0", 1) == []
@@ -362,8 +365,8 @@ def test_empty_index_answers(tmp_path):
 def test_hits_are_what_was_stored(index, library):
     hit = index.search("1 0 0 0", 1, "video")[0]
     assert replace(hit, score=1.0) == hit
-    assert (hit.text, hit.end, hit.path) == ("", 2.0, str(library / "silent.mp4"))
-    assert hit.id == f"{hit.media_id}:video:0"
+    assert (hit.end, hit.item.source, hit.item.attributes) == (2.0, str(library / "silent.mp4"), {})
+    assert hit.id == f"{hit.item.id}:video:0"
 
 
 ADD = """

@@ -202,7 +202,7 @@ def test_an_index_that_cannot_be_written_is_searched_and_says_so(folder, closed)
         line = f"cannot write index {place}: {why}: change its mode or owner, or name another with --index"
         for write in (
             lambda: index.add([new]),
-            lambda: index.remove(["x", index.search("1 0 0 0", 1)[0].media_id]),
+            lambda: index.remove(["x", index.search("1 0 0 0", 1)[0].item.id]),
             lambda: Index.open(place, embedder, rebuild=True),
         ):
             with pytest.raises(ConfigError) as caught:

@@ -113,7 +113,7 @@ try:
     main(["search", "a red star", "--index", sys.argv[1], "--json"])
 except SystemExit as done:
     assert not done.code
-print([name for name in ("torch", "transformers", "cv2") if name in sys.modules])
+print([name for name in ("torch", "transformers", "cv2", "av") if name in sys.modules])
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "index")], capture_output=True, text=True, check=True

@@ -102,9 +102,40 @@ def test_add_search_info(place):
 def test_json(place):
     run("index", "add", "clips", "--index", "elsewhere")
     hits = json.loads(run("search", "a star", "--index", "elsewhere", "--json").output)
-    assert hits[0]["path"] == str(place / "clips/star.mp4")
+    assert hits[0]["source"] == hits[0]["name"] == str(place / "clips/star.mp4")
     assert (hits[0]["start"], hits[0]["modality"]) == (62.0, "both")
     assert json.loads(run("index", "info", "--index", "elsewhere", "--json").output)["recordings"] == 2
+
+
+def test_attributes_and_filters(place):
+    (place / "clips/talks.jsonl").write_text(
+        '{"file": "star.mp4", "name": "Ann [1]", "speaker": "ann", "year": 2020}\n'
+    )
+    added = run("index", "add", "clips", "--attributes", "clips/talks.jsonl", "--attribute", "lent=false")
+    assert "2 recordings added (7 rows)" in added.output
+    assert "attributes  lent (boolean), speaker (string), year (number)" in run("index", "info").output
+    found = run("search", "a star", "--filter", "speaker=ann", "--filter", "year>=2020")
+    lines = [line.split("  ")[0] for line in found.output.splitlines()[1:]]
+    assert [line.strip() for line in lines if line.strip()] == ["Ann [1]"]
+    (hit,) = json.loads(run("search", "a star", "--filter", "speaker!=ann", "--json").output)
+    assert (hit["name"], hit["attributes"]) == (str(place / "clips/bell [1] é.wav"), {"lent": False})
+    nothing = run("search", "a star", "--filter", "year>2020")
+    assert "nothing that the filter lets through in index .mllm/index" in nothing.output
+    with pytest.raises(ConfigError, match="no item has the attribute 'yaer': did you mean 'year'?"):
+        run("search", "a star", "--filter", "yaer=2020")
+
+    again = run("index", "add", "clips")  # keeps what was said of them
+    assert "0 recordings added (0 rows), 2 unchanged, 1 failed" in again.output
+    lent = run("index", "add", "clips/star.mp4", "--attribute", "lent=true")
+    assert "0 recordings added (0 rows), 0 unchanged, 1 updated" in lent.output
+    (hit, *_) = json.loads(run("search", "a star", "--filter", "lent=true", "--json").output)
+    assert (hit["name"], hit["attributes"]) == ("Ann [1]", {"lent": True})
+
+
+def test_rows_of_a_table_that_meet_no_recording_are_named(place):
+    (place / "talks.csv").write_text("file,year\nclips/star.mp4,2020\nclips/nova.mp4,2021\n")
+    added = run("index", "add", "clips", "--attributes", "talks.csv")
+    assert f"passed over talks.csv: {place}/clips/nova.mp4 is not among what was added" in added.output
 
 
 def test_second_add_has_nothing_to_do_but_fails_nothing(place):

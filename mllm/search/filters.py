@@ -1,0 +1,171 @@
+"""Filters by attribute: OpenAI's filter objects, and a short form for the command line, as SQL for the store.
+
+    {"type": "eq" | "ne" | "gt" | "gte" | "lt" | "lte", "key": "year", "value": 2020}
+    {"type": "in" | "nin", "key": "speaker", "value": ["ann", "bob"]}
+    {"type": "and" | "or", "filters": [...]}
+
+An item without the attribute, or with one of another type, meets "ne" and "nin" alone. Strings are ordered by
+their code points, so that dates written as 2026-11-27 compare as dates.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from difflib import get_close_matches
+from typing import Any, TypeAlias
+
+from mllm.errors import ConfigError
+from mllm.search.items import Value, is_value, kind
+from mllm.search.store import quoted
+
+Filters: TypeAlias = Mapping[str, Any]  # one of the objects above, as JSON gives it: checked by `to_sql`
+
+_ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_NOT_IN = {"ne": "eq", "nin": "in"}
+_TYPES = ("eq", *_ORDER, *_NOT_IN, "in", "and", "or")
+_SHORT = {"=": "eq", "==": "eq", "!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
+_SHORT_FORM = re.compile(r"\s*([^=<>!]*[^=<>!\s])\s*(>=|<=|!=|==?|>|<)\s*(.*)", re.DOTALL)
+_MOST_COMPARISONS, _DEEPEST, _MOST_VALUES = 100, 8, 1000  # what the store's planner takes without trouble
+
+
+def parse_value(text: str) -> Value:
+    """A value as the command line and CSV files have it: a number, true, false or a "quoted string" of JSON;
+    everything else is a string as it stands."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if is_value(value) else text
+
+
+def parse_filters(words: Sequence[str]) -> Filters | None:
+    """What `--filter` gives: `year>=2020`, `speaker=ann`, or a filter object in JSON; all of them must hold.
+
+    Raises:
+        ConfigError: if a word is neither.
+    """
+    filters: list[Filters] = []
+    for word in words:
+        if word.lstrip().startswith("{"):
+            try:
+                filters.append(json.loads(word))
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"--filter {word[:80]} is not JSON: {error}") from None
+            continue
+        match = _SHORT_FORM.fullmatch(word)
+        if match is None:
+            raise ConfigError(
+                f"--filter '{word[:80]}' is no comparison: write key=value, or !=, <, <=, >, >= between them"
+            )
+        key, sign, value = match.groups()
+        filters.append({"type": _SHORT[sign], "key": key, "value": parse_value(value)})
+    if len(filters) < 2:
+        return filters[0] if filters else None
+    return {"type": "and", "filters": filters}
+
+
+def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
+    """The condition on a row's column `attributes`.
+
+    Args:
+        known: the attributes that the index has: the types of each, in the words of `items.kind`.
+
+    Raises:
+        ConfigError: if the filter is malformed or too large, if no item has an attribute of this name, or if
+            none has it with a value of the same type.
+    """
+    count = 0
+
+    def compile_one(one: object, depth: int) -> str:
+        nonlocal count
+        if not isinstance(one, Mapping) or one.get("type") not in _TYPES:
+            raise ConfigError(
+                f"a filter is an object whose type is one of {', '.join(_TYPES)}: not {one!r:.80}"
+            )
+        nested = one["type"] in ("and", "or")
+        fields = {"type", "filters"} if nested else {"type", "key", "value"}
+        if set(one) != fields:
+            raise ConfigError(f"a filter '{one['type']}' has {', '.join(sorted(fields))}: not {one!r:.80}")
+        if not nested:
+            count += 1
+            if count > _MOST_COMPARISONS:
+                raise ConfigError(f"a filter of over {_MOST_COMPARISONS} comparisons: use 'in' with a list")
+            return _comparison(one["type"], one["key"], one["value"], known)
+        parts = one["filters"]
+        if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
+            raise ConfigError(f"a filter '{one['type']}' joins a list of filters: not {parts!r:.80}")
+        if depth == _DEEPEST:
+            raise ConfigError(f"a filter nested over {_DEEPEST} levels deep: join its parts in one list")
+        return "(" + f" {one['type'].upper()} ".join(compile_one(part, depth + 1) for part in parts) + ")"
+
+    return compile_one(filters, 0)
+
+
+def _comparison(operator: str, key: object, value: Any, known: Mapping[str, AbstractSet[str]]) -> str:
+    if operator in _NOT_IN:
+        return f"({_comparison(_NOT_IN[operator], key, value, known)} IS NOT TRUE)"
+    if not isinstance(key, str) or key not in known:
+        raise ConfigError(_unknown(key, known))
+    values = value if operator == "in" else [value]
+    if not isinstance(values, list | tuple) or not values or len(values) > _MOST_VALUES:
+        raise ConfigError(
+            f"'{key}': 'in' and 'nin' take a list of 1 to {_MOST_VALUES} values: not {value!r:.80}"
+        )
+    for one in values:
+        if not is_value(one):
+            raise ConfigError(f"'{key}' is compared with a string, number or boolean: not with {one!r:.80}")
+        if kind(one) not in known[key]:
+            raise ConfigError(_of_another_type(key, one, known[key]))
+    if operator in _ORDER:
+        return _ordered(key, _ORDER[operator], values[0])
+    by_kind = {what: [one for one in values if kind(one) == what] for what in ("number", "string", "boolean")}
+    numbers, texts = by_kind["number"], by_kind["string"] + by_kind["boolean"]
+    parts = [f"{_number(key)} IN ({', '.join(map(_double, numbers))})"] if numbers else []
+    if texts:
+        listed = ", ".join(quoted(json.dumps(one, ensure_ascii=False)) for one in texts)
+        parts.append(f"{_json(key)} IN ({listed})")
+    return f"({' OR '.join(parts)})"
+
+
+def _ordered(key: str, sign: str, value: Value) -> str:
+    if isinstance(value, bool):
+        raise ConfigError(f"'{key}' is {str(value).lower()} or not: compare it with eq (=) or ne (!=)")
+    if isinstance(value, str):
+        is_string = f"{_json(key)} LIKE '\"%'"
+        return f"({is_string} AND json_get_string(attributes, {quoted(key)}) {sign} {quoted(value)})"
+    return f"({_number(key)} {sign} {_double(value)})"
+
+
+def _json(key: str) -> str:
+    """The value as text in JSON: strings in quotes."""
+    return f"json_extract(attributes, {quoted('$.' + json.dumps(key, ensure_ascii=False))})"
+
+
+def _number(key: str) -> str:
+    return f"TRY_CAST({_json(key)} AS DOUBLE)"  # NULL for a string, since its quotes are no part of a number
+
+
+def _double(value: Value) -> str:
+    return f"CAST('{float(value)!r}' AS DOUBLE)"
+
+
+def _unknown(key: object, known: Mapping[str, AbstractSet[str]]) -> str:
+    if not known:
+        return f"no item has attributes, nor {key!r:.80}: give them with mllm index add … --attributes FILE"
+    near = get_close_matches(str(key), known, 1)
+    listed = ", ".join(sorted(known)[:20]) + (" …" if len(known) > 20 else "")
+    return f"no item has the attribute {key!r:.80}: " + (
+        f"did you mean '{near[0]}'?" if near else f"there are {listed}"
+    )
+
+
+def _of_another_type(key: str, value: Value, kinds: AbstractSet[str]) -> str:
+    remedy = ""
+    if isinstance(value, int | float) and "string" in kinds:
+        remedy = f"""; in quotes it is a string: '{key}="{json.dumps(value)}"'"""
+    return (
+        f"attribute '{key}' is a {' or '.join(sorted(kinds))}, and {value!r:.80} is a {kind(value)}{remedy}"
+    )

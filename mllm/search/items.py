@@ -1,0 +1,107 @@
+"""Items: the recordings and pictures that an index finds, and the attributes that a search filters by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mllm.errors import ConfigError
+from mllm.media.places import is_data_uri
+
+ITEM_COLUMNS = ("item_id", "name", "source", "attributes")  # of every row in an index
+
+Value: TypeAlias = str | int | float | bool
+Attributes: TypeAlias = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A recording or a still picture to index, and what a search gives back.
+
+    Attributes:
+        source: how to open it again: a path, which is made absolute, or a URL, which is kept as it is and
+            never fetched here; None if it exists nowhere else.
+        name: what people see; None keeps the name that the index has for it, by default the source.
+        attributes: string, number or boolean by name, for filters; None keeps those that the index has.
+        id: stands for the item as long as it is in the index; by default it is derived from the source, or
+            from the content of an item without one.
+        content: the recording itself, for an item that is not a file; it is read once and not kept.
+
+    Raises:
+        ConfigError: if it says neither where the recording is nor what it holds, or an attribute is wrong.
+    """
+
+    source: str | Path | None = None
+    name: str | None = None
+    attributes: Attributes | None = None
+    id: str | None = None
+    content: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("id", self.id)):
+            if value is not None and not (isinstance(value, str) and value.strip()):
+                raise ConfigError(f"an item's {what} is a string that is not empty, not {value!r}")
+        if self.source is None and self.content is None and self.id is None:
+            raise ConfigError("an item needs a source (a path or URL), or its content as bytes")
+        if isinstance(self.source, str) and is_data_uri(self.source):
+            raise ConfigError("a data: URI is no source of an item: give its bytes as content")
+        if self.attributes is not None:
+            check_attributes(self.attributes, str(self.name or self.source or self.id or "the item"))
+
+    @property
+    def path(self) -> Path | None:
+        """The absolute path of its file; None if its source is a URL or it has none."""
+        if self.source is None or (isinstance(self.source, str) and "://" in self.source):
+            return None
+        return Path(os.path.abspath(self.source))
+
+    @property
+    def shown(self) -> str:
+        """Its name, by default its source, or its id if it has neither."""
+        return str(self.name or self.source or self.id)
+
+
+def derived_id(text: str) -> str:
+    """The id of an item with this source, 32 hexadecimal digits."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """The item of a row; rows made before there were attributes have none."""
+    attributes = json.loads(row.get("attributes") or "{}")
+    return Item(row["source"], row.get("name"), attributes, row["item_id"])
+
+
+def check_attributes(attributes: Attributes, where: str) -> None:
+    """Raises ConfigError unless these are strings, numbers or booleans by name; it begins with `where`."""
+    if not isinstance(attributes, Mapping):
+        raise ConfigError(f"{where}: attributes are an object of names and values, not {attributes!r:.80}")
+    for key, value in attributes.items():
+        if not isinstance(key, str) or not key.strip() or not key.isprintable():
+            raise ConfigError(
+                f"{where}: {key!r:.80} is no name of an attribute: give it printable characters"
+            )
+        if not is_value(value):
+            raise ConfigError(
+                f"{where}: attribute '{key}' is {value!r:.80}: give a string, number or boolean"
+            )
+
+
+def is_value(value: object) -> bool:
+    """Whether an attribute can have the value: a string in Unicode, a finite number or a boolean."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def kind(value: Value) -> str:
+    """The word of JSON for the type of a value: string, number or boolean."""
+    if isinstance(value, bool):
+        return "boolean"
+    return "string" if isinstance(value, str) else "number"

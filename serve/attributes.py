@@ -1,0 +1,121 @@
+"""Names and attributes of recordings, from the command line and from a table beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm.errors import ConfigError
+from mllm.search.filters import parse_value
+from mllm.search.items import Item, Value, check_attributes
+
+_FILE, _NAME = "file", "name"  # columns that are no attributes
+
+
+class Attributes:
+    """Makes the items of recordings: `make_item` of `Index.add`.
+
+    Args:
+        table: JSONL or CSV, a row for each recording: `file` (relative to the table), `name` if people are to
+            see another than its path, and the attributes. An empty cell and null are no attribute.
+        common: key=value, attributes of every recording; a row of the table has the last word.
+
+    Raises:
+        ConfigError: if the table cannot be read, names a file twice, or a value is wrong; with its row.
+    """
+
+    def __init__(self, table: Path | None = None, common: Sequence[str] = ()):
+        self.table = table
+        self.common = dict(map(_pair, common))
+        check_attributes(self.common, "--attribute")
+        self.rows = {} if table is None else _read(table)
+        self.used: set[str] = set()
+
+    def item(self, path: Path) -> Item:
+        """The item of a file; without attributes if nothing was said of it, so that it keeps those it has."""
+        name, attributes = self.rows.get(str(path), (None, None))
+        self.used.add(str(path))
+        if attributes is None:
+            return Item(path, attributes=self.common or None)
+        return Item(path, name, self.common | attributes)
+
+    def unused(self) -> list[str]:
+        """Files of the table that were not among those made into items."""
+        return [path for path in self.rows if path not in self.used]
+
+
+def _pair(word: str) -> tuple[str, Value]:
+    key, sign, value = word.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--attribute '{word}' is no attribute: write key=value")
+    return key.strip(), parse_value(value.strip())
+
+
+def _read(table: Path) -> dict[str, tuple[str | None, dict[str, Value]]]:
+    """Absolute path -> name and attributes."""
+    found: dict[str, tuple[str | None, dict[str, Value]]] = {}
+    folder = Path(os.path.abspath(table)).parent
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read --attributes {table}: {error}") from None
+    read = _of_csv if table.suffix.lower() == ".csv" else _of_jsonl
+    for where, row in read(table, io.StringIO(text, newline="")):
+        file, name = row.pop(_FILE, None), row.pop(_NAME, None)
+        if not isinstance(file, str) or not file:
+            raise ConfigError(f"{where}: a row names its recording in '{_FILE}', relative to the table")
+        if not (name is None or isinstance(name, str)):
+            raise ConfigError(f"{where}: the name {name!r:.80} is not text")
+        check_attributes(row, where)
+        path = os.path.normpath(folder / file)
+        if path in found:
+            raise ConfigError(f"{where}: {file} has a row already: join the two")
+        found[path] = (name, row)
+    return found
+
+
+def _of_jsonl(table: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        where = f"{table} row {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is not JSON: {error}; a table in CSV is named .csv") from None
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"{where} is no object of names and values")
+        yield where, {key: value for key, value in row.items() if value is not None}
+
+
+def _of_csv(table: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A column is of numbers, or of true and false, if all its cells are; otherwise it is of strings."""
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{table} line {reader.reader.line_num} is not CSV: {error}") from None
+    columns = reader.fieldnames or []
+    if _FILE not in columns:
+        raise ConfigError(
+            f"{table} has no column '{_FILE}', but {', '.join(map(repr, columns)) or 'no header'}"
+        )
+    if len(set(columns)) < len(columns):
+        raise ConfigError(f"{table} has two columns of one name: {', '.join(map(repr, columns))}")
+    kinds = {
+        column: {type(parse_value(row[column])) for row in rows if row[column]}
+        for column in columns
+        if column not in (_FILE, _NAME)
+    }
+    typed = {column for column, found in kinds.items() if found <= {int, float} or found == {bool}}
+    for number, row in enumerate(rows, 2):
+        where = f"{table} row {number}"
+        if None in row:
+            raise ConfigError(f"{where} has more cells than the header")
+        cells = {column: cell for column, cell in row.items() if cell}
+        yield where, {key: parse_value(cell) if key in typed else cell for key, cell in cells.items()}
