@@ -16,7 +16,8 @@ from data_prep.check_media import MediaFacts
 from data_prep.tags import FOREIGN, TAG
 from mllm.errors import RecordError
 from mllm.files import open_ordinary
-from mllm.records.chat import PLACEHOLDERS, SPECIAL_TOKENS, escape, media_parts
+from mllm.records.chat import PLACEHOLDERS, SPECIAL_TOKENS, media_parts
+from mllm.records.chat_form import escape
 from mllm.records.record import decode_row, parse_row, validate_record
 from mllm.scores import exact_match, normalise
 

@@ -15,7 +15,7 @@ import typer
 
 from mllm.errors import MediaError, RecordError
 from mllm.files import replacing
-from mllm.records.chat import END_TOKEN, PLACEHOLDERS, media_parts, validate_messages
+from mllm.records.chat import media_parts, validate_messages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +62,7 @@ def show(
     )
     for (modality, _, _), (_, features) in zip(parts, recordings, strict=True):
         console.print(f"{modality}: {features.seen.line() if features.seen else 'one picture'}")
-    console.print(coloured(encoded, processor.tokenizer), end="")
+    console.print(coloured(encoded, processor), end="")
     if recordings:
         out = sheet_path(file, row, out)
         if out is None:
@@ -116,12 +116,12 @@ def read(
     return windows, processor.media_from_windows(windows, modality, seen)
 
 
-def coloured(encoded: Encoded, tokenizer: Any) -> Text:
+def coloured(encoded: Encoded, processor: MllmProcessor) -> Text:
     """The prompt: trained tokens green, placeholders as `<|video|>×8`, a line for each message."""
     from rich.text import Text
 
-    placeholders = set(tokenizer.convert_tokens_to_ids(list(PLACEHOLDERS.values())))
-    end = tokenizer.convert_tokens_to_ids(END_TOKEN)
+    tokenizer, end = processor.tokenizer, processor.end_id
+    placeholders = set(processor.token_ids.values())
     text = Text()
 
     def kind(pair: tuple[int, int]) -> tuple[bool, int | None]:

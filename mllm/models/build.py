@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mllm.errors import ConfigError, MllmError
+from mllm.errors import ChatError, ConfigError, MllmError
 from mllm.media.windows import WindowSpec
 from mllm.models.checkpoint_check import in_one_line
 from mllm.models.decoders import require_decoder
 from mllm.records import chat
+from mllm.records.chat_probe import chat_form_of
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+    from mllm.models.config import MllmConfig
     from mllm.models.model import MllmForConditionalGeneration
     from mllm.models.processor import MllmProcessor
 
@@ -57,11 +59,10 @@ def build_model(
         text_config = decoder.config
     else:
         text_config = _config(settings.decoder, "decoder", vocab_size=len(tokenizer))
-    # Only <|end|> ends an answer; the decoder's own end marker would end it in mid-sentence of a chat.
     text_config.update(
         {
             "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.convert_tokens_to_ids(chat.END_TOKEN),
+            "eos_token_id": _answer_ends(tokenizer, decoder),
             "pad_token_id": tokenizer.pad_token_id,
         }
     )
@@ -102,7 +103,7 @@ def build_model(
     for part, tower in (("video", model.model.video_tower), ("audio", model.model.audio_tower)):
         if isinstance(getattr(settings, part), str):
             _load_tower(tower, getattr(settings, part))
-    model.generation_config = greedy_generation(tokenizer)
+    model.generation_config = greedy_generation(config)
     return model, MllmProcessor.from_config(tokenizer, config)
 
 
@@ -149,18 +150,38 @@ def _tokenizer(settings: Any, texts: Iterable[str] | None) -> PreTrainedTokenize
         )
     else:
         tokenizer = train_tokenizer(texts, settings.tokenizer_vocab)
-    # BOS as the tokenizer has it; all the rest are ours, so that one template fits every decoder.
-    tokenizer.add_special_tokens(
-        {
+    added: dict[str, Any]
+    if tokenizer.chat_template:  # the decoder keeps the chat form that it knows
+        added = {"extra_special_tokens": list(chat.PLACEHOLDERS.values())}
+        if tokenizer.pad_token is None:
+            added["pad_token"] = chat.PAD_TOKEN
+    else:
+        added = {
             "bos_token": tokenizer.bos_token or chat.BOS_TOKEN,
             "eos_token": chat.END_TOKEN,
             "pad_token": chat.PAD_TOKEN,
             "extra_special_tokens": list(chat.SPECIAL_TOKENS),
-        },
-        replace_extra_special_tokens=False,
-    )
+        }
+    tokenizer.add_special_tokens(added, replace_extra_special_tokens=False)
     tokenizer.padding_side = "right"
+    try:
+        chat_form_of(tokenizer)
+    except ChatError as error:
+        raise ConfigError(f"model.decoder: {settings.decoder}: {error}") from None
     return tokenizer
+
+
+def _answer_ends(tokenizer: PreTrainedTokenizerFast, decoder: PreTrainedModel | None) -> int | list[int]:
+    """Ids of the tokens that end an answer: that of the chat form first, then the decoder's own.
+
+    In our form only <|end|> does: a base model's end marker would end an answer in mid-sentence of a chat.
+    """
+    end: int = tokenizer.convert_tokens_to_ids(chat_form_of(tokenizer).end_token)
+    if decoder is None or not tokenizer.chat_template:
+        return end
+    own = decoder.generation_config.eos_token_id
+    ends = dict.fromkeys([end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])])
+    return [token for token in ends if token is not None]
 
 
 def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreTrainedConfig:
@@ -216,13 +237,14 @@ def _load_tower(tower: Any, name: str) -> None:
         raise ConfigError(f"{name} does not fit the tower: {str(error).splitlines()[-1].strip()}") from None
 
 
-def greedy_generation(tokenizer: Any) -> GenerationConfig:
-    """Greedy, and only <|end|> ends an answer."""
+def greedy_generation(config: MllmConfig) -> GenerationConfig:
+    """Greedy, with the decoder's own BOS, pad and end tokens."""
     from transformers import GenerationConfig
 
+    decoder = config.text_config
     return GenerationConfig(
         do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(chat.END_TOKEN),
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=decoder.bos_token_id,
+        eos_token_id=decoder.eos_token_id,
+        pad_token_id=decoder.pad_token_id,
     )

@@ -116,7 +116,7 @@ def load(
             here,
             config=config,
             dtype=as_dtype(dtype),
-            generation_config=greedy_generation(processor.tokenizer),
+            generation_config=greedy_generation(config),
         )
     if adapter is not None:
         from peft import PeftModel

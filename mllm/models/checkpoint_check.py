@@ -189,7 +189,9 @@ def check_fit(folder: Path, config: Any, processor: Any) -> None:
     """Raises MllmError if the processor's files are of another model than config.json."""
     tokenizer = processor.tokenizer
     for name in ("bos_token", "eos_token", "pad_token"):
-        if getattr(tokenizer, name) is None:
+        # Some families have no BOS.
+        wanted = name != "bos_token" or config.text_config.bos_token_id is not None
+        if wanted and getattr(tokenizer, name) is None:
             raise MllmError(f"{folder / 'tokenizer_config.json'} is damaged (no {name}): {REMEDY}")
     theirs = type(processor).from_config(tokenizer, config)
     names = ("spec", "mel_bins", "chunk_seconds", "video_queries", "audio_queries")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -23,6 +24,9 @@ from mllm.media.recording import SAMPLE_RATE, load_clip
 from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load_windows, time_mark
 from mllm.models.config import MEL_FRAMES_PER_SECOND, MllmConfig
 from mllm.records import chat
+from mllm.records.chat_form import Segment, render, special_tokens
+from mllm.records.chat_form import chat_template as template_of
+from mllm.records.chat_probe import chat_form_of
 
 HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
 FFT = 400
@@ -84,7 +88,8 @@ class MllmProcessor(ProcessorMixin):
     """The tokenizer plus what the towers need to know about pixels and sound.
 
     Args:
-        tokenizer: any fast tokenizer that holds the tokens of `chat.SPECIAL_TOKENS`.
+        tokenizer: any fast tokenizer that holds the placeholders of `chat.PLACEHOLDERS`.
+        chat_template: Jinja; by default that of the tokenizer's own form, with media placeholders.
         image_size: pixels, height = width.
         mel_bins: of the log-mel spectrogram.
         chunk_seconds: what the audio tower hears at once.
@@ -120,11 +125,14 @@ class MllmProcessor(ProcessorMixin):
         self.audio_queries = audio_queries
         self.spec = WindowSpec(window_seconds, frames_per_window, max_windows, image_size)
         self.windows_per_chunk = int(chunk_seconds / window_seconds + 1e-6)
-        self.special_tokens = chat.special_tokens(tokenizer)
+        self.special_tokens = special_tokens(tokenizer)
+        self.form = chat_form_of(tokenizer, chat_template)
+        self.end_id: int = tokenizer.convert_tokens_to_ids(self.form.end_token)
         self.token_ids = {
             name: tokenizer.convert_tokens_to_ids(token) for name, token in PLACEHOLDERS.items()
         }
-        self.chat_template = chat_template or chat.chat_template(self.special_tokens, tokenizer.bos_token)
+        # The tokenizer's own would drop the media, without a word.
+        self.chat_template = tokenizer.chat_template = chat_template or template_of(self.form)
         self._mel_filters: torch.Tensor | None = None
         self._ids: dict[str, tuple[int, ...]] = {}
 
@@ -238,11 +246,11 @@ class MllmProcessor(ProcessorMixin):
         return ids
 
     def _tokens(self, text: str) -> tuple[int, ...]:
-        """Ids of a text without added tokens; remembered: markers and stock questions recur."""
+        """Ids of a text without added tokens; short ones are remembered: marks and stock questions recur."""
         ids = self._ids.get(text)
         if ids is None:
             ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-            if len(self._ids) < REMEMBERED_TEXTS:
+            if len(self._ids) < REMEMBERED_TEXTS and len(text) < 200:
                 self._ids[text] = ids
         return ids
 
@@ -269,19 +277,34 @@ class MllmProcessor(ProcessorMixin):
             media = [self.media(source, modality, **options) for modality, source, options in parts]
         if len(media) != len(parts):
             raise chat.ChatError(f"the messages name {len(parts)} recordings but {len(media)} were given")
+        ids, trained = self._ids_and_mask(render(messages, self.form, add_generation_prompt))
         encoded = Encoded([], [], list(media))
+        placeholders = set(self.token_ids.values())
         waiting = iter(media)
-        for segment in chat.render(
-            messages, self.special_tokens, self.tokenizer.bos_token, add_generation_prompt
-        ):
-            if segment.modality:
+        for token, learned in zip(ids, trained, strict=True):
+            expanded = [token]
+            if token in placeholders:
                 features = next(waiting)
-                ids = self.placeholder_ids(features.modality, features.layout)
-            else:
-                ids = list(self._tokens(segment.text))
-            encoded.input_ids += ids
-            encoded.labels += ids if segment.trained else [IGNORE] * len(ids)
+                expanded = self.placeholder_ids(features.modality, features.layout)
+            encoded.input_ids += expanded
+            encoded.labels += expanded if learned else [IGNORE] * len(expanded)
         return encoded
+
+    def _ids_and_mask(self, segments: Sequence[Segment]) -> tuple[tuple[int, ...], list[bool]]:
+        """Ids of a conversation, each recording one placeholder, and which of them are trained.
+
+        The text becomes ids as a whole, as in vLLM: pieces need not become the same ones.
+        """
+        ids = self._tokens("".join(segment.text for segment in segments))
+        trained = [False] * len(ids)
+        before = ""
+        for trains, answer in groupby(segments, lambda segment: segment.trained):
+            if trains:
+                start = sum(1 for _ in takewhile(bool, map(eq, self._tokens(before), ids)))
+                stop = ids.index(self.end_id, start) + 1
+                trained[start:stop] = [True] * (stop - start)
+            before += "".join(segment.text for segment in answer)
+        return ids, trained
 
     def encode_group(self, conversations: list[list[dict]]) -> Encoded:
         """Several conversations on the same recordings, packed behind one copy of the media.

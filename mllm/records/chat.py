@@ -1,4 +1,4 @@
-"""Messages: their form, their checks, and the one way they become a prompt.
+"""Messages: what a conversation consists of, and its checks.
 
 A message is `{"role", "content"}`; content is a string or a list of parts:
 
@@ -8,26 +8,16 @@ A message is `{"role", "content"}`; content is a string or a list of parts:
     {"type": "image", "image": SOURCE}
 
 SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false`, or what says so
-for other trainers (`flags`), is read, but not trained. `render` turns messages into segments, each
-either text or one placeholder, each trained or not; training masks and prompts come from the same segments.
-`chat_template` writes the same rules as Jinja, for vLLM and `apply_chat_template`. Both give, without any
-white space added:
-
-    <|bos|><|system|>…<|end|><|user|><|video|>What is heard?<|end|><|assistant|>A bell.<|end|>
-
-Text is escaped, so nothing that is typed can become a placeholder or a role marker.
+for other trainers (`flags`), is read, but not trained. `chat_form` turns messages into a prompt.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from mllm.errors import ChatError
@@ -52,46 +42,13 @@ Message = dict[str, Any]
 _URL_PARTS = ("video_url", "audio_url", "image_url")
 _OPENAI_KEYS = {key: {"url"} for key in _URL_PARTS} | {"input_audio": {"data", "format"}}
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no text in UTF-8 holds it
-_ASK = "end with a user message, which the model answers"
+ANSWERS_USER = "end with a user message, which the model answers"
 _PART_KEYS = {
     "text": {"text"},
     "video": {"video", "start", "end", "audio"},
     "audio": {"audio", "start", "end"},
     "image": {"image"},
 }
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of the rendered conversation.
-
-    Attributes:
-        text: what stands in the prompt; for media, the one placeholder token that the processor expands.
-        trained: whether the loss looks at it (the assistant's words and the end marker behind them).
-        modality: "video", "audio" or "image" for a placeholder, else None.
-    """
-
-    text: str
-    trained: bool = False
-    modality: str | None = None
-
-
-def special_tokens(tokenizer: Any) -> list[str]:
-    """Every special token of a transformers tokenizer: what `escape` keeps users from typing."""
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return sorted({*added, *tokenizer.all_special_tokens})
-
-
-def escape(text: str, special_tokens: Iterable[str]) -> str:
-    """Breaks every special token in `text` with a space after its first character.
-
-    Text that holds no special token comes back unchanged. Repeats until none is left ("<a<a<a" may hold
-    overlapping ones); inserting a space cannot make a new one, since special tokens hold no white space.
-    """
-    for token, broken, _ in _escapes(frozenset(special_tokens)):
-        while token in text:
-            text = text.replace(token, broken)
-    return text
 
 
 def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = False) -> list[Message]:
@@ -134,7 +91,7 @@ def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = F
         kept = {"loss": False} if unlearned(message) else {}
         normalised.append({"role": role, "content": parts} | kept)
     if to_answer and normalised[-1]["role"] != "user":
-        raise ChatError(f"message {len(normalised) - 1} is the last and its role is {role!r}: {_ASK}")
+        raise ChatError(f"message {len(normalised) - 1} is the last and its role is {role!r}: {ANSWERS_USER}")
     return normalised
 
 
@@ -157,159 +114,6 @@ def media_parts(messages: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any, d
         for part in message["content"]
         if part["type"] != "text"
     ]
-
-
-def render(
-    messages: Sequence[Mapping[str, Any]],
-    special_tokens: Sequence[str] = SPECIAL_TOKENS,
-    bos_token: str | None = BOS_TOKEN,
-    add_generation_prompt: bool = False,
-) -> list[Segment]:
-    """Turns a conversation into segments; joined, they are what the Jinja template gives.
-
-    Args:
-        messages: see the top of this file; validated here.
-        special_tokens: every special token of the tokenizer, for escaping.
-        bos_token: what the sequence begins with; None for nothing.
-        add_generation_prompt: end with the assistant's marker, so that the model answers.
-
-    Raises:
-        ChatError: the messages break a rule.
-    """
-    segments = [Segment(bos_token)] if bos_token else []
-    for message in validate_messages(messages, to_answer=add_generation_prompt):
-        trained = message["role"] == "assistant" and message.get("loss", True)
-        segments.append(Segment(ROLE_TOKENS[message["role"]]))
-        text = ""
-        for part in message["content"]:
-            if part["type"] == "text":
-                # Neighbouring texts are escaped as one: "<|vi" and "deo|>" must not meet unseen.
-                text += part["text"]
-                continue
-            _append_text(segments, text, special_tokens, trained)
-            text = ""
-            segments.append(Segment(PLACEHOLDERS[part["type"]], modality=part["type"]))
-        _append_text(segments, text, special_tokens, trained)
-        segments.append(Segment(END_TOKEN, trained))
-    if add_generation_prompt:
-        segments.append(Segment(ASSISTANT_TOKEN))
-    return segments
-
-
-def chat_template(special_tokens: Sequence[str] = SPECIAL_TOKENS, bos_token: str | None = BOS_TOKEN) -> str:
-    """The Jinja template that renders as `render` does, for a tokenizer with these special tokens.
-
-    It loops over `content`, from which vLLM concludes the "openai" content format, where media keep their
-    place between the texts. Part types are matched by what they contain, since vLLM also says "video_url",
-    "input_audio" or "video_embeds".
-    """
-    # JSON string literals are Jinja string literals, too.
-    values = {
-        "ESCAPES": json.dumps(_escapes(frozenset(special_tokens)), ensure_ascii=False),
-        "BOS": json.dumps(bos_token or "", ensure_ascii=False),
-        "ASK": json.dumps(_ASK),
-    }
-    return re.sub(r"\b(ESCAPES|BOS|ASK)\b", lambda name: values[name[0]], _TEMPLATE)
-
-
-_TEMPLATE = """\
-{#- Written by mllm.records.chat.chat_template. Escaping: [token, broken token, passes]. -#}
-{%- set escapes = ESCAPES -%}
-{%- macro escape(text) -%}
-  {%- set state = namespace(text=text) -%}
-  {%- for token, broken, passes in escapes -%}
-    {%- for _ in range(passes) -%}
-      {%- set state.text = state.text.replace(token, broken) -%}
-    {%- endfor -%}
-  {%- endfor -%}
-  {{- state.text -}}
-{%- endmacro -%}
-{{- BOS -}}
-{%- set turn = namespace(expected="user", text="", empty=true) -%}
-{%- for message in messages -%}
-  {%- set role = "system" if message["role"] == "developer" else message["role"] -%}
-  {%- set where = "message " ~ loop.index0 -%}
-  {%- if role == "system" -%}
-    {%- if not loop.first -%}
-      {{- raise_exception(where ~ " is a system message: put it first, there can be one") -}}
-    {%- endif -%}
-  {%- elif role not in ["user", "assistant"] -%}
-    {{- raise_exception(where ~ " has role '" ~ role ~ "': use system, user or assistant") -}}
-  {%- elif role != turn.expected -%}
-    {{- raise_exception(where ~ " has role '" ~ role ~ "' where '" ~ turn.expected ~ "' must stand: the two alternate") -}}
-  {%- else -%}
-    {%- set turn.expected = "assistant" if role == "user" else "user" -%}
-  {%- endif -%}
-  {{- "<|" ~ role ~ "|>" -}}
-  {%- set turn.empty = role == "user" -%}
-  {%- if message["content"] is string -%}
-    {%- set turn.empty = turn.empty and not message["content"].strip() -%}
-    {{- escape(message["content"]) -}}
-  {%- else -%}
-    {%- set turn.text = "" -%}
-    {%- for part in message["content"] -%}
-      {%- if part is string -%}
-        {%- set turn.text = turn.text ~ part -%}
-        {%- set turn.empty = turn.empty and not part.strip() -%}
-      {%- elif "text" in part["type"] -%}
-        {%- set turn.text = turn.text ~ part["text"] -%}
-        {%- set turn.empty = turn.empty and not part["text"].strip() -%}
-      {%- else -%}
-        {%- set turn.empty = false -%}
-        {%- if role != "user" -%}
-          {{- raise_exception(where ~ " holds media but its role is '" ~ role ~ "': media go into user messages") -}}
-        {%- endif -%}
-        {{- escape(turn.text) -}}
-        {%- set turn.text = "" -%}
-        {%- if "video" in part["type"] -%}
-          {{- "<|video|>" -}}
-        {%- elif "audio" in part["type"] -%}
-          {{- "<|audio|>" -}}
-        {%- elif "image" in part["type"] -%}
-          {{- "<|image|>" -}}
-        {%- else -%}
-          {{- raise_exception(where ~ " part " ~ loop.index0 ~ " has type '" ~ part["type"] ~ "': use text, video, audio or image") -}}
-        {%- endif -%}
-      {%- endif -%}
-    {%- endfor -%}
-    {{- escape(turn.text) -}}
-  {%- endif -%}
-  {%- if turn.empty -%}
-    {{- raise_exception(where ~ " is empty: give it text or media") -}}
-  {%- endif -%}
-  {{- "<|end|>" -}}
-  {%- if add_generation_prompt and loop.last and role != "user" -%}
-    {{- raise_exception(where ~ " is the last and its role is '" ~ role ~ "': " ~ ASK) -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- "<|assistant|>" -}}
-{%- endif -%}
-"""  # noqa: E501
-
-
-@lru_cache
-def _escapes(special_tokens: frozenset[str]) -> list[tuple[str, str, int]]:
-    """(token, broken token, passes) for our tokens and the tokenizer's.
-
-    One `replace` can leave occurrences that overlapped the one it broke, if the token begins as it ends
-    ("aba" in "ababa"); each further pass breaks at least one in every cluster of fewer than len(token).
-    """
-    escapes = []
-    for token in sorted({*special_tokens, *SPECIAL_TOKENS}):
-        if len(token) < 2 or any(character.isspace() for character in token):
-            raise ChatError(
-                f"special token {token!r} cannot be escaped: special tokens need two characters or more "
-                "and no white space; take it out of the tokenizer's special tokens"
-            )
-        overlaps_itself = any(token[:size] == token[-size:] for size in range(1, len(token)))
-        escapes.append((token, f"{token[0]} {token[1:]}", len(token) if overlaps_itself else 1))
-    return escapes
-
-
-def _append_text(segments: list[Segment], text: str, special_tokens: Sequence[str], trained: bool) -> None:
-    if text:
-        segments.append(Segment(escape(text, special_tokens), trained))
 
 
 def _parts(content: Any, where: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from mllm.media.windows import Window, load_windows
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
-from mllm.records import chat
+from mllm.records.chat_form import escape
 from mllm.search.text_embedder import OF_VECTORS, model_fingerprint
 
 Modality = Literal["video", "audio", "both", "image"]
@@ -56,7 +56,7 @@ def text_inputs(
     tokenizer = processor.tokenizer
     rows: list[list[int]] = []
     for text in texts:
-        ids = tokenizer.encode(chat.escape(text, processor.special_tokens), add_special_tokens=False)
+        ids = tokenizer.encode(escape(text, processor.special_tokens), add_special_tokens=False)
         rows.append(
             ids[:max_tokens] or [tokenizer.pad_token_id]
         )  # an empty text still needs something to attend to

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm.records.chat import escape
+from mllm.records.chat_form import escape
 
 _log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import pytest
 
 from mllm.errors import RecordError
 from mllm.records import chat
+from mllm.records.chat_form import render
 from tests.data_prep.test_importers import do_import, folder
 
 ANSWER = {"role": "assistant", "content": "x"}
@@ -71,7 +72,7 @@ def test_ms_swift_turns_without_loss_are_not_trained(tmp_path: Path) -> None:
     ]
     (record,) = chats(tmp_path, {"messages": messages})
     assert record["messages"][1]["loss"] is False
-    trained = [segment.text for segment in chat.render(record["messages"]) if segment.trained]
+    trained = [segment.text for segment in render(record["messages"]) if segment.trained]
     assert trained == ["Yes.", chat.END_TOKEN]
 
 

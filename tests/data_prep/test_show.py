@@ -67,7 +67,7 @@ def test_the_prompt_is_printed_with_placeholders_counted(shown) -> None:
 
 def test_exactly_the_trained_tokens_are_green(processor) -> None:
     encoded = processor.encode(record({"type": "audio", "audio": clip(frames=False)})["messages"])
-    text = show.coloured(encoded, processor.tokenizer)
+    text = show.coloured(encoded, processor)
     green = [text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style)]
     assert "".join(green) == "a red star.<|end|>"
 

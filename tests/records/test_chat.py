@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mllm.errors import ChatError
 from mllm.records import chat
+from mllm.records.chat_form import chat_template, escape, own_form, render, special_tokens
 
 # Tokens of other tokenizers, some awkward: one that overlaps itself, quotes, a backslash, beyond 16 bits, the
 # words that the template is filled in with.
@@ -28,7 +29,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=backend, bos_token=chat.BOS_TOKEN, pad_token=chat.PAD_TOKEN
     )
     made.add_special_tokens({"additional_special_tokens": [*chat.SPECIAL_TOKENS, *OTHERS]})
-    made.chat_template = chat.chat_template(chat.special_tokens(made), made.bos_token)
+    made.chat_template = chat_template(own_form(made.bos_token, special_tokens(made)))
     return made
 
 
@@ -39,12 +40,8 @@ def jinja(tokenizer, messages, add_generation_prompt=False) -> str:
 
 
 def joined(tokenizer, messages, add_generation_prompt=False) -> str:
-    segments = chat.render(
-        messages,
-        chat.special_tokens(tokenizer),
-        tokenizer.bos_token,
-        add_generation_prompt=add_generation_prompt,
-    )
+    form = own_form(tokenizer.bos_token, special_tokens(tokenizer))
+    segments = render(messages, form, add_generation_prompt)
     return "".join(segment.text for segment in segments)
 
 
@@ -59,21 +56,21 @@ texts = st.lists(
 
 @given(texts)
 def test_no_special_token_survives_escaping(text: str) -> None:
-    escaped = chat.escape(text, OTHERS)
+    escaped = escape(text, OTHERS)
     assert not any(token in escaped for token in (*OTHERS, *chat.SPECIAL_TOKENS))
     assert escaped.replace(" ", "") == text.replace(" ", "")
-    assert chat.escape(escaped, OTHERS) == escaped
+    assert escape(escaped, OTHERS) == escaped
 
 
 def test_escaping_leaves_other_text_alone() -> None:
-    assert chat.escape("a < b | c > d, <video>, [INST]", []) == "a < b | c > d, <video>, [INST]"
-    assert chat.escape("<|video|>", []) == "< |video|>"
+    assert escape("a < b | c > d, <video>, [INST]", []) == "a < b | c > d, <video>, [INST]"
+    assert escape("<|video|>", []) == "< |video|>"
 
 
 @pytest.mark.parametrize("token", ["x", "", "<a b>"])
 def test_special_tokens_that_cannot_be_escaped_are_refused(token: str) -> None:
     with pytest.raises(ChatError, match="cannot be escaped"):
-        chat.chat_template([token])
+        chat_template(own_form(special_tokens=[token]))
 
 
 parts = st.one_of(
@@ -126,7 +123,7 @@ def test_exactly_the_assistants_words_and_their_end_are_trained() -> None:
         {"role": "user", "content": [VIDEO, "Two?"]},
         {"role": "assistant", "content": "Second."},
     ]
-    segments = chat.render(messages)
+    segments = render(messages)
     assert [segment.text for segment in segments if segment.trained] == [
         "First.",
         "<|end|>",
@@ -138,8 +135,8 @@ def test_exactly_the_assistants_words_and_their_end_are_trained() -> None:
 
 def test_the_prompt_is_a_prefix_of_what_is_trained() -> None:
     messages = [{"role": "user", "content": [VIDEO, "Seen?"]}, {"role": "assistant", "content": "A star."}]
-    prompt = chat.render(messages[:1], add_generation_prompt=True)
-    assert chat.render(messages)[: len(prompt)] == prompt
+    prompt = render(messages[:1], add_generation_prompt=True)
+    assert render(messages)[: len(prompt)] == prompt
 
 
 def test_neighbouring_texts_cannot_join_into_a_placeholder(tokenizer) -> None:
@@ -318,7 +315,7 @@ def test_the_template_refuses_what_render_refuses(tokenizer, messages) -> None:
     ],
 )
 def test_the_model_answers_a_user(tokenizer, messages, error: str) -> None:
-    chat.render(messages)  # as training does
+    render(messages)  # as training does
     with pytest.raises(ChatError, match=error + ": end with a user message") as ours:
         joined(tokenizer, messages, add_generation_prompt=True)
     with pytest.raises(jinja2.TemplateError) as theirs:

@@ -8,6 +8,7 @@ import pytest
 
 from mllm.errors import ChatError, RecordError
 from mllm.records import chat
+from mllm.records.chat_form import render
 from mllm.records.flags import unlearned
 from mllm.records.record import validate_record
 
@@ -46,7 +47,7 @@ def test_what_is_not_to_be_learned_is_read_but_not_trained(flag: dict, tmp_path:
         {"role": "user", "content": "Two?"},
         {"role": "assistant", "content": "Yes."},
     ]
-    assert [piece.text for piece in chat.render(turns) if piece.trained] == ["Yes.", chat.END_TOKEN]
+    assert [piece.text for piece in render(turns) if piece.trained] == ["Yes.", chat.END_TOKEN]
     with pytest.raises(RecordError, match="^row 1: .* says that it is not to be learned: drop the row"):
         validate_record({"messages": turns} | flag, "row 1")
     with pytest.raises(RecordError, match="^row 1: nothing to learn: the answers are not to be learned"):
@@ -72,7 +73,7 @@ def test_what_is_not_to_be_learned_is_read_but_not_trained(flag: dict, tmp_path:
 def test_what_says_nothing_of_learning_changes_nothing(content: dict) -> None:
     assert unlearned(content) is None
     turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "No."} | content]
-    assert any(piece.trained for piece in chat.render(turns))
+    assert any(piece.trained for piece in render(turns))
     validate_record({"messages": turns} | content, "row 1")
 
 
