@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor
 from transformers.audio_utils import mel_filter_bank
 
 from mllm.errors import MediaError
@@ -23,6 +23,7 @@ from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE, load_clip
 from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load_windows, time_mark
 from mllm.models.config import MEL_FRAMES_PER_SECOND, MllmConfig
+from mllm.models.processor_calls import TransformersCalls
 from mllm.records import chat
 from mllm.records.chat_form import Segment, render, special_tokens
 from mllm.records.chat_form import chat_template as template_of
@@ -84,7 +85,7 @@ class Encoded:
     segment_ids: list[int] | None = None
 
 
-class MllmProcessor(ProcessorMixin):
+class MllmProcessor(TransformersCalls):
     """The tokenizer plus what the towers need to know about pixels and sound.
 
     Args:
