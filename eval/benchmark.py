@@ -7,6 +7,7 @@ answers are written, pairs for search, and prompts in YAML. The entry point grou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -85,7 +86,7 @@ class Benchmark:
 
     @property
     def folder(self) -> str:
-        """The folder of its results within those of the model."""
+        """The folder of its results within those of the model, where it is run alone."""
         return self.name
 
     @property
@@ -131,7 +132,7 @@ class Benchmark:
             ConfigError: if there is no such prompt, or a field is missing.
         """
         try:
-            return self.prompts[prompt].format(**fields)
+            return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], self.prompts[prompt])
         except KeyError as error:
             raise ConfigError(f"{self.name}: its prompts lack {error}: add it to them") from None
 
@@ -140,9 +141,11 @@ def read_prompts(path: str | Path) -> dict[str, str]:
     """Prompts by name from a YAML file; for a module's `__file__`, the one beside it: esc.py and esc.yaml.
 
     Raises:
-        ConfigError: if it is no mapping of names to texts.
+        ConfigError: if there is none, or it is no mapping of names to texts.
     """
     path = Path(path).with_suffix(".yaml")
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a file: write the prompts there, beside the benchmark")
     prompts = parse_yaml(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise ConfigError(f'{path}: prompts must be texts by name, such as `qa: "{{question}}"`')

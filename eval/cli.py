@@ -70,7 +70,14 @@ class Verbs(TyperGroup):
         names = list(takewhile(self.commands.__contains__, args))
         if not names:
             return super().resolve_command(ctx, args)
-        return " ".join(names), command_of(names), args[len(names) :]
+        command, rest = command_of(names), args[len(names) :]
+        if (
+            rest
+            and not rest[0].startswith("-")
+            and all(one.param_type_name == "option" for one in command.params)
+        ):
+            load_benchmark(rest[0])  # says that there is none
+        return " ".join(names), command, rest
 
 
 app = typer.Typer(cls=Verbs, no_args_is_help=True, subcommand_metavar="NAME... [OPTIONS]")
@@ -161,7 +168,7 @@ def run_benchmarks(
         header = {"benchmark": benchmark.title, "model": name, **how, **benchmark.settings}
         folder = out or Path("runs/eval") / _folder_name(name)
         if len(benchmarks) > 1:
-            folder /= benchmark.folder or benchmark.name
+            folder /= benchmark.name
         elif out is None:
             folder /= benchmark.folder
         _report(header | {"max_tokens": generation.max_tokens}, results, folder, console)

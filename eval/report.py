@@ -32,7 +32,7 @@ def print_tables(metrics: dict[str, Any], console: Console) -> None:
         if result["overall"]["count"]:
             console.print(_score_table(split, result))
         for line in table_lines(result):
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
         if result["missing"]:
             first = result["missing_recordings"][0]["cause"]
             left_out = f"{result['missing']} questions left out, their recordings cannot be read; the first: "

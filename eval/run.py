@@ -122,7 +122,7 @@ def ask(
     blind: bool = True,
     progress: Progress = lambda count: None,
 ) -> tuple[list[Answered], list[tuple[str, str]]]:
-    """Put every question to the backend, with its recordings and (`blind`) once more without.
+    """Puts every question to the backend, with its recordings and (`blind`) once more without.
 
     Returns:
         What was answered; and (id, cause) of the questions whose recordings cannot be read. These are not
@@ -137,7 +137,7 @@ def ask(
     seen = [(question, answer) for question, answer in answered if not isinstance(answer, Unread)]
     if not seen:
         raise MllmError(f"none of the {len(answered)} questions can be asked; the first: {missing[0][1]}")
-    unseen: Sequence[Any] = [None] * len(seen)
+    unseen: Sequence[str | Unread | None] = [None] * len(seen)
     if blind:
         unseen = backend.answer([question.without_media for question, _ in seen], generation, progress)
         progress(len(missing))
@@ -147,7 +147,7 @@ def ask(
             benchmark.scorer(question),
             benchmark.group(question),
             answer,
-            without,
+            without if isinstance(without, str) else None,
             benchmark.prior(question),
         )
         for (question, answer), without in zip(seen, unseen, strict=True)
@@ -230,7 +230,7 @@ def _json(value: Any) -> bytes:
 
 
 def write_results(folder: Path, header: dict[str, Any], results: dict[str, SplitResult]) -> dict[str, Any]:
-    """Write metrics.json and predictions.jsonl, each whole or not at all; returns what metrics.json holds."""
+    """Writes metrics.json and predictions.jsonl, each whole or not at all; returns the former."""
     metrics = header | {"splits": {split: result.as_dict() for split, result in results.items()}}
     lines = [
         json.dumps({"split": split, **_line(row)}, ensure_ascii=False)

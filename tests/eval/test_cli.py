@@ -20,6 +20,7 @@ from mllm.experiment import experiment_type
 from mllm.models.checkpoint import save
 from mllm.records.record import write_records
 from tests.media_files import make
+from tests.test_answerer_remote import server  # noqa: F401
 from tests.tiny import tiny
 
 runner = CliRunner()
@@ -176,13 +177,33 @@ def test_several_benchmarks_at_once(checkpoint, tmp_path, small_prior):
     result = runner.invoke(app, [*words, "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     metrics = {
-        name: json.loads((tmp_path / "out" / name / "metrics.json").read_text()) for name in ("world", "mine")
+        name: json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+        for name in ("world", "records")
     }
     assert metrics["world"]["clips"] == 2
-    mine = metrics["mine"]["splits"]["mine"]
+    mine = metrics["records"]["splits"]["mine"]
     assert mine["types"]["count"]["group"] == "other"  # although the world has a type of this name
     assert set(mine["provenance"]) == {"data", "prompts", "model"}
     assert mine["provenance"]["model"] == metrics["world"]["splits"]["comp"]["provenance"]["model"]
+
+
+def test_a_server_is_asked_the_same(server, tmp_path):  # noqa: F811
+    """Every answer of this one is the question in capitals, whatever is to be seen."""
+    url, handler = server
+    content = [{"type": "video", "video": "film.mp4"}, {"type": "text", "text": "b"}]
+    row = {"task": "choice", "options": ["(A) a dog", "(B) a cat"], "answer": "(B) a cat"}
+    (tmp_path / "film.mp4").write_bytes(b"as it is")
+    write_records(tmp_path / "mine.jsonl", [row | {"messages": [{"role": "user", "content": content}]}])
+    words = ["records", str(tmp_path / "mine.jsonl"), "--url", url, "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["backend"], metrics["max_tokens"]) == ("openai", 48)
+    assert metrics["splits"]["mine"]["overall"] | {"majority": 0} == {
+        "count": 1, "score": 1.0, "majority": 0, "prior": None, "blind": 1.0
+    }  # fmt: skip
+    assert metrics["splits"]["mine"]["provenance"]["model"] == f"nano at {url}/v1"
+    assert [len(body["messages"][0]["content"]) for body in handler.requests] == [2, 1]  # seen, and blind
 
 
 @pytest.fixture
@@ -247,6 +268,7 @@ def test_prompts_stand_in_yaml_beside_the_module(tmp_path):
     assert Mine().fill("qa", question="What?") == "What? Say it in a word."
     with pytest.raises(ConfigError, match="mine: its prompts lack 'choice'"):
         Mine().fill("choice")
+    assert Mine().fill("qa", question="{a}?") == "{a}? Say it in a word."
     (tmp_path / "mine.yaml").write_text("qa: 3")
     with pytest.raises(ConfigError, match="prompts must be texts by name"):
         read_prompts(tmp_path / "mine.py")
@@ -273,3 +295,5 @@ def test_no_such_benchmark():
     with pytest.raises(ConfigError, match="no benchmark 'wrld': choose from .*world"):
         load_benchmark("wrld")
     assert "Did you mean 'world'?" in runner.invoke(app, ["wrld"]).output
+    with pytest.raises(ConfigError, match="no benchmark 'wrld'"):
+        runner.invoke(app, ["world", "wrld"], catch_exceptions=False)
