@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
 
-DEFAULT_INDEX = Path(
-    ".mllm/index"
-)  # mllm.search.index.DEFAULT_FOLDER, without loading the store for `--help`
+# mllm.search.index.DEFAULT_FOLDER, without loading the store for `--help`
+DEFAULT_INDEX = Path(".mllm/index")
 
 IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
 ModelOption = Annotated[
@@ -44,16 +43,18 @@ def add(
     ] = None,
     attributes: Annotated[
         Path | None,
-        typer.Option(help="Table of attributes (.jsonl, .csv): `file`, `name` if you like, and what else."),
+        typer.Option(
+            help="Table of attributes (.jsonl or .csv): columns `file`, `name` (optional) and any others."
+        ),
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
+        Path | None, typer.Option(help="Folder that keeps features of the towers, shared with training.")
     ] = None,
 ) -> None:
     """Add recordings; what is in the index already, unchanged, is skipped.
 
-    Attributes are what `mllm search --filter` filters by. Those that are given replace the ones a recording
-    had; a recording that is added again without any keeps its own.
+    Attributes are what `mllm search --filter` filters by. Given ones replace those a recording had; added
+    again without any, it keeps its own.
 
     A file that cannot be read costs one line and no more; the exit status is 1 only if every file failed.
     """
@@ -199,11 +200,11 @@ def _embedder(model: str | None, index: Path | None, features: Path | None = Non
     return Embedder.from_pretrained(_model(model, index), features=features)
 
 
-def _model(asked: str | None, index: Path | None) -> str | None:
-    """The model asked for, else the one that filled the index, else None: the one that ships."""
+def _model(model: str | None, index: Path | None) -> str | None:
+    """The model that was named, else the one that filled the index, else None: the one that ships."""
     from mllm.search.index import exists, filled_by
 
-    return filled_by(index) if asked is None and index is not None and exists(index) else asked
+    return filled_by(index) if model is None and index is not None and exists(index) else model
 
 
 def _open_to_search(model: str | None, index: Path) -> Index:

@@ -205,9 +205,7 @@ class Index:
         where = f"modality = {quoted(modality)}" if modality else "fullest"
         if filters is not None:
             where += f" AND {to_sql(filters, self._kinds())}"
-        vector = (
-            self.embedder.embed_text([query])[0] if isinstance(query, str) else np.asarray(query, np.float32)
-        )
+        vector = self._vector(query)
         names = ["id", *ITEM_COLUMNS, "modality", "start", "end"]
         with store_errors(self.folder):
             found = (
@@ -239,17 +237,23 @@ class Index:
         modality: str | None = None,
         filters: Filters | None = None,
     ) -> dict[str, list[Hit]]:
-        """The k best items, best first: id -> its windows among the best, best first. See `search`."""
+        """X"""
+        vector = self._vector(query)
         with store_errors(self.folder):
             rows = self.table.count_rows()
         limit = max(4 * k, 32)
         while True:
             found: dict[str, list[Hit]] = {}
-            for hit in self.search(query, limit, modality, filters):
+            for hit in self.search(vector, limit, modality, filters):
                 found.setdefault(str(hit.item.id), []).append(hit)
             if len(found) >= k or limit >= rows:
                 return dict(list(found.items())[:k])
             limit *= 4
+
+    def _vector(self, query: str | np.ndarray) -> np.ndarray:
+        return (
+            self.embedder.embed_text([query])[0] if isinstance(query, str) else np.asarray(query, np.float32)
+        )
 
     def _kinds(self) -> dict[str, set[str]]:
         """`_attribute_kinds` of the version of the table that is searched."""
@@ -296,7 +300,7 @@ def filled_by(folder: str | Path) -> str | None:
     """The model that filled the index, as `Embedder.from_pretrained` takes it.
 
     None if that was a folder which is gone: it may have been moved, and the model that ships may be the same;
-    opening the index tells by its fingerprint.
+    opening the index compares their fingerprints.
 
     Raises:
         ConfigError: if there is no index, or it is damaged.
@@ -309,7 +313,7 @@ def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> Non
     if stamp["stamp"] == embedder.fingerprint():
         return
     theirs, ours = f"{stamp['model']} ({stamp['stamp'][:12]})", f"({embedder.fingerprint()[:12]})"
-    rebuild = f"fill it anew with mllm index add DIR --index {folder} --rebuild"
+    rebuild = f"fill it again with mllm index add DIR --index {folder} --rebuild"
     if stamp["model"] == embedder.name:
         reason = f"before its weights changed {ours}, and their vectors don't compare: {rebuild}"
     else:

@@ -34,7 +34,7 @@ _FORMERLY = {"item_id": "media_id", "source": "path"}
 def exists(folder: str | Path) -> bool:
     """Whether there is an index in the folder, be it a damaged one."""
     try:
-        os.lstat(_place(folder))
+        os.lstat(_table_path(folder))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError:  # the folder is closed to us: opening the index says so
@@ -50,7 +50,7 @@ def open_table(folder: Path) -> Any:
     """
     if not exists(folder):
         raise ConfigError(f"there is no index in {folder}: make one with mllm index add DIR --index {folder}")
-    if os.path.isdir(_place(folder)) and not os.access(_place(folder), os.R_OK | os.X_OK):
+    if os.path.isdir(_table_path(folder)) and not os.access(_table_path(folder), os.R_OK | os.X_OK):
         raise ConfigError(f"no permission to read index {folder}: change its mode or owner")
     with store_errors(folder):
         return _lancedb().connect(folder).open_table(_TABLE)
@@ -64,7 +64,7 @@ def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
         rebuild: take away what is there, whatever state it is in.
 
     Raises:
-        ConfigError: if the folder cannot be written, or holds a table that is none of ours.
+        ConfigError: if the folder cannot be written, or holds a table that mllm did not make.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | No
 
 
 def replace_item(table: Any, folder: Path, item_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Puts these rows in the place of all that the item had, in one transaction."""
+    """Replaces all rows of an item with these, in one transaction."""
     schema = _schema(table.schema.field("vector").type.list_size)
     written = pa.Table.from_pylist(rows, schema=schema)
     with store_errors(folder):
@@ -177,9 +177,9 @@ def migrate(table: Any, folder: Path) -> None:
 
 def require_writable(folder: Path) -> None:
     """Raises ConfigError if the index in `folder` cannot be written."""
-    place = _place(folder) if os.path.isdir(_place(folder)) else folder
-    if not os.access(place, os.W_OK):
-        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    written = _table_path(folder) if os.path.isdir(_table_path(folder)) else folder
+    if not os.access(written, os.W_OK):
+        read_only = os.statvfs(written).f_flag & os.ST_RDONLY
         raise ConfigError(_unwritable(folder, errno.EROFS if read_only else errno.EACCES))
 
 
@@ -213,23 +213,23 @@ def _unwritable(folder: Path, number: int) -> str:
 
 
 def _damaged(folder: Path, cause: str) -> str:
-    rebuild = f"fill it anew with mllm index add DIR --index {folder} --rebuild"
+    rebuild = f"fill it again with mllm index add DIR --index {folder} --rebuild"
     return f"index {folder} cannot be read ({cause}): it is damaged, or another version wrote it: {rebuild}"
 
 
 def _take_away(folder: Path) -> None:
     """Removes the table: overwriting would read it, and a damaged one cannot be read."""
-    place, foreign = _place(folder), False
+    path, foreign = _table_path(folder), False
     with suppress(ConfigError):
         table = open_table(folder)
         with store_errors(folder):
             foreign = _is_foreign(table)
     if foreign:
         raise ConfigError(f"{folder} was not made by mllm: name another folder with --index")
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        place.unlink()
+        path.unlink()
 
 
 @cache
@@ -261,7 +261,7 @@ def _is_foreign(table: Any) -> bool:
     return not {*ours} - {"name", "attributes"} <= set(stored_as(table, ours))
 
 
-def _place(folder: str | Path) -> Path:
+def _table_path(folder: str | Path) -> Path:
     return Path(folder) / f"{_TABLE}.lance"
 
 

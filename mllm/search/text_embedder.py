@@ -53,7 +53,7 @@ def model_fingerprint(
 
 
 class TextEmbedder:
-    """The text side of a checkpoint folder; in the place of an `Embedder` where an index is searched."""
+    """The text side of a checkpoint folder; stands in for an `Embedder` when an index is only searched."""
 
     def __init__(self, folder: Path, config: dict[str, Any], name: str):
         from tokenizers import Tokenizer

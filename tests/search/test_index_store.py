@@ -118,7 +118,7 @@ def test_damage_is_one_line_and_a_rebuild_recovers(folder, library, kind):
             ask()
         line = str(caught.value)
         assert line.startswith(f"index {folder} cannot be read (")
-        assert line.endswith(f"fill it anew with mllm index add DIR --index {folder} --rebuild")
+        assert line.endswith(f"fill it again with mllm index add DIR --index {folder} --rebuild")
         assert len(line) < 300 + 2 * len(str(folder))
         assert not any(word in line for word in ("\n", ".rs:", "cargo", "lance error"))
     index = Index.open(folder, CountingEmbedder(), rebuild=True)

@@ -101,6 +101,12 @@ def test_a_folder_that_is_not_one_whole_checkpoint_needs_the_whole_model(checkpo
         assert caplog.messages[-1].startswith(f"queries need the whole model of {folder}: {reason}")
 
 
+def test_an_index_opens_with_the_model_that_filled_it(checkpoint, tmp_path):
+    assert Index.open(tmp_path / "shipped").embedder.name == str(find_default_checkpoint().resolve())
+    Index.open(tmp_path / "own", Embedder.from_pretrained(checkpoint))
+    assert Index.open(tmp_path / "own").embedder.name == str(checkpoint)
+
+
 def test_a_search_loads_no_torch(checkpoint, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     embedder = Embedder.from_pretrained(checkpoint)
