@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mllm.records.answers import Generation, Ranking, Unread
     from mllm.records.record import read_records, write_records
     from mllm.search.embedder import Embedder
-    from mllm.search.index import Index
+    from mllm.search.index import Hit, Index
+    from mllm.search.items import Item
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,8 @@ _HOMES = {
     "mllm.records.answers": ("Generation", "Ranking", "Unread"),
     "mllm.records.record": ("read_records", "write_records"),
     "mllm.search.embedder": ("Embedder",),
-    "mllm.search.index": ("Index",),
+    "mllm.search.index": ("Hit", "Index"),
+    "mllm.search.items": ("Item",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -54,7 +56,9 @@ __all__ = [
     "Embedder",
     "Experiment",
     "Generation",
+    "Hit",
     "Index",
+    "Item",
     "MediaError",
     "MllmError",
     "Ranking",
