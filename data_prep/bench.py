@@ -219,7 +219,7 @@ def _epoch(folder: Path, count: int) -> dict[str, float]:
 
     torch.manual_seed(0)
     model, processor = build_model(Model.model_validate(REALISTIC), ["What is seen? colours"] * 10)
-    towers = (model.model.video_tower, model.model.audio_tower)
+    towers = tuple(model.model.towers.values())
     for tower in towers:
         tower.requires_grad_(False)
     spec = processor.spec

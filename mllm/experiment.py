@@ -50,11 +50,21 @@ def _has_type(part: str | dict[str, Any]) -> str | dict[str, Any]:
     return part
 
 
+def _has_type_or_base(part: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(part, dict) and sum(isinstance(part.get(key), str) for key in ("from", "type")) != 1:
+        raise ValueError(
+            "needs 'type', a transformers model type such as whisper, or 'from', a hub id or a folder"
+        )
+    return part
+
+
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 # A hub id, a folder, or a configuration: an object with "type" (a transformers model type) and its settings.
 Part = Annotated[str | dict[str, Any], AfterValidator(_has_type)]
+# Likewise, or an object with "from" (a hub id or a folder) and the settings in which the tower differs.
+TowerPart = Annotated[str | dict[str, Any], AfterValidator(_has_type_or_base)]
 NANO_DECODER = {
     "type": "llama",
     "hidden_size": 128,
@@ -106,15 +116,18 @@ class QFormer(Section):
 
 
 class Model(Section):
-    """Architecture. `decoder`, `video`, `audio` and `text` are each a hub id, a folder or a configuration."""
+    """Architecture. `decoder`, `video`, `audio` and `text` are each a hub id, a folder or a configuration.
+
+    Without `video` or `audio` the model does not see or hear.
+    """
 
     decoder: Part = Field(default=NANO_DECODER)
     tokenizer_vocab: Positive = (
         600  # size of the tokenizer that is trained for a decoder given as configuration
     )
-    video: Part = Field(default=NANO_VIDEO)
-    audio: Part = Field(default=NANO_AUDIO)
-    text: Part | None = Field(
+    video: TowerPart | None = Field(default=NANO_VIDEO)
+    audio: TowerPart | None = Field(default=NANO_AUDIO)
+    text: TowerPart | None = Field(
         default=NANO_TEXT
     )  # text tower of the shared space; null: a model without search
     video_queries: Positive = 6

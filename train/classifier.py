@@ -25,8 +25,8 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from mllm.errors import RecordError
 from mllm.experiment import Experiment
 from mllm.files import write_atomically
-from mllm.models.encoders import Tower
 from mllm.models.processor import MediaFeatures, MllmProcessor
+from mllm.models.towers import Tower
 from mllm.records.chat import media_parts, validate_messages
 from mllm.records.record import Record, answered
 from mllm.records.shards import require_windows

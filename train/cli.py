@@ -66,7 +66,7 @@ def classifier(
     import torch
 
     from mllm.experiment import load_experiment
-    from mllm.models.encoders import build_encoder
+    from mllm.models.towers import find_tower
     from train.classifier import train
     from train.run import stage_folder
 
@@ -75,7 +75,8 @@ def classifier(
     shutil.rmtree(folder, ignore_errors=True)  # it takes minutes, and does not go on where it was
     model, processor = starting_point(experiment, "text", folder)
     if from_scratch:
-        model.model.audio_tower = build_encoder(model.config.audio_config)
+        tower = model.config.sides["audio"].tower
+        model.model.audio_tower = find_tower(tower.model_type)(tower, model.config.window)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     scores = train(experiment, model, processor, folder)
     print(

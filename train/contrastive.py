@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from mllm.errors import ConfigError
 from mllm.models.model import MediaQueries, MllmForConditionalGeneration, MllmModel
 from mllm.models.processor import IGNORE, take_media
+from mllm.search.embedder import longest_text
 from train.conversations import CAPTION_REQUESTS
 from train.data import PROCESSES, PairCollator, number_dataset
 from train.losses import info_nce
@@ -42,19 +43,19 @@ def space_losses(model: MllmModel, queries: MediaQueries, space: dict[str, Tenso
     video = texts.new_zeros(clips, texts.shape[1])
     audio = texts.new_zeros(clips, texts.shape[1])
     if "video" in queries:
-        video = video + model.embed_video(queries["video"], video_windows)
+        video = video + model.embed("video", queries["video"], video_windows)
     if "image" in queries:
-        video = video + model.embed_video(queries["image"], image_windows)
+        video = video + model.embed("video", queries["image"], image_windows)
     if "audio" in queries:
-        audio = audio + model.embed_audio(queries["audio"], audio_windows)
+        audio = audio + model.embed("audio", queries["audio"], audio_windows)
     seen, heard = (video_windows + image_windows) > 0, audio_windows > 0
     told = captions >= 0
     shuffled = None
     if "permuted_pixels" in space:
         shuffled = torch.zeros_like(video)
         if len(space["permuted_pixels"]):
-            permuted = model.video_query_outputs(space["permuted_pixels"])
-            shuffled = model.embed_video(permuted, space["permuted_windows"])
+            permuted = model.side_queries("video", space["permuted_pixels"])
+            shuffled = model.embed("video", permuted, space["permuted_windows"])
     scale = model.space.logit_scale.exp().clamp(max=100)
 
     def pair(
@@ -140,7 +141,7 @@ def longest_caption(model: MllmForConditionalGeneration) -> int:
     """
     if model.config.space_config is None:
         raise ConfigError("model.text is null, so there is no shared space to train: give it a text tower")
-    return model.config.space_config.max_position_embeddings
+    return longest_text(model.config)
 
 
 def train(run: Run, model: MllmForConditionalGeneration, processor: Any) -> Path:

@@ -32,6 +32,7 @@ from mllm.errors import ConfigError
 from mllm.files import write_atomically
 from mllm.models import checkpoint
 from mllm.models.feature_cache import FeatureCache, keep_features
+from mllm.models.sides import SIDES
 from train.compiler import require_compiler
 from train.curves import draw_losses
 from train.optimizer import MuonAdamW, parameter_groups
@@ -40,20 +41,19 @@ from train.shapes import pad_rows
 
 if TYPE_CHECKING:
     from mllm.experiment import Experiment
+    from mllm.models.model import MllmForConditionalGeneration
 
 STAGES = ("text", "contrastive", "instruct")
 
 # What each word of an experiment's `train:` lists stands for, as prefixes of parameter names.
 MODULE_GROUPS = {
-    "video_tower": ("model.video_tower.",),
-    "audio_tower": ("model.audio_tower.",),
-    "qformers": ("model.video_qformer.", "model.audio_qformer."),
-    "projectors": ("model.video_projector.", "model.audio_projector."),
+    **{f"{side}_tower": (f"model.{side}_tower.",) for side in SIDES},
+    "qformers": tuple(f"model.{side}_qformer." for side in SIDES),
+    "projectors": tuple(f"model.{side}_projector." for side in SIDES),
     "space": ("model.space.",),
     "embeddings": ("model.language_model.embed_tokens.", "lm_head."),
     "decoder": ("model.language_model.", "lm_head."),
 }
-FIXED = ("audio_tower.encoder.embed_positions.",)  # Whisper's sinusoids are not for training
 
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, MIN_LR_RATE = (0.9, 0.98), 0.01, 1.0, 0.03  # of every stage
 
@@ -138,7 +138,7 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
         yield f"{where}: {before} there, {now} here"
 
 
-def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:
+def set_trainable(model: MllmForConditionalGeneration, groups: Iterable[str]) -> None:
     """Freeze everything but the named module groups.
 
     Raises:
@@ -151,9 +151,11 @@ def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:
                 f"unknown module group '{group}' in train: choose from {', '.join(MODULE_GROUPS)}"
             )
     prefixes = tuple(prefix for group in groups for prefix in MODULE_GROUPS[group])
+    fixed = {
+        f"model.{side}_tower.{name}" for side, tower in model.model.towers.items() for name in tower.fixed
+    }
     for name, parameter in model.named_parameters():
-        fixed = any(part in name for part in FIXED)
-        parameter.requires_grad_(name.startswith(prefixes) and not fixed)
+        parameter.requires_grad_(name.startswith(prefixes) and name not in fixed)
 
 
 def trainer_arguments(run: Run) -> dict[str, Any]:
@@ -201,22 +203,21 @@ def prepare_model(model: Any, run: Run) -> None:
         torch.set_num_threads(run.settings.num_threads)
     if not torch.cuda.is_available():
         # The fused kernel's backward pass on a CPU costs twice the plain one at these sizes.
-        towers = [model.model.audio_tower]
+        towers = list(model.model.towers.values())
         if hasattr(model.model, "space"):
             towers.append(model.model.space.text_tower)
         for part in [model.model.language_model, *(tower.encoder for tower in towers)]:
-            part.set_attn_implementation("eager")  # TimeSformer has no other kind
+            part.set_attn_implementation("eager")
         torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
-        for part in [*towers, model.model.video_tower, model.model.video_qformer, model.model.audio_qformer]:
+        for part in [*towers, *map(model.model.qformer, model.model.towers)]:
             pad_rows(part)
     if run.experiment.data.cache is not None:
         cache = FeatureCache(run.experiment.data.cache.folder, run.experiment.data.cache.max_gb)
-        for name in ("video_tower", "audio_tower"):
-            tower = getattr(model.model, name)
+        for side, tower in model.model.towers.items():
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 keep_features(tower, cache)
             elif int(os.environ.get("RANK", "0")) == 0:
-                print(f"{run.stage}: {name} trains, so data.cache keeps nothing of it")
+                print(f"{run.stage}: {side}_tower trains, so data.cache keeps nothing of it")
     if run.settings.compile:
         require_compiler(run.stage)
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).
@@ -263,9 +264,7 @@ class StageTrainer(Trainer):
                 rate=self.args.learning_rate,
                 muon_rate=settings.muon_lr,
                 part_rates={  # no stage has both
-                    MODULE_GROUPS["video_tower"] + MODULE_GROUPS["audio_tower"]: getattr(
-                        settings, "tower_lr", None
-                    ),
+                    tuple(f"model.{side}_tower." for side in SIDES): getattr(settings, "tower_lr", None),
                     MODULE_GROUPS["decoder"]: getattr(settings, "decoder_lr", None),
                 },
             )

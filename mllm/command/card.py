@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mllm.files import write_atomically
+from mllm.models.sides import sides_of_config
 
 
 def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -77,9 +78,11 @@ def write_model_card(folder: str | Path, info: Mapping[str, Any]) -> Path:
 
 
 def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
-    parts = [
+    sides = sides_of_config(config)
+    parts = [f"{name} {side['tower']['model_type']}" for name, side in sides.items()]
+    parts += [
         f"{name} {values['model_type']}"
-        for name, key in {"video": "video", "audio": "audio", "decoder": "text", "captions": "space"}.items()
+        for name, key in {"decoder": "text", "captions": "space"}.items()
         if isinstance(values := config.get(f"{key}_config"), dict)
     ]
     from safetensors import safe_open
@@ -95,7 +98,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     return (
         f"{', '.join(parts)}; {count / 1e6:.1f} million weights; windows of "
         f"{config['window_seconds']:g} s: {config['frames_per_window']} frames, "
-        f"{config['video_queries']} video tokens and {config['audio_queries']} audio tokens"
+        + " and ".join(f"{side['queries']} {name} tokens" for name, side in sides.items())
     )
 
 

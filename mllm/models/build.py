@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,9 @@ from mllm.errors import ChatError, ConfigError, MllmError
 from mllm.media.windows import WindowSpec
 from mllm.models.checkpoint_check import in_one_line
 from mllm.models.decoders import require_decoder
+from mllm.models.sides import SIDES
+from mllm.models.towers import WindowSize
+from mllm.models.towers.settings import WRONG_PART, base_of, check_fields, tower_config
 from mllm.records import chat
 from mllm.records.chat_probe import chat_form_of
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from mllm.models.model import MllmForConditionalGeneration
     from mllm.models.processor import MllmProcessor
 
-WRONG_PART = "give a folder that transformers loads, or a hub id while online"
-
 
 def build_model(
     settings: Any, texts: Iterable[str] | None = None
@@ -31,7 +31,8 @@ def build_model(
     """A new model and its processor from the `model` section of an experiment.
 
     Each of `decoder`, `video`, `audio`, `text` is a hub id or a folder (weights and config from there), or a
-    dict with a `type` and the fields of that type's transformers config (random weights).
+    dict: with a `type` and fields of that type's transformers config (random weights), or, of a tower, with
+    `from`, a hub id or a folder, and the fields in which it differs. `video`, `audio` or `text` may be None.
 
     Args:
         settings: `experiment.model`.
@@ -40,9 +41,9 @@ def build_model(
     Raises:
         ConfigError: for an unknown type or field, or sizes that do not fit together.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mllm.models.config import MllmConfig
+    from mllm.models.config import MllmConfig, Side
     from mllm.models.model import MllmForConditionalGeneration
     from mllm.models.processor import MllmProcessor
 
@@ -66,19 +67,24 @@ def build_model(
             "pad_token_id": tokenizer.pad_token_id,
         }
     )
-    space_config = None
-    if settings.text is not None:
-        space_config = _config(
-            settings.text, "text", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id
-        )
+    space_tokenizer = None
+    ids_of_decoder = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if text_base := base_of(settings.text):
+        ids_of_decoder = {}
+        with in_one_line(f"model.text: the tokenizer of {text_base}", WRONG_PART):
+            space_tokenizer = AutoTokenizer.from_pretrained(text_base)
+    window = WindowSize(settings.window_seconds, settings.frames_per_window)
+    parts = {side: getattr(settings, side) for side in SIDES}
     try:
         config = MllmConfig(
             text_config=text_config,
-            video_config=_config(settings.video, "video", num_frames=settings.frames_per_window),
-            audio_config=_config(settings.audio, "audio"),
-            space_config=space_config,
-            video_queries=settings.video_queries,
-            audio_queries=settings.audio_queries,
+            sides={
+                side: Side(tower_config(part, side, window), getattr(settings, f"{side}_queries"))
+                for side, part in parts.items()
+                if part is not None
+            },
+            space_config=settings.text and tower_config(settings.text, "text", window, **ids_of_decoder),
+            space_tokenizer=space_tokenizer is not None,
             qformer_width=settings.qformer.width,
             qformer_layers=settings.qformer.layers,
             qformer_heads=settings.qformer.heads,
@@ -100,11 +106,15 @@ def build_model(
         model.lm_head.load_state_dict(decoder.get_output_embeddings().state_dict())
         model.tie_weights()
     model.model.match_projectors()
-    for part, tower in (("video", model.model.video_tower), ("audio", model.model.audio_tower)):
-        if isinstance(getattr(settings, part), str):
-            _load_tower(tower, getattr(settings, part))
+    towers = dict(model.model.towers)
+    if settings.text is not None:
+        towers["text"] = model.model.space.text_tower
+    for name, tower in towers.items():
+        if base := base_of(getattr(settings, name)):
+            with in_one_line(f"model.{name}: {base}", WRONG_PART):
+                tower.load_pretrained(base)
     model.generation_config = greedy_generation(config)
-    return model, MllmProcessor.from_config(tokenizer, config)
+    return model, MllmProcessor.from_config(tokenizer, config, space_tokenizer)
 
 
 def window_spec(settings: Any) -> WindowSpec:
@@ -113,12 +123,9 @@ def window_spec(settings: Any) -> WindowSpec:
     Raises:
         ConfigError: its video tower cannot be found.
     """
-    return WindowSpec(
-        settings.window_seconds,
-        settings.frames_per_window,
-        settings.max_windows,
-        _config(settings.video, "video").image_size,
-    )
+    window = WindowSize(settings.window_seconds, settings.frames_per_window)
+    size = 1 if settings.video is None else tower_config(settings.video, "video", window).image_size
+    return WindowSpec(*window, settings.max_windows, size)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -185,7 +192,7 @@ def _answer_ends(tokenizer: PreTrainedTokenizerFast, decoder: PreTrainedModel | 
 
 
 def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreTrainedConfig:
-    """The transformers config of one component; `fixed` are the fields that other settings decide."""
+    """The transformers config of a decoder; `fixed` are the fields that other settings decide."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if isinstance(component, str):
@@ -197,44 +204,14 @@ def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreT
     kind = fields.pop("type", None)
     if kind not in CONFIG_MAPPING:
         raise ConfigError(
-            f"model.{part}.type is {kind!r}: name a transformers model type, such as llama or whisper"
+            f"model.{part}.type is {kind!r}: name a transformers model type, such as llama or qwen3"
         )
     config_class = CONFIG_MAPPING[kind]
-    known = set(config_class().to_dict())
-    for name, value in fields.items():
-        if value != fixed.get(name, value):
-            needed = fixed[name]
-            raise ConfigError(
-                f"model.{part}.{name} is {value}, but the rest of the model needs {needed}: drop it"
-            )
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f": did you mean {near[0]}?" if near else f": see the fields of {config_class.__name__}"
-            raise ConfigError(f"model.{part} has no field '{name}'{hint}")
+    check_fields(fields, set(config_class().to_dict()), fixed, part, config_class.__name__)
     try:
         return config_class(**fields | fixed)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.{part}: {error}") from None
-
-
-def _load_tower(tower: Any, name: str) -> None:
-    """Pretrained weights into a tower; time embeddings are stretched to another number of frames."""
-    from transformers import AutoModel
-
-    with in_one_line(f"the tower {name}", WRONG_PART):
-        source = AutoModel.from_pretrained(name, dtype=torch.float32)
-    weights = getattr(source, "encoder", source) if not hasattr(source, "embeddings") else source
-    state, wanted = weights.state_dict(), tower.encoder.state_dict()
-    for key, value in state.items():
-        if key in wanted and value.shape != wanted[key].shape and key.endswith("time_embeddings"):
-            length = wanted[key].shape[1]
-            state[key] = torch.nn.functional.interpolate(
-                value.transpose(1, 2), length, mode="linear"
-            ).transpose(1, 2)
-    try:
-        tower.encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f"{name} does not fit the tower: {str(error).splitlines()[-1].strip()}") from None
 
 
 def greedy_generation(config: MllmConfig) -> GenerationConfig:

@@ -251,7 +251,8 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         with _no_bars():
-            base.save_pretrained(temporary, state_dict=state)
+            # Under the names that the model has here: those of the hub's old files differ for some towers.
+            base.save_pretrained(temporary, state_dict=state, save_original_format=False)
         _write_config(temporary / "config.json", state, dtype)
         processor.save_pretrained(temporary)
         # vLLM takes its default temperature from here: 0 is greedy.

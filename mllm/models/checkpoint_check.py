@@ -194,8 +194,13 @@ def check_fit(folder: Path, config: Any, processor: Any) -> None:
         if wanted and getattr(tokenizer, name) is None:
             raise MllmError(f"{folder / 'tokenizer_config.json'} is damaged (no {name}): {REMEDY}")
     theirs = type(processor).from_config(tokenizer, config)
-    names = ("spec", "mel_bins", "chunk_seconds", "video_queries", "audio_queries")
-    pairs = {name: (getattr(processor, name), getattr(theirs, name)) for name in names}
+    pairs = {"spec": (processor.spec, theirs.spec)}
+    for side in sorted(processor.sides.keys() | theirs.sides.keys()):
+        here, there = processor.sides.get(side) or {}, theirs.sides.get(side) or {}
+        for name in sorted(here.keys() | there.keys()):
+            pairs[f"{name} of the side {side}"] = (here.get(name), there.get(name))
+    own = processor.space_tokenizer is not None
+    pairs["space_tokenizer"] = (own, config.space_tokenizer)
     for name, token in processor.token_ids.items():
         pairs[f"the token of {name}"] = (token, getattr(config, f"{name}_token_id"))
     for name, (here, there) in pairs.items():

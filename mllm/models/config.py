@@ -2,46 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from mllm.media.windows import WindowSpec
+from mllm.models.sides import SIDES, Described, sides_of_config
+from mllm.models.towers import TextTower, WindowSize, config_from, find_tower
+from mllm.models.towers.base import described
 
-MEL_FRAMES_PER_SECOND = 100  # Whisper: hop of 160 samples at 16 kHz
-AUDIO_TOKENS_PER_SECOND = 50  # Whisper: the second convolution has stride 2
+OF_EARLIER_VERSIONS = (
+    *(f"{side}_{name}" for side in SIDES for name in ("config", "queries")),
+    "image_mean",
+    "image_std",
+)
+
+
+@dataclass
+class Side:
+    """One way in: a tower, and the Q-Former that reads it.
+
+    Attributes:
+        tower: config of the tower; its `model_type` names the class in `mllm.models.towers`.
+        queries: learned queries, which is what a window costs the decoder, in tokens.
+    """
+
+    tower: PreTrainedConfig
+    queries: int
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any] | Side) -> Side:
+        """From JSON values.
+
+        Raises:
+            ConfigError: no tower of that `model_type`.
+        """
+        if isinstance(values, Side):
+            return values
+        tower = values["tower"]
+        return cls(tower if isinstance(tower, PreTrainedConfig) else config_from(tower), values["queries"])
+
+    def to_dict(self) -> dict[str, Any]:
+        tower = self.tower.to_dict()
+        tower.pop("transformers_version", None)
+        return {"queries": self.queries, "tower": tower}
 
 
 class MllmConfig(PreTrainedConfig):
-    """Two towers, two Q-Formers, one decoder and one shared space.
+    """Sides with a tower and a Q-Former each, one decoder and one shared space.
 
     Attributes:
-        text_config: the decoder (a LLaMA).
-        video_config, audio_config: the towers; `model_type` picks the class in `encoders.ENCODERS`.
+        text_config: the decoder.
+        sides: `video` and `audio`, or one of them; each a `Side`.
         space_config: the text tower of the shared space; None: a model that answers but does not search.
-        video_queries, audio_queries: learned queries, so tokens a window costs the decoder, per modality.
-        qformer_width, qformer_layers, qformer_heads: size of both Q-Formers.
+        space_tokenizer: whether the text tower has its own tokenizer; otherwise it reads the decoder's ids.
+        qformer_width, qformer_layers, qformer_heads: size of every Q-Former.
         window_seconds, frames_per_window, max_windows: how a recording is cut (see `windows.py`).
         embedding_dim: size of the shared space.
-        image_mean, image_std: normalisation of pixels in 0..1, per channel.
         video_token_id, audio_token_id, image_token_id: the placeholders that features replace.
     """
 
     model_type = "mllm"
-    sub_configs = {
-        "text_config": AutoConfig,
-        "video_config": AutoConfig,
-        "audio_config": AutoConfig,
-        "space_config": AutoConfig,
-    }
+    sub_configs = {"text_config": AutoConfig, "space_config": AutoConfig}
 
     # Each a dict, a transformers config or None; always a config after construction.
     text_config: Any = None
-    video_config: Any = None
-    audio_config: Any = None
     space_config: Any = None
-    video_queries: int = 32
-    audio_queries: int = 8
+    sides: Any = None
+    space_tokenizer: bool = False
     qformer_width: int = 768
     qformer_layers: int = 2
     qformer_heads: int = 12
@@ -49,56 +79,55 @@ class MllmConfig(PreTrainedConfig):
     frames_per_window: int = 8
     max_windows: int = 32
     embedding_dim: int = 256
-    image_mean: list[float] | tuple[float, ...] = (0.45, 0.45, 0.45)
-    image_std: list[float] | tuple[float, ...] = (0.225, 0.225, 0.225)
     video_token_id: int | None = None
     audio_token_id: int | None = None
     image_token_id: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        earlier = {name: kwargs.pop(name) for name in OF_EARLIER_VERSIONS if name in kwargs}
         self.text_config = _sub_config(self.text_config, "llama")
-        self.video_config = _sub_config(self.video_config, "timesformer")
-        self.audio_config = _sub_config(self.audio_config, "whisper")
-        if self.space_config is not None:
-            self.space_config = _sub_config(self.space_config, "bert")
+        given = sides_of_config({"sides": self.sides} | earlier)
+        self.sides = {name: Side.read(side) for name, side in given.items()}
+        if not self.sides:
+            raise ValueError(f"the model has no side: give it one of {', '.join(SIDES)}")
+        for name, side in self.sides.items():
+            tower = find_tower(side.tower.model_type)
+            if tower.reads != SIDES[name]:
+                raise ValueError(f"the side {name} has a {side.tower.model_type}, which reads {tower.reads}")
+            tower.check(side.tower, self.window)
+        if isinstance(self.space_config, dict):
+            self.space_config = config_from({"model_type": "bert"} | self.space_config, TextTower)
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
-        if self.video_config.num_frames != self.frames_per_window:
-            # TimeSformer's divided attention regroups tokens wrongly, and silently, on any other count.
-            raise ValueError(
-                f"frames_per_window is {self.frames_per_window} but the video tower takes "
-                f"{self.video_config.num_frames} frames: make them equal"
-            )
-        tokens = self.window_seconds * AUDIO_TOKENS_PER_SECOND
-        if tokens != int(tokens) or self.windows_per_chunk < 1:
-            raise ValueError(
-                f"window_seconds is {self.window_seconds}: the audio tower hears {self.chunk_seconds} s at a "
-                f"time in steps of 0.02 s, so take a multiple of 0.02 s, at most {self.chunk_seconds} s"
-            )
         super().__post_init__(**kwargs)
 
     @property
+    def window(self) -> WindowSize:
+        return WindowSize(self.window_seconds, self.frames_per_window)
+
+    def inputs(self, side: str) -> Any:
+        """How recordings are prepared for a side's tower: `PixelInputs` or `SoundInputs`."""
+        tower = self.sides[side].tower
+        return find_tower(tower.model_type).inputs(tower, self.window)
+
+    @property
     def image_size(self) -> int:
-        """Height and width in pixels of what the video tower sees."""
-        return self.video_config.image_size
+        """Height and width in pixels of what the video tower sees; 1 where there is none."""
+        return self.inputs("video").image_size if "video" in self.sides else 1
 
     @property
     def window_spec(self) -> WindowSpec:
         return WindowSpec(self.window_seconds, self.frames_per_window, self.max_windows, self.image_size)
 
-    @property
-    def chunk_seconds(self) -> float:
-        """Seconds of sound that the audio tower takes at once: 30 for Whisper."""
-        return self.audio_config.max_source_positions / AUDIO_TOKENS_PER_SECOND
+    def described_sides(self) -> Described:
+        """The sides as processor_config.json describes them (see `sides`)."""
+        return {
+            name: {"queries": side.queries, "type": side.tower.model_type, **described(self.inputs(name))}
+            for name, side in self.sides.items()
+        }
 
-    @property
-    def windows_per_chunk(self) -> int:
-        return int(self.chunk_seconds / self.window_seconds + 1e-6)
-
-    @property
-    def audio_tokens_per_window(self) -> int:
-        """Audio tower tokens (not queries) that belong to one window."""
-        return round(self.window_seconds * AUDIO_TOKENS_PER_SECOND)
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"sides": {name: side.to_dict() for name, side in self.sides.items()}}
 
 
 def _sub_config(value: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:

@@ -27,7 +27,8 @@ from torch import Tensor
 from mllm.errors import ConfigError, MllmError
 
 if TYPE_CHECKING:
-    from mllm.models.encoders import Tower
+    from mllm.models.model import MllmForConditionalGeneration
+    from mllm.models.towers import Tower
 
 BYTES_PER_GB = 10**9
 MAX_GB = 20.0  # of a new cache, where nothing else is said
@@ -81,7 +82,7 @@ class FeatureCache:
         Returns:
             [items, tokens, width], in the batch's type.
         """
-        shape = (tower.tokens_per_window, tower.width)
+        shape = (tower.tokens_per_chunk, tower.width)
         keys = [_key(fingerprint, item) for item in batch]
         with self._kept():  # looking up counts as use, and is written down
             stored = [self.store.get(key) for key in keys]
@@ -136,10 +137,10 @@ def keep_features(tower: Tower, cache: FeatureCache) -> None:
     tower.kept = partial(cache.through, tower, fingerprint(tower))
 
 
-def freeze_and_keep(model: Any, cache: FeatureCache) -> None:
-    """Both towers of a model that will not be trained."""
+def freeze_and_keep(model: MllmForConditionalGeneration, cache: FeatureCache) -> None:
+    """`keep_features` for all towers of a model that will not be trained."""
     model.requires_grad_(False)
-    for tower in (model.model.video_tower, model.model.audio_tower):
+    for tower in model.model.towers.values():
         keep_features(tower, cache)
 
 
@@ -148,7 +149,9 @@ def fingerprint(tower: Tower) -> str:
     config = tower.encoder.config.to_dict()
     # How attention is computed, where weights came from and in which type they lie change no feature.
     kept = {key: config[key] for key in sorted(config) if not key.startswith(("_", "attn_", "transformers_"))}
-    kept = {key: value for key, value in kept.items() if key not in ("dtype", "torch_dtype", "architectures")}
+    # What the tower's own fields change shows in its inputs, by which features are found.
+    passed_over = ("dtype", "torch_dtype", "architectures", *tower.own_fields)
+    kept = {key: value for key, value in kept.items() if key not in passed_over}
     digest = hashlib.sha256(json.dumps(kept, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

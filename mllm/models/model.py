@@ -10,7 +10,7 @@ Notation: B batch, S sequence tokens, W windows in the batch, F frames, C channe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -27,7 +27,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from mllm.models.adapters import EmbeddingHead, Projector, QFormer
 from mllm.models.config import MllmConfig
 from mllm.models.decoders import attention_of, behind_head, require_decoder
-from mllm.models.encoders import build_encoder
+from mllm.models.towers import TextTower, Tower, find_tower
+
+SIDE_OF = {"video": "video", "image": "video", "audio": "audio"}  # that reads each kind of item
 
 
 class MediaQueries(TypedDict, total=False):
@@ -39,49 +41,49 @@ class MediaQueries(TypedDict, total=False):
 
 
 class MediaEncoder:
-    """Mixin: towers, Q-Formers and projectors. The Hugging Face model and the vLLM model both are one."""
+    """Mixin of the Hugging Face model and the vLLM model: a tower, a Q-Former and a projector for each side.
+
+    They are registered as `<side>_tower` and so on, so that a weight has one name in memory, in a checkpoint,
+    in an adapter and in vLLM.
+    """
 
     config: MllmConfig
 
     def build_media(self, config: MllmConfig) -> None:
         width, layers, heads = config.qformer_width, config.qformer_layers, config.qformer_heads
-        hidden = config.text_config.hidden_size
-        self.video_tower = build_encoder(config.video_config)
-        self.video_qformer = QFormer(config.video_queries, width, layers, heads, self.video_tower.width)
-        self.video_projector = Projector(width, hidden)
-        self.audio_tower = build_encoder(config.audio_config)
-        self.audio_qformer = QFormer(config.audio_queries, width, layers, heads, self.audio_tower.width)
-        self.audio_projector = Projector(width, hidden)
+        for name, side in config.sides.items():
+            tower = find_tower(side.tower.model_type)(side.tower, config.window)
+            qformer = QFormer(side.queries, width, layers, heads, tower.width)
+            setattr(self, f"{name}_tower", tower)
+            setattr(self, f"{name}_qformer", qformer)
+            setattr(self, f"{name}_projector", Projector(width, config.text_config.hidden_size))
 
-    def video_query_outputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values uint8 [W, F, C, height, width] -> [W, Q, qformer width]."""
-        config = self.config
-        dtype, device = self.video_qformer.queries.dtype, pixel_values.device
-        mean = torch.tensor(config.image_mean, device=device).view(-1, 1, 1)
-        std = torch.tensor(config.image_std, device=device).view(-1, 1, 1)
-        pixels = ((pixel_values.float() / 255 - mean) / std).to(dtype)
-        return self.video_qformer(self.video_tower.features(pixels))
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The towers by side."""
+        return {side: getattr(self, f"{side}_tower") for side in self.config.sides}
 
-    def image_query_outputs(self, image_values: torch.Tensor) -> torch.Tensor:
-        """image_values uint8 [images, C, height, width] -> [images, Q, width]: a video that stands still."""
-        frames = self.config.frames_per_window
-        return self.video_query_outputs(image_values.unsqueeze(1).expand(-1, frames, -1, -1, -1))
+    def qformer(self, side: str) -> QFormer:
+        return getattr(self, f"{side}_qformer")
 
-    def audio_query_outputs(self, input_features: torch.Tensor, window_counts: torch.Tensor) -> torch.Tensor:
-        """Log-mel chunks -> [W, Q, qformer width].
+    def projector(self, side: str) -> Projector:
+        return getattr(self, f"{side}_projector")
+
+    def side_queries(
+        self, side: str, values: torch.Tensor, counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What a side's Q-Former makes of prepared chunks: [W, Q, qformer width].
 
         Args:
-            input_features: [K, mel bins, mel frames].
-            window_counts: [K], how many windows each chunk holds, from its start.
+            values: [K, …]; of pictures, a chunk is a window.
+            counts: [K], how many windows each chunk holds, from its start; None: one.
         """
-        tokens = self.config.audio_tokens_per_window
-        per_chunk = self.config.windows_per_chunk
-        features = self.audio_tower.features(input_features.to(self.audio_qformer.queries.dtype))
-        windows = features[:, : per_chunk * tokens].unflatten(1, (per_chunk, tokens))
-        filled = torch.arange(per_chunk, device=features.device) < window_counts.view(-1, 1).to(
-            features.device
-        )
-        return self.audio_qformer(windows[filled])
+        return self.qformer(side)(self.towers[side].windows(values, counts))
+
+    def image_queries(self, values: torch.Tensor) -> torch.Tensor:
+        """uint8 [images, C, height, width] -> [images, Q, qformer width]: a video that stands still."""
+        frames = self.config.frames_per_window
+        return self.side_queries("video", values.unsqueeze(1).expand(-1, frames, -1, -1, -1))
 
 
 class SharedSpace(nn.Module):
@@ -90,10 +92,10 @@ class SharedSpace(nn.Module):
     def __init__(self, config: MllmConfig):
         super().__init__()
         dim, width = config.embedding_dim, config.qformer_width
-        self.text_tower = build_encoder(config.space_config)
+        self.text_tower = find_tower(config.space_config.model_type, TextTower)(config.space_config)
         self.text_head = nn.Linear(self.text_tower.width, dim)
-        self.video_head = EmbeddingHead(config.video_queries, width, dim, config.max_windows)
-        self.audio_head = EmbeddingHead(config.audio_queries, width, dim, config.max_windows)
+        for name, side in config.sides.items():
+            setattr(self, f"{name}_head", EmbeddingHead(side.queries, width, dim, config.max_windows))
         # CLIP's start (Radford et al., 2021): temperature 0.07, learned as a logarithm.
         self.logit_scale = nn.Parameter(torch.tensor(2.659))
 
@@ -116,7 +118,7 @@ class MllmPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["LlamaDecoderLayer", "TimesformerLayer", "WhisperEncoderLayer", "QFormerLayer"]
+    _no_split_modules = ["QFormerLayer"]  # besides those of the towers and the decoder
     _skip_keys_device_placement = ["past_key_values"]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -156,8 +158,8 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         assert isinstance(table, nn.Embedding)
         with torch.no_grad():  # looked up, since some families scale what they look up
             words = table(torch.arange(table.num_embeddings, device=table.weight.device))
-        for projector in (self.video_projector, self.audio_projector):
-            projector.match(words)
+        for side in self.config.sides:
+            self.projector(side).match(words)
 
     def query_outputs(
         self,
@@ -169,15 +171,11 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         """Run towers and Q-Formers once. The outputs do not depend on the question: keep them over turns."""
         queries: MediaQueries = {}
         if pixel_values is not None and len(pixel_values):
-            queries["video"] = self.video_query_outputs(pixel_values)
+            queries["video"] = self.side_queries("video", pixel_values)
         if image_values is not None and len(image_values):
-            queries["image"] = self.image_query_outputs(image_values)
+            queries["image"] = self.image_queries(image_values)
         if input_features is not None and len(input_features):
-            if window_counts is None:
-                window_counts = torch.ones(
-                    len(input_features), dtype=torch.long, device=input_features.device
-                )
-            queries["audio"] = self.audio_query_outputs(input_features, window_counts)
+            queries["audio"] = self.side_queries("audio", input_features, window_counts)
         return queries
 
     def embed_tokens_and_media(self, input_ids: torch.Tensor, queries: MediaQueries) -> torch.Tensor:
@@ -187,17 +185,10 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
             ValueError: if the count of placeholders is not the count of media tokens.
         """
         embeds = self.get_input_embeddings()(input_ids)
-        places_of: tuple[tuple[Literal["video", "image", "audio"], int | None], ...] = (
-            ("video", self.config.video_token_id),
-            ("image", self.config.image_token_id),
-            ("audio", self.config.audio_token_id),
-        )
-        for modality, token_id in places_of:
-            if modality not in queries or token_id is None:
-                continue
-            projector = self.audio_projector if modality == "audio" else self.video_projector
-            features = projector(queries[modality]).flatten(0, 1).to(embeds.dtype)
-            places = torch.eq(input_ids, token_id)
+        for modality, outputs in queries.items():
+            projector = self.projector(SIDE_OF[modality])
+            features = projector(outputs).flatten(0, 1).to(embeds.dtype)
+            places = torch.eq(input_ids, getattr(self.config, f"{modality}_token_id"))
             if int(places.sum()) != len(features):
                 raise ValueError(
                     f"found {int(places.sum())} {modality} placeholders for {len(features)} {modality} tokens"
@@ -250,13 +241,9 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
             return allowed
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
-    def embed_video(self, queries: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
-        """video or image query outputs [W, Q, width] -> unit vectors [clips, embedding_dim]."""
-        return self.space.video_head(queries, windows_per_clip)
-
-    def embed_audio(self, queries: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
-        """audio query outputs [W, Q, width] -> unit vectors [clips, embedding_dim]."""
-        return self.space.audio_head(queries, windows_per_clip)
+    def embed(self, side: str, queries: torch.Tensor, windows_per_clip: torch.Tensor) -> torch.Tensor:
+        """A side's query outputs [W, Q, width] -> unit vectors [clips, embedding_dim]."""
+        return getattr(self.space, f"{side}_head")(queries, windows_per_clip)
 
 
 @dataclass

@@ -15,24 +15,25 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
-from transformers import AutoProcessor
-from transformers.audio_utils import mel_filter_bank
+from transformers import AutoProcessor, AutoTokenizer
 
 from mllm.errors import MediaError
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE, load_clip
 from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load_windows, time_mark
-from mllm.models.config import MEL_FRAMES_PER_SECOND, MllmConfig
+from mllm.models.config import MllmConfig
 from mllm.models.processor_calls import TransformersCalls
+from mllm.models.sides import SIDES, Described, inputs_of, sides_of_processor
+from mllm.models.towers import find_tower
+from mllm.models.towers.base import windows_per_chunk
 from mllm.records import chat
 from mllm.records.chat_form import Segment, render, special_tokens
 from mllm.records.chat_form import chat_template as template_of
 from mllm.records.chat_probe import chat_form_of
 
-HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND
-FFT = 400
 IGNORE = -100  # the label of a token that is not trained
 REMEMBERED_TEXTS = 20_000
+SPACE_TOKENIZER = "space_tokenizer"  # folder inside a checkpoint folder
 
 PLACEHOLDERS = {"video": chat.VIDEO_TOKEN, "audio": chat.AUDIO_TOKEN, "image": chat.IMAGE_TOKEN}
 
@@ -44,7 +45,7 @@ class MediaFeatures:
     Attributes:
         modality: "video", "audio" or "image".
         pixel_values: uint8 [windows with picture, frames, 3, height, width]; an image: [1, 3, height, width].
-        input_features: float32 [chunks, mel bins, mel frames] or None.
+        input_features: float32 [chunks, …] or None, as the audio tower takes it.
         window_counts: int64 [chunks], windows with sound in each chunk.
         layout: of each window, in order.
         seen: what part of the recording the model sees.
@@ -91,11 +92,12 @@ class MllmProcessor(TransformersCalls):
     Args:
         tokenizer: any fast tokenizer that holds the placeholders of `chat.PLACEHOLDERS`.
         chat_template: Jinja; by default that of the tokenizer's own form, with media placeholders.
-        image_size: pixels, height = width.
-        mel_bins: of the log-mel spectrogram.
-        chunk_seconds: what the audio tower hears at once.
+        sides: how recordings are prepared for each side's tower, and the tokens that a window costs; see
+            `mllm.models.sides`.
         window_seconds, frames_per_window, max_windows: see `windows.WindowSpec`.
-        video_queries, audio_queries: tokens that a window costs per modality.
+
+    Attributes:
+        space_tokenizer: of a text tower that has one of its own; kept in a folder of that name.
     """
 
     attributes = ["tokenizer"]
@@ -105,27 +107,24 @@ class MllmProcessor(TransformersCalls):
         self,
         tokenizer=None,
         chat_template: str | None = None,
-        image_size: int = 224,
-        mel_bins: int = 80,
-        chunk_seconds: float = 30.0,
+        sides: Described | None = None,
         window_seconds: float = 2.0,
         frames_per_window: int = 8,
         max_windows: int = 32,
-        video_queries: int = 32,
-        audio_queries: int = 8,
         **kwargs,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
-        self.image_size = image_size
-        self.mel_bins = mel_bins
-        self.chunk_seconds = chunk_seconds
+        self.sides = sides or {}
         self.window_seconds = window_seconds
         self.frames_per_window = frames_per_window
         self.max_windows = max_windows
-        self.video_queries = video_queries
-        self.audio_queries = audio_queries
-        self.spec = WindowSpec(window_seconds, frames_per_window, max_windows, image_size)
-        self.windows_per_chunk = int(chunk_seconds / window_seconds + 1e-6)
+        self.queries = {name: side["queries"] for name, side in self.sides.items()}
+        self.inputs = {
+            name: find_tower(side["type"]).inputs_class(**inputs_of(side))
+            for name, side in self.sides.items()
+        }
+        self.image_size = self.inputs["video"].image_size if "video" in self.sides else 1
+        self.spec = WindowSpec(window_seconds, frames_per_window, max_windows, self.image_size)
         self.special_tokens = special_tokens(tokenizer)
         self.form = chat_form_of(tokenizer, chat_template)
         self.end_id: int = tokenizer.convert_tokens_to_ids(self.form.end_token)
@@ -134,23 +133,49 @@ class MllmProcessor(TransformersCalls):
         }
         # The tokenizer's own would drop the media, without a word.
         self.chat_template = tokenizer.chat_template = chat_template or template_of(self.form)
-        self._mel_filters: torch.Tensor | None = None
+        self.space_tokenizer: Any = None
+        self._no_chunks: dict[str, torch.Tensor] = {}
         self._ids: dict[str, tuple[int, ...]] = {}
 
     @classmethod
-    def from_config(cls, tokenizer, config: MllmConfig) -> MllmProcessor:
+    def from_config(cls, tokenizer, config: MllmConfig, space_tokenizer: Any = None) -> MllmProcessor:
         """The processor that fits a model."""
-        return cls(
+        processor = cls(
             tokenizer,
-            image_size=config.image_size,
-            mel_bins=config.audio_config.num_mel_bins,
-            chunk_seconds=config.chunk_seconds,
+            sides=config.described_sides(),
             window_seconds=config.window_seconds,
             frames_per_window=config.frames_per_window,
             max_windows=config.max_windows,
-            video_queries=config.video_queries,
-            audio_queries=config.audio_queries,
         )
+        processor.space_tokenizer = space_tokenizer
+        return processor
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        """See ProcessorMixin; also takes what earlier versions wrote."""
+        values = processor_dict | {"sides": sides_of_processor(processor_dict)}
+        return super().from_args_and_dict(args, values, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> MllmProcessor:
+        """See ProcessorMixin."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path, SPACE_TOKENIZER)
+        if folder.is_dir():
+            processor.space_tokenizer = AutoTokenizer.from_pretrained(folder)
+        return processor
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs):
+        """See ProcessorMixin."""
+        if self.space_tokenizer is not None:
+            self.space_tokenizer.save_pretrained(Path(save_directory, SPACE_TOKENIZER))
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @property
+    def windows_per_chunk(self) -> int:
+        """Windows of sound that the audio tower hears at once; 1 where there is none."""
+        sound = self.inputs.get("audio")
+        return windows_per_chunk(sound.chunk_seconds, self.window_seconds) if sound else 1
 
     def media(self, source: Any, modality: str, **options) -> MediaFeatures:
         """Read one recording. `options` go to `media.load_clip` (start, end, audio, limits).
@@ -159,6 +184,8 @@ class MllmProcessor(TransformersCalls):
             MediaError: if the source cannot be read or lacks what the modality needs.
         """
         if modality == "image":
+            if "video" not in self.sides:
+                raise MediaError("this model looks at nothing (model.video is null): ask it about sound")
             clip = source
             if not isinstance(source, Clip):
                 # One frame is enough to know that it is a film.
@@ -184,53 +211,50 @@ class MllmProcessor(TransformersCalls):
             return MediaFeatures(
                 "image", _pixels(windows)[:, 0], None, torch.zeros(0, dtype=torch.long), [], seen
             )
-        pictured = [window for window in windows if window.frames is not None and modality == "video"]
-        sounding = [window.waveform for window in windows if window.waveform is not None]
+        looks, listens = modality == "video" and "video" in self.sides, "audio" in self.sides
         layout = [
             WindowLayout(
-                window.start, modality == "video" and window.frames is not None, window.waveform is not None
+                window.start, looks and window.frames is not None, listens and window.waveform is not None
             )
             for window in windows
         ]
-        features, counts = self.sound_features(sounding)
+        pictured = [window for window, row in zip(windows, layout, strict=True) if row.video]
+        sounding = [window.waveform for window, row in zip(windows, layout, strict=True) if row.audio]
+        features, counts = self.sound_features(sounding)  # type: ignore[arg-type]
         return MediaFeatures(
             modality, _pixels(pictured) if pictured else None, features, counts, layout, seen
         )
 
     def sound_features(self, waveforms: Sequence[np.ndarray]) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Windows of sound -> log-mel chunks [chunks, mel bins, mel frames] and windows in each [chunks].
+        """Windows of sound -> prepared chunks [chunks, …] and how many windows each holds [chunks].
 
         Windows stand side by side in the audio tower's native chunk; what is left of the last one is silence.
         """
         if not waveforms:
             return None, torch.zeros(0, dtype=torch.long)
+        sound, per_chunk = self.inputs["audio"], self.windows_per_chunk
         per_window = round(self.window_seconds * SAMPLE_RATE)
-        chunks = -(-len(waveforms) // self.windows_per_chunk)
-        samples = np.zeros((chunks, round(self.chunk_seconds * SAMPLE_RATE)), np.float32)
+        counts = [min(per_chunk, len(waveforms) - first) for first in range(0, len(waveforms), per_chunk)]
+        samples = np.zeros((len(counts), round(sound.chunk_seconds * SAMPLE_RATE)), np.float32)
+        lengths = torch.zeros(len(counts), dtype=torch.long)
         for index, waveform in enumerate(waveforms):
-            chunk, place = divmod(index, self.windows_per_chunk)
+            chunk, place = divmod(index, per_chunk)
             waveform = waveform[:per_window]
-            samples[chunk, place * per_window : place * per_window + len(waveform)] = waveform
-        counts = [
-            min(self.windows_per_chunk, len(waveforms) - i * self.windows_per_chunk) for i in range(chunks)
-        ]
-        return self.log_mel(torch.from_numpy(samples)), torch.tensor(counts)
+            lengths[chunk] = place * per_window + len(waveform)
+            samples[chunk, place * per_window : lengths[chunk]] = waveform
+        return sound.prepare(torch.from_numpy(samples), lengths), torch.tensor(counts)
 
-    def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
-        """[chunks, samples] -> [chunks, mel bins, mel frames], as WhisperFeatureExtractor, chunk by chunk.
-
-        One batched STFT is several times faster than the extractor, and equal to it (tested).
-        """
-        if self._mel_filters is None:
-            filters = mel_filter_bank(
-                1 + FFT // 2, self.mel_bins, 0.0, 8000.0, SAMPLE_RATE, "slaney", "slaney"
-            )
-            self._mel_filters = torch.from_numpy(filters).float().T.contiguous()
-        spectrum = torch.stft(samples, FFT, HOP, window=torch.hann_window(FFT), return_complex=True)
-        power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
-        log_power = (self._mel_filters @ power).clamp(min=1e-10).log10()
-        loudest = log_power.amax(dim=(1, 2), keepdim=True)
-        return (torch.maximum(log_power, loudest - 8.0) + 4.0) / 4.0
+    def no_chunks(self, side: str) -> torch.Tensor:
+        """[0, …], of the shape and type that the side's tower takes."""
+        if side not in self._no_chunks:
+            size, sound = self.image_size, self.inputs[side]
+            if side == "video":
+                empty = torch.zeros(0, self.frames_per_window, 3, size, size, dtype=torch.uint8)
+            else:
+                silence = torch.zeros(1, round(sound.chunk_seconds * SAMPLE_RATE))
+                empty = sound.prepare(silence, torch.zeros(1, dtype=torch.long))[:0]
+            self._no_chunks[side] = empty
+        return self._no_chunks[side]
 
     def placeholder_ids(self, modality: str, layout: Sequence[WindowLayout] = ()) -> list[int]:
         """The ids that one media item becomes: per window `[mm:ss]`, video tokens, audio tokens.
@@ -238,12 +262,12 @@ class MllmProcessor(TransformersCalls):
         vLLM's prompt replacement calls this too, so that both write the same prompt.
         """
         if modality == "image":
-            return [self.token_ids["image"]] * self.video_queries
+            return [self.token_ids["image"]] * self.queries["video"]
         ids: list[int] = []
         for window in layout:
             ids += self._tokens(time_mark(window.start))
-            ids += [self.token_ids["video"]] * (self.video_queries if window.video else 0)
-            ids += [self.token_ids["audio"]] * (self.audio_queries if window.audio else 0)
+            for side in SIDES:
+                ids += [self.token_ids[side]] * (self.queries[side] if getattr(window, side) else 0)
         return ids
 
     def _tokens(self, text: str) -> tuple[int, ...]:
@@ -388,17 +412,13 @@ def take_media(batch: dict[str, Any]) -> MediaTensors:
 def collate_media(media: Sequence[MediaFeatures]) -> MediaTensors:
     """Features of several items in order of appearance."""
     tensors: MediaTensors = {}
-    videos = [
-        item.pixel_values for item in media if item.modality == "video" and item.pixel_values is not None
-    ]
-    images = [
-        item.pixel_values for item in media if item.modality == "image" and item.pixel_values is not None
-    ]
+    for name, modality in (("pixel_values", "video"), ("image_values", "image")):
+        pictures = [
+            item.pixel_values for item in media if item.modality == modality and item.pixel_values is not None
+        ]
+        if pictures:
+            tensors[name] = torch.cat(pictures)  # type: ignore[literal-required]
     sounds = [item for item in media if item.input_features is not None]
-    if videos:
-        tensors["pixel_values"] = torch.cat(videos)
-    if images:
-        tensors["image_values"] = torch.cat(images)
     if sounds:
         tensors["input_features"] = torch.cat([item.input_features for item in sounds])  # type: ignore[misc]
         tensors["window_counts"] = torch.cat([item.window_counts for item in sounds])

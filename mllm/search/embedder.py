@@ -19,9 +19,12 @@ from mllm.errors import ConfigError, MediaError
 from mllm.media.recording import open_recording
 from mllm.media.sources import MediaLimits
 from mllm.media.windows import Window, load_windows
+from mllm.models.config import MllmConfig
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
+from mllm.models.sides import cut_settings
+from mllm.models.towers import TextTower, find_tower
 from mllm.records.chat_form import escape
 from mllm.search.text_embedder import OF_VECTORS, model_fingerprint
 
@@ -47,19 +50,22 @@ def text_inputs(
     """What the text side of the shared space reads; training calls this too.
 
     Args:
-        texts: captions or queries; a special token typed in one is escaped.
+        texts: captions or queries; a special token of the decoder's, typed in one, is escaped.
         max_tokens: longer texts are cut.
 
     Returns:
         input_ids and attention_mask, int64 [texts, tokens], padded on the right.
     """
-    tokenizer = processor.tokenizer
+    own = processor.space_tokenizer
+    tokenizer = processor.tokenizer if own is None else own
     rows: list[list[int]] = []
     for text in texts:
-        ids = tokenizer.encode(escape(text, processor.special_tokens), add_special_tokens=False)
-        rows.append(
-            ids[:max_tokens] or [tokenizer.pad_token_id]
-        )  # an empty text still needs something to attend to
+        if own is None:
+            ids = tokenizer.encode(escape(text, processor.special_tokens), add_special_tokens=False)
+        else:
+            ids = own.encode(text, truncation=True, max_length=max_tokens)
+        # An empty text still needs something to attend to.
+        rows.append(ids[:max_tokens] or [tokenizer.pad_token_id])
     length = max(map(len, rows))
     length = min(length + -length % pad_to_multiple_of, max_tokens)
     input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
@@ -68,6 +74,11 @@ def text_inputs(
         input_ids[i, : len(row)] = torch.tensor(row)
         attention_mask[i, : len(row)] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def longest_text(config: MllmConfig) -> int:
+    """Tokens that the text tower of the shared space reads."""
+    return find_tower(config.space_config.model_type, TextTower).longest(config.space_config)
 
 
 class Embedder:
@@ -130,7 +141,7 @@ class Embedder:
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str], batch: int = 256) -> np.ndarray:
         """Texts -> unit float32 [texts, dim]."""
-        limit = self.model.config.space_config.max_position_embeddings
+        limit = longest_text(self.model.config)
         vectors = []
         for first in range(0, len(texts), batch):
             inputs = text_inputs(self.processor, texts[first : first + batch], limit)
@@ -219,15 +230,12 @@ class Embedder:
         features = self.processor.media_from_windows(windows, "video")
         queries = self.model.model.query_outputs(**self._on_device(collate_media([features])))
         found: list[dict[str, np.ndarray]] = [{} for _ in windows]
-        for modality, embed in (
-            ("video", self.model.model.embed_video),
-            ("audio", self.model.model.embed_audio),
-        ):
-            has = [number for number, window in enumerate(features.layout) if getattr(window, modality)]
-            if has:
-                ones = torch.ones(len(has), dtype=torch.long, device=self.model.device)
-                for number, vector in zip(has, self._stack([embed(queries[modality], ones)]), strict=True):
-                    found[number][modality] = vector
+        for side, outputs in queries.items():
+            has = [number for number, window in enumerate(features.layout) if getattr(window, side)]
+            ones = torch.ones(len(has), dtype=torch.long, device=self.model.device)
+            vectors = self._stack([self.model.model.embed(side, outputs, ones)])
+            for number, vector in zip(has, vectors, strict=True):
+                found[number][side] = vector
         return found
 
     def _features(self, source: Any, modality: str) -> MediaFeatures:
@@ -251,15 +259,13 @@ class Embedder:
         queries = model.query_outputs(**self._on_device(collate_media(items)))
         if modality == "image":
             ones = torch.ones(len(items), dtype=torch.long, device=device)
-            return model.embed_video(queries["image"], ones)
+            return model.embed("video", queries["image"], ones)
         summed = torch.zeros(len(items), self.dim, device=device)
-        for side, embed in (("video", model.embed_video), ("audio", model.embed_audio)):
-            if side not in queries:
-                continue
+        for side, outputs in queries.items():
             counts = [sum(getattr(window, side) for window in item.layout) for item in items]
             windows_per_clip = torch.tensor(counts, device=device)
             has = windows_per_clip > 0
-            summed[has] += embed(queries[side], windows_per_clip[has])
+            summed[has] += model.embed(side, outputs, windows_per_clip[has])
         return torch.nn.functional.normalize(summed, dim=-1)
 
     def _on_device(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -281,11 +287,15 @@ class Embedder:
         if self._fingerprint is None:
             state = self.model.model.state_dict()
             names = sorted(name for name in state if name.startswith(OF_VECTORS))
-            config = self.model.config
+            processor = self.processor
+            read_by = processor.tokenizer if processor.space_tokenizer is None else processor.space_tokenizer
             self._fingerprint = model_fingerprint(
-                vars(self.processor),
-                (config.image_mean, config.image_std),
-                self.processor.tokenizer.get_vocab(),
+                cut_settings(
+                    processor.sides,
+                    processor.window_seconds,
+                    processor.frames_per_window,
+                    read_by.get_vocab().items(),
+                ),
                 ((name, state[name].detach().float().cpu().numpy()) for name in names),
             )
         return self._fingerprint

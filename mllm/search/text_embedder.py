@@ -11,41 +11,31 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mllm.models.sides import SIDES, cut_settings, sides_of_processor
 from mllm.records.chat_form import escape
 
 _log = logging.getLogger(__name__)
 
 MADE_BY = ("TokenizersBackend", "PreTrainedTokenizerFast")  # whose tokenizer.json is all there is to them
-OF_VECTORS = ("video_tower.", "video_qformer.", "audio_tower.", "audio_qformer.", "space.")
-_OF_PROCESSOR = ("image_size", "mel_bins", "chunk_seconds", "window_seconds", "frames_per_window")
+OF_VECTORS = (*(f"{side}_{part}." for side in SIDES for part in ("tower", "qformer")), "space.")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
 
 
-def model_fingerprint(
-    processor: Mapping[str, Any],
-    pixels: Sequence[Sequence[float]],
-    vocabulary: Mapping[str, int],
-    weights: Iterable[tuple[str, np.ndarray]],
-) -> str:
+def model_fingerprint(settings: bytes, weights: Iterable[tuple[str, np.ndarray]]) -> str:
     """sha256 of all that decides a vector: weights of towers, Q-Formers and space, and how media is cut.
 
     Args:
-        processor: its settings by name.
-        pixels: mean and deviation of the three colours.
-        vocabulary: of the decoder, whose ids the text tower reads: another one is another space.
+        settings: see `sides.cut_settings`.
         weights: (name within `model`, values) of those whose names begin with OF_VECTORS, sorted by name.
     """
-    settings = {name: processor[name] for name in _OF_PROCESSOR}
-    settings["pixels"] = [list(part) for part in pixels]
-    settings["vocabulary"] = sorted(vocabulary.items())
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(settings)
     for name, values in weights:
         digest.update(f"{name} {list(values.shape)}".encode())
         digest.update(np.ascontiguousarray(values, np.float32).data)
@@ -91,9 +81,14 @@ class TextEmbedder:
     @cached_property
     def _fingerprint(self) -> str:
         weights = ((name, self._value(name)) for name in sorted(self._weights) if name.startswith(OF_VECTORS))
-        pixels = (self._config["image_mean"], self._config["image_std"])
-        settings = _read(self._folder / "processor_config.json")
-        return model_fingerprint(settings, pixels, self._tokenizer.get_vocab(), weights)
+        values = _read(self._folder / "processor_config.json")
+        settings = cut_settings(
+            sides_of_processor(values),
+            values["window_seconds"],
+            values["frames_per_window"],
+            self._tokenizer.get_vocab().items(),
+        )
+        return model_fingerprint(settings, weights)
 
     def fingerprint(self) -> str:
         """That of `Embedder`."""
@@ -158,7 +153,10 @@ def _needs_whole_model(folder: Path) -> str | None:
         return "it is made of a base and an adapter"
     if not (folder / "model.safetensors").is_file():
         return "it is no folder with model.safetensors"
-    text_tower = _read(folder / "config.json").get("space_config") or {}
+    config = _read(folder / "config.json")
+    if config.get("space_tokenizer"):
+        return "its text tower has its own tokenizer"
+    text_tower = config.get("space_config") or {}
     if (text_tower.get("model_type"), text_tower.get("hidden_act")) != ("bert", "gelu"):
         found = f"{text_tower.get('model_type')} with {text_tower.get('hidden_act')}"
         return f"its text tower is {found}, not bert with gelu"

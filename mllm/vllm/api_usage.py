@@ -29,10 +29,10 @@ class MediaUsage:
     def of(cls, features: MediaFeatures, processor: MllmProcessor) -> MediaUsage:
         """The account of one recording, ready for the model."""
         if features.modality == "image":
-            return cls(image_tokens=processor.video_queries, frames=1)
+            return cls(image_tokens=processor.queries["video"], frames=1)
         return cls(
-            video_tokens=processor.video_queries * sum(window.video for window in features.layout),
-            audio_tokens=processor.audio_queries * sum(window.audio for window in features.layout),
+            video_tokens=processor.queries.get("video", 0) * sum(window.video for window in features.layout),
+            audio_tokens=processor.queries.get("audio", 0) * sum(window.audio for window in features.layout),
             frames=features.seen.frames if features.seen and features.modality == "video" else 0,
             seconds=features.seen.seconds if features.seen else 0.0,
         )

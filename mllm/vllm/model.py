@@ -48,8 +48,9 @@ from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE
 from mllm.media.windows import Window, WindowLayout
 from mllm.models.checkpoint_check import check_weights
-from mllm.models.model import MediaEncoder, weight_shapes
+from mllm.models.model import SIDE_OF, MediaEncoder, weight_shapes
 from mllm.models.processor import PLACEHOLDERS, MediaFeatures, MllmProcessor
+from mllm.models.sides import SIDES
 from mllm.vllm.recordings import Recording, read_recording, settings_of, use_processor
 
 Layout = list[WindowLayout]
@@ -75,19 +76,21 @@ class MllmProcessingInfo(BaseProcessingInfo):
         return RecordingParser(self.get_hf_processor())
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {"video": None, "audio": None, "image": None}
+        sides = self.get_hf_processor().sides
+        # Of a film, a model that only hears takes the sound.
+        return {
+            modality: None for modality in PLACEHOLDERS if modality == "video" or SIDE_OF[modality] in sides
+        }
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         processor = self.get_hf_processor()
-        per_window = {
-            "video": processor.video_queries + processor.audio_queries,
-            "audio": processor.audio_queries,
+        queries, windows = processor.queries, processor.max_windows
+        most = {
+            "video": windows * sum(queries.values()),
+            "audio": windows * queries.get("audio", 0),
+            "image": queries.get("video", 0),
         }
-        return {
-            "video": processor.max_windows * per_window["video"],
-            "audio": processor.max_windows * per_window["audio"],
-            "image": processor.video_queries,
-        }
+        return {modality: most[modality] for modality in self.get_supported_mm_limits()}
 
 
 class RecordingItems(ProcessorBatchItems):
@@ -188,34 +191,34 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
     def _window_tensors(
         self, modality: str, items: Sequence[MediaFeatures], processor: MllmProcessor
     ) -> dict[str, Any]:
-        """Tensors of all items, side by side; a silent or a blind item adds no rows to one of them."""
-        size, frames = processor.image_size, processor.frames_per_window
-        no_pixels = torch.zeros(0, frames, 3, size, size, dtype=torch.uint8)
-        no_sound = torch.zeros(0, processor.mel_bins, round(processor.chunk_seconds * 100))
-        pixels = [no_pixels if item.pixel_values is None else item.pixel_values for item in items]
-        sounds = [no_sound if item.input_features is None else item.input_features for item in items]
-        tensors = {
-            f"{modality}_sounds": torch.cat(sounds).to(self.info.ctx.model_config.dtype),
-            f"{modality}_window_counts": torch.cat([item.window_counts for item in items]),
-            f"{modality}_chunk_sizes": torch.tensor([len(sound) for sound in sounds]),
+        """Tensors of all items, one after the other; an item without picture or sound adds no rows."""
+        tensors: dict[str, Any] = {
             # Seconds as float64: the model's bfloat16 could not tell 01:00 from 01:01.
             f"{modality}_layout": [torch.tensor(item.layout, dtype=torch.float64) for item in items],
         }
-        if modality == "video":
-            tensors["video_pixels"] = torch.cat(pixels)
-            tensors["video_pixel_sizes"] = torch.tensor([len(pixel) for pixel in pixels])
+        for side in processor.sides:
+            if side == "video" and modality == "audio":
+                continue  # its windows have no picture
+            values, counts = zip(*(_side_tensors(item, side, processor) for item in items), strict=True)
+            joined = torch.cat(values)
+            if joined.is_floating_point():
+                joined = joined.to(self.info.ctx.model_config.dtype)
+            tensors[f"{modality}_{side}_values"] = joined
+            tensors[f"{modality}_{side}_counts"] = torch.cat(counts)
+            tensors[f"{modality}_{side}_sizes"] = torch.tensor([len(count) for count in counts])
         return tensors
 
     def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]):
         none = torch.zeros(0, dtype=torch.long)
         fields = {"image_pixels": MultiModalFieldConfig.batched("image")}
         for modality in ("video", "audio"):
-            chunks = hf_inputs.get(f"{modality}_chunk_sizes", none)
-            fields[f"{modality}_sounds"] = MultiModalFieldConfig.flat_from_sizes(modality, chunks)
-            fields[f"{modality}_window_counts"] = MultiModalFieldConfig.flat_from_sizes(modality, chunks)
             fields[f"{modality}_layout"] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
-        pictures = hf_inputs.get("video_pixel_sizes", none)
-        fields["video_pixels"] = MultiModalFieldConfig.flat_from_sizes("video", pictures)
+            for side in SIDES:
+                sizes = hf_inputs.get(f"{modality}_{side}_sizes", none)
+                for name in ("values", "counts"):
+                    fields[f"{modality}_{side}_{name}"] = MultiModalFieldConfig.flat_from_sizes(
+                        modality, sizes
+                    )
         return fields
 
     def _get_prompt_updates(self, mm_items, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs):
@@ -233,6 +236,17 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
             PromptReplacement(modality, [token_ids[modality]], partial(tokens_of, modality))
             for modality in mm_items
         ]
+
+
+def _side_tensors(
+    item: MediaFeatures, side: str, processor: MllmProcessor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A recording's chunks for a side's tower, and how many windows each holds."""
+    values, counts = item.input_features, item.window_counts
+    if side == "video":
+        values = item.pixel_values
+        counts = torch.ones(0 if values is None else len(values), dtype=torch.long)
+    return processor.no_chunks(side) if values is None else values, counts
 
 
 def layout_of(table: torch.Tensor) -> Layout:
@@ -321,45 +335,34 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(
             language_model="language_model",
-            connector=["video_qformer", "video_projector", "audio_qformer", "audio_projector"],
-            tower_model=["video_tower", "audio_tower"],
+            connector=[f"{side}_{part}" for side in self.config.sides for part in ("qformer", "projector")],
+            tower_model=[f"{side}_tower" for side in self.config.sides],
         )
 
     def embed_multimodal(self, **tensors: Any) -> list[torch.Tensor]:
         """Embeddings [tokens, hidden], one tensor per item, in the order of the item's placeholders."""
         if "image_pixels" in tensors:
-            return list(self.video_projector(self.image_query_outputs(tensors["image_pixels"])))
+            return list(self.projector("video")(self.image_queries(tensors["image_pixels"])))
         for modality in ("video", "audio"):
             if f"{modality}_layout" in tensors:
-                return self._embed_windows(
-                    [layout_of(table) for table in tensors[f"{modality}_layout"]],
-                    tensors.get("video_pixels"),
-                    tensors[f"{modality}_sounds"],
-                    tensors[f"{modality}_window_counts"],
-                )
+                return self._embed_windows(modality, tensors)
         return []
 
-    def _embed_windows(
-        self,
-        layouts: Sequence[Layout],
-        pixels: torch.Tensor | None,
-        sounds: torch.Tensor,
-        window_counts: torch.Tensor,
-    ) -> list[torch.Tensor]:
-        pictures_of = iter(())
-        sounds_of = iter(())
-        if pixels is not None and len(pixels):
-            pictures_of = iter(self.video_projector(self.video_query_outputs(pixels)))
-        if len(sounds):
-            sounds_of = iter(self.audio_projector(self.audio_query_outputs(sounds, window_counts)))
+    def _embed_windows(self, modality: str, tensors: Mapping[str, Any]) -> list[torch.Tensor]:
+        tokens_of: dict[str, Iterator[torch.Tensor]] = {}
+        for side in self.config.sides:
+            values = tensors.get(f"{modality}_{side}_values")
+            if values is not None and len(values):
+                queries = self.side_queries(side, values, tensors[f"{modality}_{side}_counts"])
+                tokens_of[side] = iter(self.projector(side)(queries))
         items = []
-        for layout in layouts:
-            tokens: list[torch.Tensor] = []
-            for window in layout:
-                if window.video:
-                    tokens.append(next(pictures_of))
-                if window.audio:
-                    tokens.append(next(sounds_of))
+        for table in tensors[f"{modality}_layout"]:
+            tokens = [
+                next(tokens_of[side])
+                for window in layout_of(table)
+                for side in SIDES
+                if getattr(window, side)
+            ]
             items.append(torch.cat(tokens))
         return items
 

@@ -12,6 +12,7 @@ features computed in vLLM's media threads: what the model sees is what training 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -128,7 +129,7 @@ def served_processor() -> MllmProcessor | None:
 
 def settings_of(processor: MllmProcessor) -> tuple:
     """All that decides what a recording's features look like."""
-    return processor.spec, processor.mel_bins, processor.chunk_seconds
+    return processor.spec, json.dumps(processor.sides, sort_keys=True)
 
 
 def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Recording:

@@ -30,7 +30,7 @@ def pair():
 
 
 def towers(model):
-    return model.model.video_tower, model.model.audio_tower
+    return tuple(model.model.towers.values())
 
 
 def keep(model, folder: Path, **options) -> FeatureCache:

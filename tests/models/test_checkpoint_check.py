@@ -146,9 +146,9 @@ def test_a_folder_of_another_kind_of_model_is_told(folder):
     ("name", "change"),
     [
         ("config.json", {"video_token_id": 7}),
-        ("config.json", {"video_queries": 5}),
+        ("config.json", {"window_seconds": 1.0}),
         ("processor_config.json", {"frames_per_window": 5}),
-        ("processor_config.json", {"mel_bins": 3}),
+        ("processor_config.json", {"sides": {}}),
         ("tokenizer_config.json", {"pad_token": None}),
     ],
 )

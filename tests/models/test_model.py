@@ -8,7 +8,6 @@ import torch
 
 from mllm.models.adapters import EmbeddingHead, QFormer
 from mllm.models.config import MllmConfig
-from mllm.models.encoders import build_encoder
 from mllm.models.processor import collate_media
 from tests.tiny import SETTINGS, ask, clip, still, tiny
 
@@ -165,31 +164,14 @@ def test_a_clip_without_windows_has_a_zero_vector():
 
 
 def test_a_frame_count_that_the_tower_does_not_take_is_refused():
+    tower = {"model_type": "timesformer", "num_frames": 4}
     with pytest.raises(ValueError, match="frames_per_window is 8 but the video tower takes 4 frames"):
-        MllmConfig(video_config={"model_type": "timesformer", "num_frames": 4}, frames_per_window=8)
+        MllmConfig(sides={"video": {"tower": tower, "queries": 2}}, frames_per_window=8)
 
 
 def test_windows_longer_than_the_audio_towers_chunk_are_refused():
     with pytest.raises(ValueError, match="window_seconds is 40"):
         MllmConfig(window_seconds=40.0)
-
-
-def test_a_tower_of_an_unknown_kind_names_the_known_ones():
-    from transformers import ViTConfig
-
-    with pytest.raises(ValueError, match="no tower for 'vit': choose from bert, timesformer, whisper"):
-        build_encoder(ViTConfig())
-
-
-def test_whisper_and_timesformer_hold_to_the_tower_contract():
-    model, _ = tiny()
-    media = model.model
-    video = media.video_tower(torch.zeros(2, 2, 3, 32, 32))
-    assert video.shape == (2, media.video_tower.tokens_per_window, media.video_tower.width)
-    audio = media.audio_tower(torch.zeros(2, 16, 200))
-    assert audio.shape == (2, media.audio_tower.tokens_per_window, media.audio_tower.width)
-    with pytest.raises(ValueError, match="takes 2 frames a window, got 3"):
-        media.video_tower(torch.zeros(2, 3, 3, 32, 32))
 
 
 class _Hashable(dict):
@@ -206,11 +188,8 @@ def test_media_tokens_begin_as_long_as_words():
         words.mul_(7)
         model.model.match_projectors()
         queries = model.model.query_outputs(**collate_media([processor.media(clip(), "video")]))
-        for projector, outputs in (
-            (model.model.video_projector, queries["video"]),
-            (model.model.audio_projector, queries["audio"]),
-        ):
-            lengths = projector(outputs).square().mean(-1).sqrt()
+        for side in ("video", "audio"):
+            lengths = model.model.projector(side)(queries[side]).square().mean(-1).sqrt()
             torch.testing.assert_close(
                 lengths, words.square().mean().sqrt().expand_as(lengths), rtol=0.05, atol=0
             )

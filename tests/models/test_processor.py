@@ -104,16 +104,16 @@ def test_log_mel_equals_whispers_own_extractor_chunk_by_chunk():
     processor = tiny()[1]
     extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
     loud, quiet = clip(2).waveform, clip(2, 1).waveform * 0.01
-    ours = processor.log_mel(torch.from_numpy(np.stack([loud, quiet])))
+    samples = torch.from_numpy(np.stack([loud, quiet]))
+    ours = processor.inputs["audio"].prepare(samples, torch.tensor([32000, 32000]))
     theirs = extractor([loud, quiet], sampling_rate=16000, return_tensors="pt").input_features
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
 def test_windows_of_sound_share_the_audio_towers_chunk():
     processor = tiny()[1]
-    wide = MllmProcessor(
-        processor.tokenizer, image_size=32, mel_bins=16, chunk_seconds=6.0, frames_per_window=2
-    )
+    audio = processor.sides["audio"] | {"chunk_seconds": 6.0}
+    wide = MllmProcessor(processor.tokenizer, sides=processor.sides | {"audio": audio}, frames_per_window=2)
     item = wide.media(clip(8, picture=False), "audio")
     assert item.input_features.shape == (2, 16, 600)
     assert item.window_counts.tolist() == [3, 1]

@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_one_whole_checkpoint_needs_the_whole_model(checkpo
     for folder, reason in (
         (adapter, "it is made of a base and an adapter"),
         (damaged, "it is damaged (ValueError: "),
-        (unprocessed, "it is damaged (KeyError: 'image_size')"),
+        (unprocessed, "it is damaged (KeyError: 'video_queries')"),
         (tmp_path / "nowhere", "it is no folder with model.safetensors"),
         ("owner/hub-id", "it is no folder with model.safetensors"),
     ):

@@ -172,8 +172,8 @@ def test_usage_tells_what_was_seen(client, media, reference):
     pictures = sum(window.video for window in seen.layout)
     sounds = sum(window.audio for window in seen.layout)
     expected = {
-        "video_tokens": pictures * processor.video_queries,
-        "audio_tokens": sounds * processor.audio_queries,
+        "video_tokens": pictures * processor.queries["video"],
+        "audio_tokens": sounds * processor.queries["audio"],
         "image_tokens": 0,
         "frames": seen.seen.frames,
         "seconds": pytest.approx(seen.seen.seconds, abs=0.001),
@@ -188,7 +188,7 @@ def test_usage_tells_what_was_seen(client, media, reference):
     both = ask(client, video, part(media / "low.wav", "audio"), part(media / "red.png", "image"))
     assert details(both.usage)["video_tokens"] == expected["video_tokens"]
     assert details(both.usage)["audio_tokens"] > expected["audio_tokens"]
-    assert details(both.usage)["image_tokens"] == processor.video_queries
+    assert details(both.usage)["image_tokens"] == processor.queries["video"]
     assert details(both.usage)["frames"] == expected["frames"] + 1
     assert details(ask(client).usage) == dict.fromkeys(expected, 0)
 
@@ -205,6 +205,6 @@ def test_usage_of_responses(client, media, reference):
     content = [picture, {"type": "input_text", "text": "What is seen?"}]
     messages: Any = [{"role": "user", "content": content}]
     whole = client.responses.create(model="nano", input=messages, max_output_tokens=4)
-    assert whole.usage.input_tokens_details.image_tokens == reference[1].video_queries
+    assert whole.usage.input_tokens_details.image_tokens == reference[1].queries["video"]
     *_, last = client.responses.create(model="nano", input=messages, max_output_tokens=4, stream=True)
-    assert last.response.usage.input_tokens_details.image_tokens == reference[1].video_queries
+    assert last.response.usage.input_tokens_details.image_tokens == reference[1].queries["video"]

@@ -53,7 +53,7 @@ def test_usage_counts_the_tokens_of_the_recording(client, media, reference):
     processor = reference[1]
     reply = ask(client, url_part("image", media_url(media / "red.png", "image")))
     alone = ask(client)
-    assert reply.usage.prompt_tokens - alone.usage.prompt_tokens == processor.video_queries
+    assert reply.usage.prompt_tokens - alone.usage.prompt_tokens == processor.queries["video"]
 
 
 def test_a_recording_can_be_named_by_uuid_again(client, media):

@@ -113,7 +113,7 @@ def test_every_vllm_server_gets_the_middleware_once():
 
 CHAT = "/v1/chat/completions"
 VIDEO = {"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}}
-PROCESSOR = SimpleNamespace(video_queries=8, audio_queries=4)
+PROCESSOR = SimpleNamespace(queries={"video": 8, "audio": 4})
 CLIP = MediaFeatures(  # three windows, one of them without sound
     "video",
     None,

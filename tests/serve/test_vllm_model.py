@@ -145,7 +145,7 @@ def test_dummy_inputs_are_as_large_as_a_recording_can_be(multimodal, reference):
     dummy = multimodal.get_dummy_mm_inputs(counts)
     embeds = {name: places[0].get_num_embeds() for name, places in dummy["mm_placeholders"].items()}
     assert embeds == dict(most)
-    assert most["video"] == processor.max_windows * (processor.video_queries + processor.audio_queries)
+    assert most["video"] == processor.max_windows * sum(processor.queries.values())
 
 
 def test_what_python_callers_may_give(multimodal, media):
@@ -193,7 +193,8 @@ def test_features_for_other_settings_are_computed_again(connector, media, refere
     processor = reference[1]
     recording = connector.fetch_video(f"file://{media}/red_low.mp4", video_processor=None)
     assert recording.features_for(processor) is recording.features
-    other = type(processor)(processor.tokenizer, image_size=32, chunk_seconds=2.0, window_seconds=1.0)
+    sides = processor.sides | {"video": processor.sides["video"] | {"image_size": 32}}
+    other = type(processor)(processor.tokenizer, sides=sides, window_seconds=1.0)
     features = recording.features_for(other)
     assert features.pixel_values.shape[-1] == 32
     assert len(features.layout) == 3

@@ -154,9 +154,7 @@ def test_the_retained_loss_is_added_with_its_weight(experiment, tiny, world):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_questions_behind_one_prefix_cost_what_they_cost_alone(attention, tiny, world):
     model, processor = tiny
-    model.set_attn_implementation(
-        {"": attention, "text_config": attention, "video_config": "eager", "audio_config": "eager"}
-    )
+    model.model.language_model.set_attn_implementation(attention)
     group = next(
         g for i in range(50) for g in by_prefix(r["messages"] for r in world.conversations(i)) if len(g) > 2
     )
