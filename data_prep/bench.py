@@ -22,6 +22,8 @@ from mllm.command.bench import JsonOption, report
 from mllm.command.bench_media import made_up
 from mllm.media.recording import SAMPLE_RATE
 from mllm.media.windows import WindowSpec
+from mllm.records.chat import Message
+from mllm.records.shards import FrameFormat
 
 REALISTIC = {  # towers between the nano size and a pretrained one
     "video": {
@@ -119,7 +121,12 @@ def _build(folder: Path, records: Path, size: int) -> dict[str, float]:
     half = len(files) // 2  # before the builds and after them: the speed of a machine drifts
     before = {name: _rate(loop, files[:half]) for name, loop in loops.items()}
     numbers = {}
-    for name, frames, workers in (("jpeg", "jpeg", 1), ("jpeg_two", "jpeg", 2), ("uint8", "uint8", 1)):
+    builds: list[tuple[str, FrameFormat, int]] = [
+        ("jpeg", "jpeg", 1),
+        ("jpeg_two", "jpeg", 2),
+        ("uint8", "uint8", 1),
+    ]
+    for name, frames, workers in builds:
         plan = make_plan(records, Form(spec, frames), 16)
         os.sync()  # or what was written before is written now
         begin = time.perf_counter()
@@ -174,6 +181,7 @@ def _read_here(built: Path) -> dict[str, float]:
 
     def ours(number: int) -> np.ndarray:
         frames = source.clip(number).frames
+        assert frames is not None
         return frames if source.frames == "jpeg" else frames.copy()  # raw ones are read when they are used
 
     reads: dict[str, tuple[Callable[[int], Any], Iterable[int]]] = {
@@ -223,18 +231,20 @@ def _epoch(folder: Path, count: int) -> dict[str, float]:
     for tower in towers:
         tower.requires_grad_(False)
     spec = processor.spec
-    messages = []
+    conversations: list[list[Message]] = []
     for number in range(count):
         path = folder / f"{number}.mp4"
         clip = load_clip(path, size=spec.image_size, choose=lambda seconds: spec.frame_times(seconds).ravel())
+        assert clip.frames is not None
+        assert clip.waveform is not None
         clip.frames[0, 0, 0, 0] = number  # copies of one video: each its own content
         clip.waveform[0] = number / 100
         user = [{"type": "video", "video": clip}, {"type": "text", "text": "What is seen?"}]
-        messages.append([{"role": "user", "content": user}, {"role": "assistant", "content": "colours"}])
+        conversations.append([{"role": "user", "content": user}, {"role": "assistant", "content": "colours"}])
 
     def epoch() -> float:
         begin = time.perf_counter()
-        for conversation in messages:
+        for conversation in conversations:
             model(**processor.collate([processor.encode(conversation)])).loss.backward()
         return time.perf_counter() - begin
 

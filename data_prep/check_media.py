@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -20,6 +20,8 @@ from mllm.media.decode import interleaved
 from mllm.media.recording import SAMPLE_RATE, load_clip, probe
 from mllm.media.scan import configure, open_container, packets
 from mllm.media.sources import MediaLimits, Source, clear_errors, locate
+
+Severity = Literal["error", "warning"]
 
 SILENCE = 1e-4  # peak of a waveform between -1 and 1 (-80 dB), below which nobody hears anything
 LONGEST = MediaLimits().max_seconds or math.inf  # s: longer ones are not listened to
@@ -45,7 +47,7 @@ class MediaFacts:
     """
 
     error: str | None = None
-    problems: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[tuple[Severity, str]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
     thumbnail: bytes | None = None
 

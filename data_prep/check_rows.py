@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from data_prep.check_media import MediaFacts
+from data_prep.check_media import MediaFacts, Severity
 from data_prep.tags import FOREIGN, TAG
 from mllm.errors import RecordError
 from mllm.files import open_ordinary
@@ -21,7 +21,6 @@ from mllm.records.chat_form import escape
 from mllm.records.record import decode_row, parse_row, validate_record
 from mllm.scores import exact_match, normalise
 
-Severity = Literal["error", "warning"]
 LETTER = re.compile(r"^\(?[A-Za-z0-9]{1,2}[.):]\s+")  # of an option
 # Files that are no splits of their own: what was made of others, and what lies beside them.
 DERIVED = (".fixed.jsonl", ".subtitled.jsonl")

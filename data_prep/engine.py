@@ -92,7 +92,7 @@ def _local(
 
     # Some decoders leak: a worker is replaced after so many items.
     with ProcessPool(max_workers=workers, context=get_context("spawn"), max_tasks=500) as pool:
-        tasks = {
+        tasks: dict[Any, Key] = {
             pool.schedule(function, args=arguments, timeout=timeout): key for key, arguments in items.items()
         }
         try:
@@ -131,7 +131,7 @@ def _on_ray(
     rows = [{"item": pickle.dumps((key, arguments))} for key, arguments in items.items()]
     at_once = max(1, min(AT_ONCE, len(rows) // (4 * (workers or 1)))) if isolated else 1
     done = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_once)).map_batches(
-        _work_on,
+        _work_on,  # type: ignore[arg-type]  # Ray hands keyword arguments on, which its types do not know
         batch_size=at_once,
         compute=ray.data.TaskPoolStrategy(size=workers),
         fn_kwargs={"function": function, "timeout": timeout, "isolated": isolated},

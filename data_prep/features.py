@@ -14,6 +14,7 @@ from mllm.media.clip import Clip
 from mllm.media.windows import WindowSpec
 from mllm.models.checkpoint import load
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
+from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
 from mllm.records.chat import media_parts
 from mllm.records.shards import require_windows
@@ -72,7 +73,9 @@ def fill_stretch(
 
 
 @lru_cache(maxsize=1)
-def _towers(model: str, folder: Path, max_gb: float) -> tuple[Any, MllmProcessor, FeatureCache]:
+def _towers(
+    model: str, folder: Path, max_gb: float
+) -> tuple[MllmForConditionalGeneration, MllmProcessor, FeatureCache]:
     """Loaded once in each process."""
     loaded, processor = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     cache = FeatureCache(folder, max_gb)
@@ -89,8 +92,9 @@ def _opened(source: str, spec: WindowSpec) -> DataSource:
 
 
 @torch.inference_mode()
-def _run(model: Any, items: list[MediaFeatures]) -> None:
-    tensors = {name: tensor.to(model.device) for name, tensor in collate_media(items).items()}
+def _run(model: MllmForConditionalGeneration, items: list[MediaFeatures]) -> None:
+    tensors: dict[str, Any] = {**collate_media(items)}
+    tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     model.model.query_outputs(**tensors)
 
 

@@ -114,7 +114,7 @@ def _turns(row: Row) -> list[Turn]:
             "'completion'"
         )
     chosen = row.get("chosen")
-    answered = bool(turns) and ROLES.get(turns[-1].get("role")) == "assistant"
+    answered = bool(turns) and ROLES.get(turns[-1].get("role", "")) == "assistant"
     if isinstance(chosen, (str, list, dict)) and not answered:
         better = _said("assistant", chosen)  # never what was rejected
         turns = better if ROLES.get(better[0]["role"]) != "assistant" else turns + better
@@ -230,7 +230,9 @@ def _part(job: Job, kind: str, name: Any, where: str) -> Part:
         raise RecordError(f"{where}: {article} {kind} must be a path, not {str(name)[:40] or 'empty'}")
     if name.startswith(("data:", "http://", "https://")):
         return {"type": kind, kind: name}
-    return {"video": job.video, "audio": job.audio, "image": job.image}[kind](name)
+    if kind == "image":
+        return job.image(name)
+    return job.video(name) if kind == "video" else job.audio(name)
 
 
 def _frame_folder(job: Job, frames: list[str], where: str) -> Part:

@@ -130,10 +130,11 @@ def _csv_rows(path: Path, text: str, odd: Odd, columns: list[str] | None) -> Ite
     lines = list(io.StringIO(text, newline=""))  # splitlines also ends lines inside values
     before = next((number for number, line in enumerate(lines) if line.strip()), 0)  # Excel's empty rows
     if lines and (told := re.fullmatch(r"sep=(.)\s*", lines[before])):  # as Excel writes it
-        form, before = {"delimiter": told[1]}, before + 1
+        form: dict[str, Any] = {"delimiter": told[1]}
+        before += 1
     else:
         form = _form_of(path, lines[before:], len(columns or ()))
-    reader = csv.DictReader(lines[before:], fieldnames=columns, strict=True, **form)
+    reader: csv.DictReader[str] = csv.DictReader(lines[before:], **form, fieldnames=columns, strict=True)
     _check_header(reader, path, before)
     for row in _checked(reader, path, before, odd):
         where = f"{path.name} line {before + reader.line_num}"

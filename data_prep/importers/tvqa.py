@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from data_prep.importers.job import Job, Record
+from data_prep.importers.job import Job, Part, Record
 from data_prep.importers.subtitles import Line
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
@@ -33,13 +33,13 @@ def tvqa(job: Job) -> Iterator[Record]:
                     {"text": line["text"], "start": float(line["start"])} for line in row["sub"]
                 ]
             elif all(isinstance(said, dict) and "sub_text" in said for said in row.values()):
-                for video, said in row.items():
-                    job.where = f"{row.where} {video}"
-                    subtitles[video] = _plus_lines(said["sub_text"], said["sub_time"])
+                for name, said in row.items():
+                    job.where = f"{row.where} {name}"
+                    subtitles[name] = _plus_lines(said["sub_text"], said["sub_time"])
             else:
                 questions.append(row)
-    for path, lines in job.subtitles("iso-8859-1"):  # as its authors read them
-        subtitles[path.stem] = lines
+    for path, spoken in job.subtitles("iso-8859-1"):  # as its authors read them
+        subtitles[path.stem] = spoken
     for row in questions:
         with job.or_left_out():
             job.where = row.where
@@ -48,7 +48,7 @@ def tvqa(job: Job) -> Iterator[Record]:
             if subtitles and not lines:
                 job.noted["no subtitles given"] += 1
             video = job.video(row["vid_name"])
-            media = [video]
+            media: list[Part] = [video]
             if job.localised:
                 start, end = _located(span, _frames(video["video"]))
                 if start < end:

@@ -72,7 +72,7 @@ def music_avqa(job: Job) -> Iterator[Record]:
                 continue
             question = row.text("question_content")
             for value in json.loads(row["templ_values"]):
-                question = re.sub(r"<\w+>", lambda _, value=value: value, question, count=1)
+                question = re.sub(r"<\w+>", value.replace("\\", r"\\"), question, count=1)
             if re.search(r"<\w+>", question):
                 job.noted["fewer values than gaps in the question"] += 1
             answer = job.answer(row, "anser" if "anser" in row else "answer")

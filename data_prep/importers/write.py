@@ -82,7 +82,6 @@ def import_records(
     job = Job(name, files, recordings, localised, encoding)
     job.columns = parse_columns(columns, importer.roles, name)
     job.stretch = stretch
-    report = Report(name, [str(path) for path in annotations], str(media) if media else None)
     kept: Groups = {}
     apart: Groups = {}
     for record in _distinct(job, _checked(importer, job, out)):
@@ -92,18 +91,29 @@ def import_records(
         raise next(iter(job.first_odd.values()))
     job.require_some_fine()
     _note_unread(job, annotations)
+    _require_records(job, kept, apart, held_out)
+    report = Report(name, [str(path) for path in annotations], str(media) if media else None)
+    _write(job, kept, apart if held_out else None, out, report)
+    return report
+
+
+def _require_records(job: Job, kept: Groups, apart: Groups, held_out: Mapping[str, set[str]] | None) -> None:
     if not kept and not apart:
         read = f" in {', '.join(file.name for file in job.files[:3])}" if job.files else ""
         reasons = "".join(f"; {count} {reason}" for reason, count in job.left_out.items())
         raise RecordError(
-            f"{name}: no records{read}{reasons}: give --annotations its files, or --media its recordings "
+            f"{job.name}: no records{read}{reasons}: give --annotations its files, or --media its recordings "
             "(`mllm data formats`)"
         )
     if held_out and not (kept and apart):
         wanted = " and ".join(f"{key}={','.join(sorted(values))}" for key, values in held_out.items())
         raise ConfigError(f"--held-out {wanted} takes {'all' if apart else 'none'} of the records")
+
+
+def _write(job: Job, kept: Groups, apart: Groups | None, out: Path, report: Report) -> None:
+    """Writes the record files and the report, which it completes; `apart` is None if nothing is held out."""
     report.records = write_records(out / TRAIN, _together(kept), checked=True)
-    if held_out:
+    if apart is not None:
         report.held_out = write_records(out / HELD_OUT, _together(apart), checked=True)
     elif _held_out_before(out):
         (out / HELD_OUT).unlink(missing_ok=True)
@@ -114,7 +124,6 @@ def import_records(
     report.left_out, report.noted = dict(job.left_out), dict(job.noted)
     report.missing = list(job.media.missing)
     write_atomically(out / REPORT, json.dumps(asdict(report), indent=1, ensure_ascii=False))
-    return report
 
 
 def _held_out_before(out: Path) -> bool:

@@ -99,11 +99,9 @@ def _has_times(scene: Scene, rng: random.Random) -> bool:
 # --- about shapes -------------------------------------------------------------------------------------------
 
 
-def _subject(scene: Scene, rng: random.Random) -> Shape | None:
-    """The shape to ask about: the held-out one where there is one."""
-    if scene.target or not scene.shapes:
-        return scene.target
-    return rng.choice(scene.shapes)
+def _subject(scene: Scene, rng: random.Random) -> Shape:
+    """The shape to ask about in a scene that has some: the held-out one if there is one."""
+    return scene.target or rng.choice(scene.shapes)
 
 
 def _names(shape: Shape) -> dict[str, str]:
@@ -166,12 +164,12 @@ def _voice(scene: Scene) -> Sound | None:
 
 def _word(scene: Scene, rng: random.Random) -> Question | None:
     voice = _voice(scene)
-    return voice and _question("word", voice.word, WORDS, rng)
+    return _question("word", voice.word, WORDS, rng) if voice else None
 
 
 def _emotion(scene: Scene, rng: random.Random) -> Question | None:
     voice = _voice(scene)
-    return voice and _question("emotion", voice.emotion, EMOTIONS, rng)
+    return _question("emotion", voice.emotion, EMOTIONS, rng) if voice else None
 
 
 def _first_sound(scene: Scene, rng: random.Random) -> Question | None:
@@ -185,7 +183,7 @@ def _first_sound(scene: Scene, rng: random.Random) -> Question | None:
 def _when_sound(scene: Scene, rng: random.Random) -> Question | None:
     if not scene.sounds or not _has_times(scene, rng):
         return None
-    sound = _voice(scene) if scene.split == "comp" else rng.choice(scene.sounds)
+    sound = (_voice(scene) if scene.split == "comp" else None) or rng.choice(scene.sounds)
     return _question("when_sound", describe.clock(sound.window), _TIMES, rng, **_sound_names(sound))
 
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ MEDIA_FORMS = {"av": "both", "video": "video", "audio": "audio", "image": "image
 
 DURATIONS = {2: 0.2, 3: 0.12, 4: 0.18, 5: 0.2, 6: 0.3}
 EVENT_COUNTS = {1: {1: 1.0}, 2: {1: 0.35, 2: 0.65}, 3: {1: 0.2, 2: 0.35, 3: 0.45}}  # by number of windows
+
+Look = tuple[str, str, str]  # colour, shape, motion
 
 _STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 _RADII = {1: (10.0, 13.0), 2: (9.0, 11.5), 3: (9.0, 10.0)}  # px, by shapes in the same window
@@ -180,7 +183,7 @@ def sample_episode(
     rng = rng_for("episode", split, seed, index)
     form = _draw(rng, forms or (COMP_FORMS if split == "comp" else FORMS))
     if form == "chat":
-        scenes = ()
+        scenes: tuple[Scene, ...] = ()
     elif form == "two":
         scenes = _sample_two(rng, split)
     else:
@@ -195,16 +198,18 @@ def _sample_scene(rng: random.Random, split: str, form: str, objects: int) -> Sc
         return Scene(split, form, 0.0, _in_order(_place(rng, 0, 0.0, 0.0, looks)), (), rng.getrandbits(60))
     duration = float(_draw(rng, DURATIONS))
     windows = window_count(duration)
-    sounds, planned = (), None
+    sounds: tuple[Sound, ...] = ()
+    planned: str | None = None
     if form != "video":
         planned = "voice" if split == "comp" else _draw(rng, {"voice": 0.5, "beeps": 0.16, None: 0.34})
         sounds = _sample_sounds(rng, split, duration, planned)
-    shapes, target = (), None
+    shapes: tuple[Shape, ...] = ()
+    target: Shape | None = None
     if form != "audio":
         word = next((s.word for s in sounds if s.word in SHAPES), None)
         looks = _sample_looks(rng, split, rng.randint(1, objects), word)
         places = [rng.randrange(windows) for _ in looks]
-        placed = {}
+        placed: dict[Look, Shape] = {}
         for window in sorted(set(places)):
             mine = [look for look, place in zip(looks, places, strict=True) if place == window]
             start, stop = window * WINDOW, min((window + 1) * WINDOW, duration)
@@ -238,7 +243,7 @@ def _sample_two(rng: random.Random, split: str) -> tuple[Scene, ...]:
 
 def _sample_looks(
     rng: random.Random, split: str, count: int, word: str | None, *, still: bool = False
-) -> list[tuple[str, str, str]]:
+) -> list[Look]:
     """`count` combinations (colour, shape, motion), all colours and shapes different.
 
     The first one is held out when the split is `comp`. When a voice says the name of a shape (`word`), half
@@ -271,9 +276,7 @@ def _sample_looks(
             return [(c, s, "still") for c, s in looks]
 
 
-def _place(
-    rng: random.Random, window: int, start: float, stop: float, looks: list[tuple[str, str, str]]
-) -> list[Shape]:
+def _place(rng: random.Random, window: int, start: float, stop: float, looks: list[Look]) -> list[Shape]:
     """Puts the shapes of one window where they stay inside the picture and never touch each other."""
     count = len(looks)
     short = stop - start < 1.5
@@ -307,14 +310,18 @@ def _place(
                     round(appear, 3),
                     round(vanish, 3),
                     float(radii[chosen, i, 0]),
-                    tuple(map(float, begin[chosen, i])),
-                    tuple(map(float, begin[chosen, i] + shift[chosen, i])),
-                    tuple(rng.randint(-14, 14) for _ in range(3)),
+                    _point(begin[chosen, i]),
+                    _point(begin[chosen, i] + shift[chosen, i]),
+                    (rng.randint(-14, 14), rng.randint(-14, 14), rng.randint(-14, 14)),
                 )
                 for i, look in enumerate(looks)
             ]
         high = low  # smaller shapes fit more easily
     raise AssertionError(f"no room for {looks} in one window")
+
+
+def _point(xy: np.ndarray) -> tuple[float, float]:
+    return float(xy[0]), float(xy[1])
 
 
 def _apart(begin: np.ndarray, shift: np.ndarray, radii: np.ndarray) -> np.ndarray:
@@ -347,7 +354,7 @@ def _sample_sound(rng: random.Random, split: str, kind: str, window: int, start:
     short = stop - start < 1.5
     begin = start + rng.uniform(0.02, 0.1 if short else 0.3)
     length = rng.uniform(0.7, 0.8) if short else rng.uniform(0.9, 1.5)
-    fields = {}
+    fields: dict[str, Any] = {}
     if kind == "beeps":
         fields["count"] = rng.randint(1, 4)
     elif kind == "voice":
@@ -359,5 +366,5 @@ def _sample_sound(rng: random.Random, split: str, kind: str, window: int, start:
     )
 
 
-def _draw(rng: random.Random, weights: dict):
+def _draw(rng: random.Random, weights: dict) -> Any:
     return rng.choices(list(weights), list(weights.values()))[0]

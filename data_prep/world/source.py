@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,6 +25,7 @@ from data_prep.world.scene import (
 from mllm.errors import ConfigError
 from mllm.media.clip import Clip
 from mllm.media.windows import WindowSpec
+from mllm.records.chat import Message
 
 ATTEMPTS = 2000  # scenes that are looked at for one that allows a question
 LENGTHS = {"train": 1_000_000, "val": 2048, "comp": 2048}
@@ -138,7 +140,7 @@ class WorldSource:
             records[0]["captions"] = captions_of(episode.scenes[0])
         return records
 
-    def about(self, episode: Episode, media: list[Any]) -> list[dict[str, Any]]:
+    def about(self, episode: Episode, media: Sequence[Clip | str | None]) -> list[dict[str, Any]]:
         """The records about an episode whose recordings are `media`: clips, or the paths of their files."""
         index = episode.index
         rng = self._chance(episode)
@@ -147,7 +149,7 @@ class WorldSource:
         records = []
         for number, question in enumerate(asked):
             earlier = [asked[number - 1]] if number and rng.random() < self.turns else []
-            messages = []
+            messages: list[Message] = []
             for turn in (*earlier, question):
                 text = [{"type": "text", "text": turn.text}]
                 messages.append({"role": "user", "content": text if messages else parts + text})
@@ -181,7 +183,7 @@ class WorldSource:
         """Conversations in which the timeline stands for the recording, for a decoder's stage 0."""
         episode = self.episode(index)
         rng = rng_for("text", self.split, self.seed, index)
-        told = [part for scene in episode.scenes for part in _told(scene)]
+        told = [part for scene in episode.scenes for part in _lines(scene)]
         conversations = []
         for question in self._asked(episode, rng):
             # Two parts, so that the question begins as it does behind media, with no space before it.
@@ -196,7 +198,7 @@ class WorldSource:
         return conversations
 
 
-def media_part(scene: Scene, source: Any) -> dict[str, Any]:
+def media_part(scene: Scene, source: Clip | str | None) -> dict[str, Any]:
     """The message part for a recording of `scene`."""
     kind = scene.form if scene.form in ("audio", "image") else "video"
     return {"type": kind, kind: source}
@@ -276,7 +278,7 @@ _OPTIONS = {
 def _chosen_forms(media: str, forms: dict[str, float]) -> dict[str, float]:
     chosen = {}
     for name in media.split("+"):
-        form = MEDIA_FORMS.get(name)
+        form = MEDIA_FORMS.get(name, "")
         if form not in forms:
             raise ConfigError(
                 f"media={media}: there is no {name!r} here, take any of {', '.join(MEDIA_FORMS)}"
@@ -285,10 +287,13 @@ def _chosen_forms(media: str, forms: dict[str, float]) -> dict[str, float]:
     return chosen
 
 
-def _told(scene: Scene) -> list[str]:
-    told = [describe.timeline(scene, "both")]
+def _lines(scene: Scene) -> list[str]:
+    """The scene in words, and what its recording lacks."""
+    timeline = describe.timeline(scene, "both")
+    assert timeline is not None  # of "both", every scene has one
+    lines = [timeline]
     if scene.form == "video":
-        told.append("no sound.")
+        lines.append("no sound.")
     elif scene.form == "audio":
-        told.append("no picture.")
-    return told
+        lines.append("no picture.")
+    return lines

@@ -11,6 +11,7 @@ import _ctypes
 import ctypes
 import threading
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ LONGEST = 0.88  # s; a word has to fit into a window of one second
 TAKES = {"train": 16, "val": 4, "comp": 8}  # recordings of each word, voice and emotion
 
 # espeak-ng's numbers: rate in words a minute, pitch and range 0–99; then loudness and a push into distortion.
-_MANNER = {
+_MANNER: dict[str, dict[str, Any]] = {
     "happy": {"rate": (185, 215), "pitch": (68, 84), "range": (80, 99), "loudness": 0.9, "push": 0.0},
     "sad": {"rate": (122, 138), "pitch": (14, 28), "range": (4, 18), "loudness": 0.45, "push": 0.0},
     "angry": {"rate": (190, 220), "pitch": (38, 56), "range": (50, 75), "loudness": 1.0, "push": 5.0},

@@ -127,7 +127,7 @@ def write_mp4(path: Path, frames: np.ndarray, waveform: np.ndarray | None) -> No
             frame.pts = i
             container.mux(picture.encode(frame))
         container.mux(picture.encode())
-        if track is not None:
+        if track is not None and waveform is not None:
             heard = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
             heard.sample_rate, heard.pts = SAMPLE_RATE, 0
             container.mux(track.encode(heard))
