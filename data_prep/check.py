@@ -19,10 +19,9 @@ from data_prep.check_rows import Checked, Row, Severity, check_ids, read_rows
 from data_prep.engine import Engine, ProcessDied, run
 from mllm.errors import MediaError
 from mllm.files import open_ordinary
-from mllm.media.decode_worker import bound_memory
 from mllm.media.places import media_name
 from mllm.media.recording import HOLD
-from mllm.media.sources import MediaLimits
+from mllm.media.sources import MediaLimits, bound_memory
 from mllm.records.shards import REFERENCE
 from mllm.records.times import FORMS
 

@@ -170,10 +170,12 @@ def transcribe(
 
 def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
     """What is said in one recording; nothing where there is no sound."""
-    audio, span = options.get("audio"), {key: options.get(key) for key in ("start", "end")}
+    audio = options.get("audio")
     with open_recording(source, audio=audio, isolated=True) as recording:
         sounds = audio or recording.info.has_audio
-        waveform = recording.clip(**span, want_video=False).waveform if sounds else None
+        waveform = None
+        if sounds:
+            waveform = recording.clip(options.get("start"), options.get("end"), want_video=False).waveform
     return {"language": None, "sub": []} if waveform is None else hear(waveform)
 
 

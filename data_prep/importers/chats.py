@@ -17,7 +17,7 @@ from data_prep.importers.job import Job, Part, Record
 from data_prep.importers.tables import Row, is_nan
 from data_prep.tags import FOREIGN, NUMBERED, TAG
 from mllm.errors import ChatError, RecordError
-from mllm.media.stills import FRAME_SUFFIXES, in_order
+from mllm.media.sources import SUFFIXES, frame_order
 from mllm.records.flags import unlearned
 
 KINDS = ("video", "audio", "image")
@@ -242,7 +242,7 @@ def _frame_folder(job: Job, frames: list[str], where: str) -> Part:
     folders = {str(Path(frame).parent) for frame in frames}
     if len(folders) != 1:
         raise RecordError(f"{where}: the frames of a video must lie in one folder, not in {len(folders)}")
-    if [Path(frame) for frame in frames] != sorted({Path(frame) for frame in frames}, key=in_order):
+    if [Path(frame) for frame in frames] != sorted({Path(frame) for frame in frames}, key=frame_order):
         raise RecordError(
             f"{where}: frames out of order, or twice: a folder is read in the order of their names, "
             "each once, so list them like that"
@@ -250,7 +250,7 @@ def _frame_folder(job: Job, frames: list[str], where: str) -> Part:
     part = job.video(f"{folders.pop()}/")
     folder = Path(part["video"])
     if folder.is_dir():
-        there = {path.name for path in folder.glob("[!.]*") if path.suffix.lower() in FRAME_SUFFIXES}
+        there = {path.name for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES["image"]}
         if there != {Path(frame).name for frame in frames}:
             raise RecordError(
                 f"{where}: {len(frames)} frames of {folder}, which holds {len(there)}: a folder of frames is "

@@ -15,7 +15,7 @@ from data_prep.importers.job import Job, Part, Record
 from data_prep.importers.subtitles import Line
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
-from mllm.media.stills import FRAME_SUFFIXES
+from mllm.media.sources import SUFFIXES
 from mllm.records.templates import subtitle_block
 
 FRAME_RATE = 3  # frames a second that the authors give
@@ -77,7 +77,7 @@ def _frames(folder: str) -> int | None:
     """How many frames a folder holds; None where it is not there."""
     if not Path(folder).is_dir():
         return None
-    return sum(path.suffix.lower() in FRAME_SUFFIXES for path in Path(folder).glob("[!.]*"))
+    return sum(path.suffix.lower() in SUFFIXES["image"] for path in Path(folder).glob("[!.]*"))
 
 
 def _located(span: tuple[float, float], frames: int | None) -> tuple[float, float]:

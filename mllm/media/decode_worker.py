@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 from mllm.errors import MediaError
 from mllm.media.clip import Clip
 from mllm.media.recording import Decoding
-from mllm.media.sources import MediaLimits, Source, memory_file
+from mllm.media.sources import MediaLimits, Source, bound_memory, memory_file
 
 ORPHAN = 5  # s: how much longer than its time a worker lives whose owner does not watch it
 NO_ROOM = (errno.EFBIG, errno.ENOMEM, errno.ENOSPC)
@@ -140,25 +139,6 @@ def _bound(limits: MediaLimits) -> None:
     if limits.max_decode_seconds is not None:
         signal.alarm(min(int(limits.max_decode_seconds) + ORPHAN, 2**31 - 1))
     bound_memory(limits.max_decode_bytes)
-
-
-def bound_memory(most_bytes: float | None) -> None:
-    """Sets how much memory this process may take; what asks for more is told that there is none."""
-    bound = resource.RLIM_INFINITY if most_bytes is None else int(most_bytes)
-    for what, most in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, bound),  # heap and what is mapped to write
-        (resource.RLIMIT_FSIZE, bound),  # the memory that goes back
-    ):
-        hard = resource.getrlimit(what)[1]
-        within = (
-            most
-            if hard == resource.RLIM_INFINITY
-            else hard
-            if most == resource.RLIM_INFINITY
-            else min(most, hard)
-        )
-        resource.setrlimit(what, (within, hard))
 
 
 def _source(connection: Connection, described: dict[str, Any]) -> Source:

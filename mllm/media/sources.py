@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
+import resource
 import struct
 import tempfile
 import zlib
@@ -277,3 +279,28 @@ def check_frame_bytes(name: str, count: int, width: int, height: int, limit: int
         size = f"{needed / 1e9:.1f} GB, more than the limit of {limit / 1e9:g} GB"
         remedy = "ask for a smaller size, fewer frames or a shorter cut"
         raise MediaError(f"{name}: {count} frames of {width}×{height} take {size}: {remedy}")
+
+
+def frame_order(path: Path) -> list[Any]:
+    """Sort key of the files in a folder of frames: numbers within names count by their value."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def bound_memory(most_bytes: float | None) -> None:
+    """Sets how much memory this process may take; what asks for more is told that there is none."""
+    bound = resource.RLIM_INFINITY if most_bytes is None else int(most_bytes)
+    for what, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_DATA, bound),  # heap and what is mapped to write
+        (resource.RLIMIT_FSIZE, bound),  # the memory that goes back
+    ):
+        hard = resource.getrlimit(what)[1]
+        within = (
+            most
+            if hard == resource.RLIM_INFINITY
+            else hard
+            if most == resource.RLIM_INFINITY
+            else min(most, hard)
+        )
+        resource.setrlimit(what, (within, hard))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.errors import MediaError
 from mllm.files import open_ordinary, printable
-from mllm.media.sources import Source, check_frame_bytes, check_pixels, clear_errors
+from mllm.media.sources import SUFFIXES, Source, check_frame_bytes, check_pixels, clear_errors, frame_order
 
 # JPEG includes MPO, what phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}  # several pictures in a JPEG are views, in a TIFF pages
 NOMINAL_DELAY = 0.1  # s: how long browsers show a frame that names no time
-FRAME_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus"}
 FOLDER_FPS = 3.0  # frames per second in a folder without fps.txt: TVQA's
 
@@ -129,12 +126,12 @@ def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills
     with clear_errors(name):
         entries = sorted(
             (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()),
-            key=in_order,
+            key=frame_order,
         )
     for path in entries:
-        if path.suffix.lower() in FRAME_SUFFIXES | SOUND_SUFFIXES or path.name == "fps.txt":
+        if path.suffix.lower() in SUFFIXES["image"] | SOUND_SUFFIXES or path.name == "fps.txt":
             open_ordinary(path).close()
-    files = [Source(printable(path), path) for path in entries if path.suffix.lower() in FRAME_SUFFIXES]
+    files = [Source(printable(path), path) for path in entries if path.suffix.lower() in SUFFIXES["image"]]
     sounds = [path for path in entries if path.suffix.lower() in SOUND_SUFFIXES]
     if not files:
         raise MediaError(f"{name}: no frames in this folder: put png or jpg files there, named in order")
@@ -191,9 +188,3 @@ def resize(frames: np.ndarray, size: int) -> np.ndarray:
     if frames.shape[1:3] == (size, size):
         return frames
     return np.stack([upright_rgb(Image.fromarray(frame), size) for frame in frames])
-
-
-def in_order(path: Path) -> list[Any]:
-    """Sort key: numbers within names by their value."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
