@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from mllm.scores import normalise
 
+AMBIGUOUS = -1  # two options are named, or a letter and the text of another
+
 _LABELLED = re.compile(r"\s*[(\[]?([A-Za-z]|\d{1,2})[)\].:](?:\s+(.*\S)|\s*)\s*$", re.DOTALL)
 _LONE = re.compile(r"[\s*_\"'`(\[<]*([A-Za-z]|\d{1,2})[\s*_\"'`)\]>.:,;!]*$")
 _LEADING = re.compile(
@@ -27,7 +29,8 @@ _SEVERAL = re.compile(
 )
 _BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
 _DECLARED = re.compile(
-    r"\b(?:answer|option|choice|choose|select|pick)\b(?:\s+(?:is|would be|should be|must be)\b)?\s*[:=-]?\s*",
+    r"\b(?:answer|option|choice|choose|select|pick)\b(?:\s+(?:is|(?:would|should|must) be)\b)?"
+    r"\s*(?:[:=]|-(?=\s))?\s*",
     re.IGNORECASE,
 )
 
@@ -38,7 +41,7 @@ class Options:
 
     Attributes:
         texts: what each says, without its letter, normalised.
-        letters: what each is called, in upper case ("A" or "1"); empty where neither they nor the prompt say.
+        letters: of each, in upper case ("A" or "1"); empty if neither the options nor the prompt have any.
     """
 
     texts: tuple[str, ...]
@@ -62,32 +65,31 @@ class Options:
         return cls(texts)
 
     def chosen(self, answer: str) -> int | None:
-        """The number of the option that an answer chooses; None where it chooses none, or is ambiguous."""
+        """The index of the option that an answer chooses; None if it chooses none, or is ambiguous."""
         *_, declared = _DECLARED.split(answer)
         lines = [line for line in answer.splitlines() if line.strip()]
         readings = [answer, declared, *lines[-1:], *lines[:1]]
         for reading in dict.fromkeys(readings):
             if (found := self._read(reading)) is not None:
-                return found if found >= 0 else None
+                return None if found == AMBIGUOUS else found
         bracketed = set(_BRACKETED.findall(answer)) & set(self.letters)
         return self.letters.index(bracketed.pop()) if len(bracketed) == 1 else None
 
     def _read(self, answer: str) -> int | None:
-        """The option that a piece of an answer is; -1 where it contradicts itself, None where it is none."""
+        """The option that a piece of an answer names, AMBIGUOUS, or None where it names none."""
         if (lone := _LONE.match(answer)) and lone[1].upper() in self.letters:
             return self.letters.index(lone[1].upper())
-        if (two := _SEVERAL.match(answer)) and {two[1].upper(), two[2].upper()} <= set(self.letters):
-            return -1
         text = normalise(answer)
-        named = [number for number, option in enumerate(self.texts) if text and option == text]
-        if named:
-            return named[0]
+        if text and text in self.texts:
+            return self.texts.index(text)
+        if (two := _SEVERAL.match(answer)) and {two[1].upper(), two[2].upper()} <= set(self.letters):
+            return AMBIGUOUS
         if match := _LEADING.match(answer):
             letter, rest = (match[1] or match[2]).upper(), normalise(match[3])
             if letter in self.letters:
                 number = self.letters.index(letter)
                 others = [text for text in self.texts if text != self.texts[number]]
-                return -1 if rest in others else number
+                return AMBIGUOUS if rest in others else number
         for number, letter in enumerate(self.letters):  # "B the dog runs"
             if text and text == f"{letter.casefold()} {self.texts[number]}":
                 return number

@@ -141,7 +141,7 @@ def run_benchmarks(
     dtype: DType = "float32",
     features: Features = None,
 ) -> None:
-    """Puts benchmarks to a model; what is not said comes from its experiment."""
+    """Puts benchmarks to a model. Options left out take their values from its experiment."""
     from rich.console import Console
 
     if served_model is not None and url is None:

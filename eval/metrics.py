@@ -61,7 +61,7 @@ def other_tables(rows: Sequence[Answered]) -> dict[str, dict[str, Any]]:
     for table, some in _by((row for row in rows if row.scorer.table), lambda row: row.scorer.table).items():
         tables[table] = {
             name: {"count": len(of_type)}
-            | some[0].scorer.measures(of_type)
+            | of_type[0].scorer.measures(of_type)
             | {"blind": _mean_score(of_type, lambda row: row.blind)}
             for name, of_type in _by(some, lambda row: row.question.type).items()
         }

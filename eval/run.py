@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass
 class SplitResult:
-    """All that one split gave; `missing` has (id, cause) of questions whose recordings cannot be read."""
+    """The results of one split; `missing` has (id, cause) of questions whose recordings cannot be read."""
 
     rows: list[Answered]
     scores: dict[str, Any]
@@ -68,7 +68,7 @@ class SplitResult:
 
 
 def collect(benchmark: Benchmark, split: str) -> list[Question]:
-    """All questions of a split; captions last, whose answers are long: so batches stay even.
+    """All questions of a split. Captions come last: their answers are long, and batches stay even.
 
     Raises:
         ConfigError: if there are none.
@@ -88,7 +88,7 @@ def evaluate(
     blind: bool = True,
     progress: Progress = lambda count: None,
 ) -> SplitResult:
-    """One split, whole.
+    """Asks, scores and searches one split.
 
     Args:
         questions: see `collect`.
@@ -99,10 +99,9 @@ def evaluate(
     rows, missing = ask(benchmark, questions, candidate.backend, generation, blind, progress)
     found = retrieve(benchmark.retrieval(split), candidate.embedder) if candidate.embedder else {}
     seconds = time.monotonic() - begin
-    order = {
-        name: place for place, name in enumerate(t for types in benchmark.groups.values() for t in types)
-    }
-    in_order = sorted(rows, key=lambda row: order.get(row.question.type, len(order)))
+    order = [type for types in benchmark.groups.values() for type in types]
+    rank = {type: number for number, type in enumerate(order)}
+    in_order = sorted(rows, key=lambda row: rank.get(row.question.type, len(rank)))
     return SplitResult(
         rows=rows,
         scores=score_table(in_order),
@@ -159,7 +158,7 @@ def retrieve(sets: Iterable[Retrieval], embedder: Embedder) -> dict[str, Any]:
     """Recall both ways between clips and captions, by modality."""
     known: dict[tuple[str, Any], np.ndarray] = {}
     found: dict[str, Any] = {}
-    sets = list(sets)  # and so kept: clips are told apart by identity
+    sets = list(sets)  # keeps clips alive, which `known` tells apart by identity
     for pairs in sets:
         labels = range(len(pairs.clips)) if pairs.labels is None else pairs.labels
         captions = [caption for of_clip in pairs.captions for caption in of_clip]

@@ -1,9 +1,11 @@
 """How answers are scored: a scorer for each kind of question.
 
-exact match   right or wrong, after `mllm.scores.normalise`
-choice        right or wrong, by letter or text of the options (`eval.choices`)
-captions      token F1 with the reference that fits best
-moments       temporal IoU; R1@m is the share of queries whose first span overlaps a true one by m or more
+    exact match   right or wrong, after `mllm.scores.normalise`
+    choice        right or wrong, by letter or text of the options (`eval.choices`)
+    captions      token F1 with the reference that fits best
+    moments       temporal IoU; R1@m is the share of queries whose first span overlaps a true one by m or more
+
+`Benchmark.scorer` picks one for each question.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ GROUPS = {
 class World(Benchmark):
     """Questions of the generated world by type, beside blind guesses; recall of search; one page of it all.
 
-    What is not said here comes from the section `eval` of the checkpoint's experiment.
+    Options left out take their values from the section `eval` of the checkpoint's experiment.
     """
 
     name = "world"
@@ -93,7 +93,7 @@ class World(Benchmark):
         return {"media": self.media} | scenes
 
     def prepare(self, subject: Subject) -> None:
-        """Takes what was not said from the experiment; draws scenes as the model cuts them, if it is known.
+        """Fills in options from the experiment, and draws scenes as the model in this process cuts them.
 
         Raises:
             ConfigError: if scenes in memory are to be sent to a server.

@@ -78,6 +78,7 @@ def test_a_word_is_read_as_the_option_that_it_is():
     assert DOG.chosen("a dog.") == 0
     assert DOG.chosen("A") == 0
     assert DOG.chosen("Nobody notices.") == 2
+    assert Options.of(["A. a cat", "B. a dog", "C. A and B"]).chosen("A and B") == 2
     keys = Options.of(["A) C major", "B) D minor"])
     assert keys.chosen("C major") == 0
     assert keys.chosen("D minor") == 1
@@ -108,6 +109,7 @@ def test_options_without_letters_are_never_found_inside_other_words():
     assert options.chosen("I notice it") is None
     assert options.chosen("The answer is no.") == 1
     assert options.chosen("**Yes**") == 0
+    assert Options.of(["5", "-5"]).chosen("The answer is -5.") == 1
 
 
 def test_letters_go_before_options_that_look_like_one():

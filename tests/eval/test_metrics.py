@@ -8,7 +8,7 @@ import pytest
 from eval.benchmark import Benchmark
 from eval.metrics import AnswerPrior, other_tables, retrieval_scores, score_table
 from eval.question import Question
-from eval.scorers import Answered
+from eval.scorers import Answered, Choice
 
 
 def answered(type, group, truth, prediction="", blind=None, prior=None, **record):
@@ -79,6 +79,22 @@ def test_captions_and_moments_have_tables_of_their_own():
     assert row["f1"] == pytest.approx(2 / 3)
     assert row["blind"] == pytest.approx(2 * 2 / 5)  # 2 of 2 and 2 of 3
     assert row["exact"] == 0.0
+
+
+def test_a_scorer_adds_measures_of_a_whole_type():
+    """Such as the unweighted average recall of label sets: by label, then over labels."""
+
+    class Labels(Choice):
+        def measures(self, rows):
+            labels = {row.question.truth for row in rows}
+            of_label = [[row.score for row in rows if row.question.truth == label] for label in labels]
+            return {"uar": sum(sum(scores) / len(scores) for scores in of_label) / len(labels)}
+
+    question = answered("emotion", "other", "sad", options=["sad", "glad"]).question
+    other = answered("emotion", "other", "glad", options=["sad", "glad"]).question
+    rows = [Answered(asked, Labels(), "other", "sad") for asked in (question, question, question, other)]
+    emotion = score_table(rows)["types"]["emotion"]
+    assert (emotion["score"], emotion["uar"]) == (0.75, 0.5)
 
 
 def test_answer_prior():
