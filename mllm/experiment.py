@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from mllm.errors import ConfigError
+from mllm.files import in_the_way
 from mllm.yaml_text import parse_yaml, read_yaml
 
 SECTIONS = "mllm.sections"  # entry point group
@@ -260,9 +261,10 @@ def _load_section(entry: EntryPoint) -> type[Section]:
     try:
         kind = entry.load()
     except Exception as error:
+        remedy = in_the_way(entry.module) or "mend or uninstall it"
         raise ConfigError(
             f"the section {entry.name!r} of experiments cannot be imported from {_owner(entry)}: "
-            f"{type(error).__name__}: {error}: mend or uninstall it"
+            f"{type(error).__name__}: {error}: {remedy}"
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, Section)):
         raise ConfigError(

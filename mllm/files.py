@@ -11,12 +11,28 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from mllm.errors import MediaError, MllmError
 
 HOST = socket.gethostname()
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def in_the_way(module: str) -> str | None:
+    """A remedy if a file or folder of the user's is imported in place of a package of ours; else None.
+
+    Args:
+        module: one of ours, such as "train.sections".
+    """
+    package = module.partition(".")[0]
+    ours = Path(__file__).parents[1]
+    spec = find_spec(package)
+    found = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+    if not found or not (ours / package).is_dir() or Path(found).is_relative_to(ours):
+        return None
+    return f"{found} is in the way of mllm's own package {package!r}: rename it, or start Python with -P"
 
 
 @contextmanager

@@ -20,7 +20,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-MLLM = [sys.executable, "-m", "mllm.command.cli"]
+from mllm.command.cli import COMMAND
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -43,7 +44,7 @@ def measure(words: list[str], policy: str, threads: int) -> tuple[float, float]:
     environment = os.environ | {"OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(threads)}
     began = time.monotonic()
     process = subprocess.Popen(
-        [*MLLM, *words], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*COMMAND, *words], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
     said = process.stdout.read()
@@ -65,7 +66,17 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="wait-policy-") as name:
             folder = Path(name)
-            made = [*MLLM, "data", "world", "--clips", "24", "--split", "val", "--out", str(folder / "world")]
+            made = [
+                *COMMAND,
+                "data",
+                "world",
+                "--clips",
+                "24",
+                "--split",
+                "val",
+                "--out",
+                str(folder / "world"),
+            ]
             subprocess.run(made, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             for number in range(options.rounds):
                 print(f"round {number + 1}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm.answerer_remote import RemoteAnswerer
+from mllm.command.cli import COMMAND
 from mllm.errors import MllmError
 from mllm.files import open_ordinary
 from mllm.records.answers import Generation
@@ -120,7 +121,7 @@ def make_clips(out: Path) -> subprocess.Popen:
     words = ["data", "world", "--split", "val", "--clips", str(SCENES), "--questions", "6"]
     words += ["--seed", str(seed), "--workers", "1", "--out", str(out)]
     return subprocess.Popen(
-        [sys.executable, "-m", "mllm.command.cli", *words],
+        [*COMMAND, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

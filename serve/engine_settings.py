@@ -140,6 +140,7 @@ class EngineSettings:
         """Environment for vLLM, over the current one."""
         chosen = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MEDIA_CONNECTOR": "mllm"}
         chosen["PYTHONFAULTHANDLER"] = "1"  # a crash in native code leaves its traceback in the log
+        chosen["PYTHONSAFEPATH"] = "1"  # no process of vLLM imports a user's train.py or serve.py as ours
         if self._is_local:
             chosen["HF_HUB_OFFLINE"] = "1"
         if vllm_is_for_cpu():

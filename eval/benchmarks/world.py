@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from rich.console import Console
 from eval.benchmark import Benchmark, Retrieval, Subject
 from eval.metrics import AnswerPrior
 from eval.question import Question
+from mllm.command.cli import COMMAND
 from mllm.errors import ConfigError, MllmError
 from mllm.records import chat
 from mllm.records.source import DataSource, open_source
@@ -181,7 +181,7 @@ def write_files(split: str, clips: int, questions: int, seed: int, folder: Path)
     texts = json.dumps([world.text(scene) for scene in range(min(clips, 50))])
     out = folder / f"{split}-{clips}x{questions}-seed{seed}-{hashlib.sha256(texts.encode()).hexdigest()[:8]}"
     if not (out / "records.jsonl").is_file():
-        command = [sys.executable, "-P", "-m", "mllm.command.cli", "data", "world", "--out", str(out)]
+        command = [*COMMAND, "data", "world", "--out", str(out)]
         command += ["--split", split, "--clips", str(clips), "--questions", str(questions)]
         done = subprocess.run(
             [*command, "--seed", str(seed)],

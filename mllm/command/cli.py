@@ -22,8 +22,11 @@ from typer.core import TyperCommand, TyperGroup
 
 import mllm
 from mllm.errors import MllmError
+from mllm.files import in_the_way
 
 COMMANDS = "mllm.commands"  # entry point group
+# This command as a process. -P: nothing is imported from the working folder, such as a user's own train.py.
+COMMAND = (sys.executable, "-P", "-m", "mllm.command.cli")
 
 # One line for each verb of this distribution, so that the help need not import them; in the order of use.
 HELP = {
@@ -94,6 +97,8 @@ def before_torch() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `mllm` and exits: 0 if all went well, else with the error's `exit_status`."""
     before_torch()
+    # Nor do processes that this one starts import from the working folder, those of vLLM and torch included.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         typer.main.get_group(app).main(args=arguments, prog_name="mllm")
     except MllmError as error:
@@ -117,7 +122,7 @@ def _load(entry: EntryPoint) -> Any:
     except Exception as error:
         if os.environ.get("MLLM_TRACEBACK"):
             raise
-        remedy = "run `make setup`, or see the whole error with MLLM_TRACEBACK=1"
+        remedy = in_the_way(entry.module) or "run `make setup`, or see the whole error with MLLM_TRACEBACK=1"
         raise MllmError(
             f"`mllm {entry.name}` is unavailable: {type(error).__name__}: {error}; {remedy}"
         ) from error
@@ -145,4 +150,6 @@ def _verb(function: Callable[..., Any], name: str, context_settings: dict[Any, A
 
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path:  # `python -m` puts the working folder first: ours go before a user's train.py
+        sys.path.append(sys.path.pop(0))
     main()
