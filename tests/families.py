@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.tiny import SMALL
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -141,3 +145,19 @@ def _with_bytes(trained: Tokenizer) -> Tokenizer:
     for byte in range(256):
         vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
     return Tokenizer.from_str(json.dumps(written))
+
+
+def decoder_folder(name: str, folder: Path, template: str | None = "own", tied: bool = True) -> Path:
+    """A tiny LLaMA with the tokenizer of a family, as a folder that a decoder comes from."""
+    tokenizer = copy.deepcopy(family_tokenizer(name))
+    if template != "own":
+        tokenizer.chat_template = template
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=tied, **SMALL
+    )
+    model = LlamaForCausalLM(config)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(FAMILIES[name][1][0])]
+    model.generation_config = GenerationConfig(eos_token_id=ends)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

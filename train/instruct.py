@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 from trl import SFTConfig, SFTTrainer
 
 from mllm.errors import ConfigError
+from mllm.models.lora import new_token_rows
 from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.processor import take_media
 from train.contrastive import longest_caption, space_losses, weighted
@@ -40,12 +42,16 @@ def add_lora(model: MllmForConditionalGeneration, lora: Any | None) -> nn.Module
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.target,
+            trainable_token_indices=new_token_rows(model),
             task_type="CAUSAL_LM",
         ),
     )
     for parameter in trainable:
         parameter.requires_grad_(True)
-    if isinstance(adapted.get_base_model().get_output_embeddings(), LoraLayer):
+    head = adapted.get_base_model().get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        head.bias = None  # TRL's loss asks for it, and PEFT's wrapper passes on the weight alone
+    if isinstance(head, LoraLayer):
         raise ConfigError(
             f"instruct.lora.target {lora.target!r} names the head, and the training loss goes past an "
             "adapter there: leave out lm_head"

@@ -49,7 +49,7 @@ def build_model(
 
     if isinstance(settings.decoder, str):
         require_decoder(_config(settings.decoder, "decoder"))
-    tokenizer = _tokenizer(settings, texts)
+    tokenizer, new_token_ids = _tokenizer(settings, texts)
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in chat.PLACEHOLDERS.items()}
     decoder = None
     if isinstance(settings.decoder, str):
@@ -95,6 +95,7 @@ def build_model(
             video_token_id=ids["video"],
             audio_token_id=ids["audio"],
             image_token_id=ids["image"],
+            new_token_ids=new_token_ids,
         )
         model = MllmForConditionalGeneration(config)
     except MllmError:
@@ -145,7 +146,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
-def _tokenizer(settings: Any, texts: Iterable[str] | None) -> PreTrainedTokenizerFast:
+def _tokenizer(
+    settings: Any, texts: Iterable[str] | None
+) -> tuple[PreTrainedTokenizerFast, list[int] | None]:
+    """The decoder's tokenizer with what prompts need, and the ids that a pretrained decoder did not know."""
     from transformers import AutoTokenizer
 
     if isinstance(settings.decoder, str):
@@ -157,6 +161,7 @@ def _tokenizer(settings: Any, texts: Iterable[str] | None) -> PreTrainedTokenize
         )
     else:
         tokenizer = train_tokenizer(texts, settings.tokenizer_vocab)
+    known = tokenizer.get_vocab()
     added: dict[str, Any]
     if tokenizer.chat_template:  # the decoder keeps the chat form that it knows
         added = {"extra_special_tokens": list(chat.PLACEHOLDERS.values())}
@@ -175,7 +180,9 @@ def _tokenizer(settings: Any, texts: Iterable[str] | None) -> PreTrainedTokenize
         chat_form_of(tokenizer)
     except ChatError as error:
         raise ConfigError(f"model.decoder: {settings.decoder}: {error}") from None
-    return tokenizer
+    if not isinstance(settings.decoder, str):
+        return tokenizer, None
+    return tokenizer, sorted(id for token, id in tokenizer.get_vocab().items() if token not in known)
 
 
 def _answer_ends(tokenizer: PreTrainedTokenizerFast, decoder: PreTrainedModel | None) -> int | list[int]:

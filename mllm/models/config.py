@@ -62,6 +62,7 @@ class MllmConfig(PreTrainedConfig):
         window_seconds, frames_per_window, max_windows: how a recording is cut (see `windows.py`).
         embedding_dim: size of the shared space.
         video_token_id, audio_token_id, image_token_id: the placeholders that features replace.
+        new_token_ids: tokens that a pretrained decoder did not know; their embeddings always train.
     """
 
     model_type = "mllm"
@@ -82,6 +83,7 @@ class MllmConfig(PreTrainedConfig):
     video_token_id: int | None = None
     audio_token_id: int | None = None
     image_token_id: int | None = None
+    new_token_ids: list[int] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mllm.errors import MllmError
 from mllm.models.checkpoint_check import REMEDY, Shapes, read_json, weight_shapes
+
+if TYPE_CHECKING:
+    from mllm.models.model import MllmForConditionalGeneration
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DECODER_LAYERS = "model.language_model.layers."
@@ -199,14 +202,30 @@ def merge_lora(model: Any) -> Any:
     return model.merge_and_unload()
 
 
+def new_token_rows(model: MllmForConditionalGeneration) -> dict[str, list[int]] | None:
+    """PEFT's `trainable_token_indices`: embeddings and head of the tokens that a decoder was given here.
+
+    LoRA freezes both matrices, and nothing has ever trained these rows. None where there are none, or the
+    matrices train as a whole.
+    """
+    rows = model.config.new_token_ids
+    if not rows or model.get_input_embeddings().weight.requires_grad:
+        return None
+    names = [EMBEDDING] if model.config.tie_word_embeddings else [EMBEDDING, HEAD]
+    return {name: list(rows) for name in names}
+
+
 def _untie_what_is_tuned(base: Any) -> None:
     """Gives the head weights of its own where an adapter changes the embedding, or the head, alone.
 
     One tied weight would take the delta on both sides, and answer otherwise than base and adapter do.
     """
+    from peft.utils.other import TrainableTokensWrapper
     from torch import nn
 
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if isinstance(embedding, TrainableTokensWrapper) and isinstance(head, TrainableTokensWrapper):
+        return  # both take the same rows
     plain_embedding, plain_head = _unwrapped(embedding), _unwrapped(head)
     tuned = plain_embedding is not embedding or plain_head is not head
     if tuned and base.config.tie_word_embeddings:
@@ -223,17 +242,24 @@ def _unwrapped(module: Any) -> Any:
 
 
 def plain_state(model: Any) -> dict[str, Any]:
-    """The weights of the model inside a PeftModel under their plain names, modules_to_save as trained.
+    """The weights of the model inside a PeftModel under their plain names, all but LoRA as trained.
 
     Raises:
         MllmError: the adapter is of a kind that is not applied.
     """
+    from peft.utils.other import TrainableTokensWrapper
+
     (adapter,) = _only_adapter(model)
-    if problem := not_applied(model.peft_config[adapter].to_dict()):
+    if problem := not_applied(model.peft_config[adapter].to_dict() | {"trainable_token_indices": None}):
         raise MllmError(problem)
-    state: dict[str, Any] = {}
-    for name, tensor in model.get_base_model().state_dict().items():
-        if ".lora_" in name or ".original_module." in name:
+    base = model.get_base_model()
+    state: dict[str, Any] = {
+        f"{name}.weight": module.weight.detach()  # with the rows that were trained
+        for name, module in base.named_modules()
+        if isinstance(module, TrainableTokensWrapper)
+    }
+    for name, tensor in base.state_dict().items():
+        if any(part in name for part in (".lora_", ".original_module.", ".token_adapter.")):
             continue
         state[name.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", ".")] = tensor
     return state
@@ -269,5 +295,6 @@ def save_adapter(model: Any, folder: Path, dtype: Any = None) -> None:
         inference_mode=True,
         base_model_name_or_path="..",
         modules_to_save=None,
+        trainable_token_indices=None,
         init_lora_weights=True,  # the base is written as PEFT has left it: not to be changed once more
     ).save_pretrained(folder)

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+import torch
+from peft import LoraConfig, get_peft_model
 
 from mllm.errors import ConfigError
 from mllm.experiment import Model
 from mllm.models import checkpoint
+from mllm.models.checkpoint_check import checkpoint_shapes
+from mllm.models.lora import check_served, merge_lora, new_token_rows
 from mllm.models.processor import MllmProcessor
 from mllm.records import chat
-from tests.families import FAMILIES, SMOLLM2, family_tokenizer
-from tests.tiny import SETTINGS, SMALL, ask, clip
+from tests.families import FAMILIES, SMOLLM2, decoder_folder, family_tokenizer
+from tests.tiny import SETTINGS, ask, clip, tiny
 
 ANSWERS = ("A bell.", "7 of them", "日本 🎬", " (yes)\n", '"quoted"', "")
-
-
-def decoder_folder(name: str, folder: Path, template: str | None = "own") -> Path:
-    """A tiny LLaMA with the tokenizer of a family, as a folder that a decoder comes from."""
-    tokenizer = copy.deepcopy(family_tokenizer(name))
-    if template != "own":
-        tokenizer.chat_template = template
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True, **SMALL
-    )
-    model = LlamaForCausalLM(config)
-    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(FAMILIES[name][1][0])]
-    model.generation_config = GenerationConfig(eos_token_id=ends)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def built(folder: Path):
@@ -119,3 +105,46 @@ def test_a_template_that_does_not_fit_is_one_line(tmp_path) -> None:
     with pytest.raises(ConfigError, match=rf"model\.decoder: {folder}: .* prefix-stable turns") as caught:
         built(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["llama3", "smollm2"])
+def test_new_tokens_train_beside_lora_and_are_saved_in_the_base(name: str, tied: bool, tmp_path) -> None:
+    """A base model: it learns our role markers, which nothing has ever trained."""
+    model, processor = built(decoder_folder(name, tmp_path / "decoder", template=None, tied=tied))
+    new = model.config.new_token_ids
+    assert processor.tokenizer.convert_ids_to_tokens(new) == processor.tokenizer.convert_ids_to_tokens(
+        range(len(processor.tokenizer) - len(new), len(processor.tokenizer))
+    )
+    assert {processor.end_id, processor.token_ids["video"]} <= set(new)
+    before = model.get_input_embeddings().weight.detach().clone()
+    model.requires_grad_(False)
+    target = r".*language_model.*q_proj"
+    lora = LoraConfig(r=2, target_modules=target, trainable_token_indices=new_token_rows(model))
+    tuned = get_peft_model(model, lora)
+    batch = processor.collate([processor.encode(talk("A bell.", "Two."))])
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=1.0)
+    tuned(**batch).loss.backward()
+    optimizer.step()
+    expected = tuned.eval()(**batch).logits
+    folder = checkpoint.save(tuned, processor, tmp_path / "tuned")
+    loaded, _ = checkpoint.load(folder)
+    torch.testing.assert_close(loaded(**batch).logits, expected)
+    after = loaded.get_input_embeddings().weight
+    assert loaded.config.tie_word_embeddings == tied
+    assert torch.equal(after[: new[0]], before[: new[0]])
+    assert not torch.equal(after[processor.end_id], before[processor.end_id])
+    # The adapter beside the base is LoRA alone, which vLLM serves.
+    check_served(folder / "adapter", checkpoint_shapes(folder), "tuned")
+    merged = merge_lora(tuned)
+    torch.testing.assert_close(merged(**batch).logits, expected)
+    assert merged.config.tie_word_embeddings == tied
+
+
+def test_matrices_that_train_as_a_whole_need_no_rows(tmp_path) -> None:
+    model, _ = built(decoder_folder("smollm2", tmp_path))
+    assert new_token_rows(model) is None
+    model.requires_grad_(False)
+    assert new_token_rows(model) == {"model.language_model.embed_tokens": model.config.new_token_ids}
+    own, _ = tiny()
+    assert new_token_rows(own.requires_grad_(False)) is None
