@@ -25,6 +25,7 @@ class Entry:
     name: str
     value: Any
     dist: Any = None
+    module: str = "songs"
 
     def load(self) -> Any:
         if isinstance(self.value, Exception):

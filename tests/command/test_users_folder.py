@@ -1,4 +1,4 @@
-"""A user's own train.py, eval/, serve.py and data_prep/ are never taken for ours by a command started beside them."""
+"""A command started beside a user's own train.py, eval/, serve.py and data_prep/ runs ours."""
 
 from __future__ import annotations
 
