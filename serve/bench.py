@@ -17,9 +17,12 @@ import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from serve.bench_rounds import Bench
 
 
 class Size(StrEnum):
@@ -51,73 +54,95 @@ PLANS = {
 LIMITS = (1.0, 2.0)  # seconds within which 95 % of mixed requests are answered
 
 
+Checkpoint = Annotated[Path | None, typer.Argument(help="Checkpoint; by default the shipped one.")]
+SizeOption = Annotated[
+    Size, typer.Option(help="135m: a random decoder of SmolLM2-135M's dimensions, made on the fly.")
+]
+Parts = Annotated[list[Part] | None, typer.Option(help="Measure only this; repeatable.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measurements of each engine, in turn.")]
+Tokens = Annotated[int | None, typer.Option(min=2, help="Tokens of each answer that is fixed.")]
+Concurrency = Annotated[list[int] | None, typer.Option(help="Requests at a time; repeatable.")]
+Seconds = Annotated[float, typer.Option(min=0.1, help="Length of each mixed load.")]
+Rate = Annotated[list[float] | None, typer.Option(help="Mixed requests a second; repeatable.")]
+Url = Annotated[
+    str | None, typer.Option(help="Measure this server instead of starting one (its CPU stays unknown).")
+]
+Flags = Annotated[str, typer.Option(help="Further flags for vLLM, in one word: '--dtype float32'.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")]
+
+
 def bench_serve(
-    checkpoint: Annotated[Path | None, typer.Argument(help="Checkpoint; by default the shipped one.")] = None,
-    size: Annotated[
-        Size, typer.Option(help="135m: a random decoder of SmolLM2-135M's dimensions, made on the fly.")
-    ] = Size.nano,
-    part: Annotated[list[Part] | None, typer.Option(help="Measure only this; repeatable.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each engine, in turn.")] = 5,
-    tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of each answer that is fixed.")] = None,
-    concurrency: Annotated[list[int] | None, typer.Option(help="Requests at a time; repeatable.")] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each mixed load.")] = 8.0,
-    rate: Annotated[list[float] | None, typer.Option(help="Mixed requests a second; repeatable.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Measure this server instead of starting one (its CPU stays unknown).")
-    ] = None,
-    flags: Annotated[str, typer.Option(help="Further flags for vLLM, in one word: '--dtype float32'.")] = "",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+    checkpoint: Checkpoint = None,
+    size: SizeOption = Size.nano,
+    part: Parts = None,
+    rounds: Rounds = 5,
+    tokens: Tokens = None,
+    concurrency: Concurrency = None,
+    seconds: Seconds = 8.0,
+    rate: Rate = None,
+    url: Url = None,
+    flags: Flags = "",
+    json_file: JsonFile = None,
 ) -> dict[str, Any]:
     """vLLM beside Hugging Face generate, in turn: tokens a second, requests in time, first tokens, CPU."""
-    from rich.console import Console
-
     from mllm.command.bench import report
-    from mllm.models.checkpoint import find_default_checkpoint
-    from serve.bench_engines import HuggingFace, Vllm
-    from serve.bench_models import random_checkpoint
     from serve.bench_report import notes_of, table_of
-    from serve.bench_rounds import Bench
-    from serve.launcher import Server
     from serve.supervise import stop_signals
 
     plan, parts = PLANS[size], part or list(Part)
     load = os.getloadavg()
     with stop_signals(), contextlib.ExitStack() as stack:
-        status = stack.enter_context(Console(stderr=True, highlight=False).status("…"))
-        if checkpoint is None and size is Size.smollm:
-            status.update("making a random decoder …")
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mllm-bench-"))
-            checkpoint = random_checkpoint(Path(folder) / "random-135m")
-        checkpoint = find_default_checkpoint() if checkpoint is None else checkpoint
-        server = None
-        if url is None:
-            status.update("starting vLLM …")
-            server = Server(checkpoint, port=0, flags=shlex.split(flags))
-            stack.callback(server.stop)
-            server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s"))
-        process = server.process if server else None
-        vllm = stack.enter_context(
-            contextlib.closing(Vllm(server.url if server else str(url), process.pid if process else None))
-        )
-        status.update("loading the model into Hugging Face …")
-        hugging_face = stack.enter_context(contextlib.closing(HuggingFace(checkpoint)))
-        bench = Bench(vllm, hugging_face, rounds, status.update)
-        numbers: dict[str, Any] = {
-            "checkpoint": checkpoint.name,
-            "rounds": rounds,
-            "vllm": {
-                "settings": server.choices() if server else None,
-                "seconds_to_start": server.seconds_to_start if server else None,
-            },
-        }
+        bench, numbers = _both_engines(stack, checkpoint, size, rounds, url, flags)
         numbers |= _measure(bench, plan, parts, tokens or plan.tokens, concurrency, rate, seconds)
         numbers["machine"] = bench.machine(load)
     report(table_of(numbers), numbers, json_file, notes_of(numbers))
     return numbers
 
 
+def _both_engines(
+    stack: contextlib.ExitStack,
+    checkpoint: Path | None,
+    size: Size,
+    rounds: int,
+    url: str | None,
+    flags: str,
+) -> tuple[Bench, dict[str, Any]]:
+    """Both engines with the same weights, until the stack is closed; and what is known of them so far."""
+    from rich.console import Console
+
+    from mllm.models.checkpoint import find_default_checkpoint
+    from serve.bench_engines import HuggingFace, Vllm
+    from serve.bench_models import random_checkpoint
+    from serve.bench_rounds import Bench
+    from serve.launcher import Server
+
+    status = stack.enter_context(Console(stderr=True, highlight=False).status("…"))
+    if checkpoint is None and size is Size.smollm:
+        status.update("making a random decoder …")
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mllm-bench-"))
+        checkpoint = random_checkpoint(Path(folder) / "random-135m")
+    checkpoint = find_default_checkpoint() if checkpoint is None else checkpoint
+    server = None
+    if url is None:
+        status.update("starting vLLM …")
+        server = Server(checkpoint, port=0, flags=shlex.split(flags))
+        stack.callback(server.stop)
+        server.start(lambda seconds, line: status.update(f"starting vLLM, {seconds:.0f} s"))
+    process = server.process if server else None
+    vllm = Vllm(server.url if server else str(url), process.pid if process else None)
+    stack.enter_context(contextlib.closing(vllm))
+    status.update("loading the model into Hugging Face …")
+    hugging_face = stack.enter_context(contextlib.closing(HuggingFace(checkpoint)))
+    about_vllm = {
+        "settings": server.choices() if server else None,
+        "seconds_to_start": server.seconds_to_start if server else None,
+    }
+    numbers = {"checkpoint": checkpoint.name, "rounds": rounds, "vllm": about_vllm}
+    return Bench(vllm, hugging_face, rounds, status.update), numbers
+
+
 def _measure(
-    bench: Any,
+    bench: Bench,
     plan: Plan,
     parts: list[Part],
     tokens: int,

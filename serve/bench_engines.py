@@ -24,6 +24,8 @@ from mllm.records.openai_parts import media_url
 from serve.bench_load import Request, serve_fifo
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from mllm.answerer import Answerer
 
 PROMPT = "Tell me all that you know about the red star, the blue circle and the bell that rings."
@@ -69,7 +71,7 @@ class Vllm:
         self._loop = asyncio.new_event_loop()
         self._numbers = iter(range(10**9))
 
-        async def open_session() -> Any:
+        async def open_session() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
                 timeout=aiohttp.ClientTimeout(900),
@@ -242,7 +244,7 @@ def _environment(**variables: str) -> Iterator[None]:
 # --- in the process of Hugging Face ---------------------------------------------------------------
 
 
-def _work(pipe: Any, checkpoint: str) -> None:
+def _work(pipe: Connection, checkpoint: str) -> None:
     """Answer calls (method, set-up, …) until the other end is closed."""
     try:
         generator = Generator(checkpoint)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-def table_of(numbers: dict[str, Any]) -> Any:
+def table_of(numbers: dict[str, Any]) -> Table:
     """One row for each thing measured: vLLM, Hugging Face, the ratio and its spread over the rounds."""
     from rich.table import Table
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from serve.bench_engines import Engine, HuggingFace, Vllm
-from serve.bench_load import goodput, percentile, poisson
+from serve.bench_load import Request, goodput, percentile, poisson
 
 BUSY = 0.15  # cores that others may use (median) before the machine counts as busy
 
@@ -117,7 +117,7 @@ class Bench:
                     f"{rate:g} requests/s of {lengths[0]}–{lengths[1]} tokens: {self.engines[name].name} …"
                 )
                 requests = poisson(rate, max(16, round(rate * seconds)), lengths, seed)
-                sample = self.sample(name, lambda engine, requests=requests: engine.mixed(requests))
+                sample = self.sample(name, partial(_latencies, requests))
                 p95[name][rate] = percentile(sample.value, 0.95)
                 cpu[name][rate] = 1000 * sample.cpu_total / sum(request.tokens for request in requests)
                 if p95[name][rate] > max(limits):
@@ -170,6 +170,10 @@ class Bench:
 
     def _cpu(self) -> dict[str, dict[str, float]]:
         return {name: engine.cpu() for name, engine in self.engines.items()}
+
+
+def _latencies(requests: Sequence[Request], engine: Engine) -> list[float]:
+    return engine.mixed(requests)
 
 
 def _first_token(clip: bytes, engine: Engine) -> float:

@@ -37,43 +37,46 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(name)
 
 
+ServeWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CKPT] [any vLLM flag …]", help="Checkpoint folder first; then flags for vLLM."),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Checkpoint folder or hub id, as CKPT. Default: the one that ships.")
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
+Port = Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")]
+MediaPaths = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder that file:// URLs may name; repeatable. None by default."),
+]
+MaxMegabytes = Annotated[float | None, typer.Option(min=0.001, help="Largest file accepted, in MB.")]
+MaxSeconds = Annotated[float | None, typer.Option(min=0.1, help="Longest recording accepted, in seconds.")]
+FetchSeconds = Annotated[
+    float | None, typer.Option(min=0.1, help="Deadline for fetching one recording, in seconds.")
+]
+PrivateMedia = Annotated[
+    bool,
+    typer.Option("--allow-private-media", help="Fetch recordings from addresses inside the network, too."),
+]
+Restarts = Annotated[
+    int, typer.Option(min=0, help="How often in a row vLLM is started again after it ended by itself.")
+]
+Log = Annotated[Path | None, typer.Option(help="File for vLLM's output.")]
+
+
 def serve(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CKPT] [any vLLM flag …]", help="Checkpoint folder first; then flags for vLLM."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or hub id, as CKPT. Default: the one that ships.")
-    ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
-    allowed_media_path: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder that file:// URLs may name; repeatable. None by default."),
-    ] = None,
-    max_media_mb: Annotated[
-        float | None, typer.Option(min=0.001, help="Largest file accepted, in MB.")
-    ] = None,
-    max_media_seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Longest recording accepted, in seconds.")
-    ] = None,
-    media_fetch_seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Deadline for fetching one recording, in seconds.")
-    ] = None,
-    allow_private_media: Annotated[
-        bool,
-        typer.Option(
-            "--allow-private-media", help="Fetch recordings from addresses inside the network, too."
-        ),
-    ] = False,
-    restarts: Annotated[
-        int, typer.Option(min=0, help="How often in a row vLLM is started again after it ended by itself.")
-    ] = 5,
-    log: Annotated[Path | None, typer.Option(help="File for vLLM's output.")] = None,
+    words: ServeWords = None,
+    model: Model = None,
+    host: Host = None,
+    port: Port = None,
+    allowed_media_path: MediaPaths = None,
+    max_media_mb: MaxMegabytes = None,
+    max_media_seconds: MaxSeconds = None,
+    media_fetch_seconds: FetchSeconds = None,
+    allow_private_media: PrivateMedia = False,
+    restarts: Restarts = 5,
+    log: Log = None,
 ) -> None:
     """Serve a checkpoint with vLLM, OpenAI-compatible. Any flag not listed here goes to vLLM.
 
@@ -113,27 +116,28 @@ def serve(
 serve.context_settings = FORWARDING  # type: ignore[attr-defined]
 
 
+ChatWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CKPT] [--video|--audio|--image FILE …] [QUESTION]",
+        help="Recordings as the model shall see them; without a question, a conversation starts.",
+    ),
+]
+Isolated = Annotated[
+    bool, typer.Option("--isolated", help="Decode in a process of its own, for recordings of strangers.")
+]
+
+
 def chat(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CKPT] [--video|--audio|--image FILE …] [QUESTION]",
-            help="Recordings as the model shall see them; without a question, a conversation starts.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or hub id, as CKPT. Default: the one that ships.")
-    ] = None,
+    words: ChatWords = None,
+    model: Model = None,
     url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server instead.")] = None,
     served_model: Annotated[
         str | None, typer.Option(help="The model's name at --url. Default: its first.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.0,
-    isolated: Annotated[
-        bool,
-        typer.Option("--isolated", help="Decode in a process of its own, for recordings of strangers."),
-    ] = False,
+    isolated: Isolated = False,
 ) -> None:
     """Ask about recordings: once, or in a conversation.
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mllm.errors import MllmError
 from serve.launcher import Server, ServerError
@@ -77,7 +77,7 @@ def _start(server: Server, console: Console) -> None:
     )
 
 
-def _keep_running(server: Server, console: Console, restarts: int) -> None:
+def _keep_running(server: Server, console: Console, restarts: int) -> NoReturn:
     """Wait for the server to end, start it again. Clients see refused connections meanwhile.
 
     Raises:

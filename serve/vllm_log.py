@@ -89,7 +89,7 @@ def _crash(lines: list[str]) -> str | None:
         return None
     kind = _CRASH.search(lines[starts[-1]])
     assert kind is not None
-    frames = []
+    frames: list[re.Match[str]] = []
     for line in lines[starts[-1] + 1 :]:
         if line.startswith("Thread ") and frames:  # the stacks of threads that did not crash
             break
