@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 from mllm.errors import MllmError
 from mllm.models.checkpoint_check import checkpoint_shapes
 from mllm.models.lora import check_served
-from mllm.vllm.api_rules import LOAD_ADAPTER, RULES, ApiError, check_characters, check_fields, named_parts
+from mllm.vllm.api_rules import (
+    LOAD_ADAPTER,
+    RULES,
+    ApiError,
+    check_beside_adapters,
+    check_characters,
+    check_fields,
+    named_parts,
+)
 from mllm.vllm.api_usage import MediaUsage
 
 if TYPE_CHECKING:
@@ -163,6 +171,8 @@ def _check(path: str, body: dict[str, Any], exchange: Exchange, state: Any) -> N
     if path == "/v1/responses" and os.environ.get("VLLM_ENABLE_RESPONSES_API_STORE", "0") not in ("", "0"):
         honoured |= {"store", "background", "previous_response_id"}
     check_fields(body, _known_fields(path), honoured)
+    if getattr(getattr(state, "args", None), "enable_lora", False):
+        check_beside_adapters(body)
     RULES[path](body)
     if path == LOAD_ADAPTER:
         _check_adapter(body.get("lora_path"), str(getattr(getattr(state, "args", None), "model", "")))

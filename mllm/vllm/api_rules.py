@@ -146,6 +146,21 @@ def check_fields(body: Body, known: Collection[str], honoured: Collection[str] =
     _check_format(body)
 
 
+def check_beside_adapters(body: Body) -> None:
+    """Refuses log-likelihoods of prompts, which end vLLM 0.32 if it serves adapters.
+
+    An echo asks for them as well: of a chat always, of a completion if it has `logprobs`.
+    """
+    echoed = body.get("echo") and ("messages" in body or body.get("logprobs") is not None)
+    if body.get("prompt_logprobs") is not None or echoed:
+        field = "echo" if echoed else "prompt_logprobs"
+        raise ApiError(
+            f"this server holds adapters (--enable-lora) and can't give log-likelihoods of prompts: leave "
+            f"{field!r} out, or ask a server without adapters",
+            field,
+        )
+
+
 def check_chat(body: Body) -> None:
     """The messages of a chat request."""
     if "messages" in body:

@@ -221,6 +221,14 @@ def test_a_server_says_what_the_checkpoint_says(server, answerer, media, capsys)
 
 
 @pytest.mark.slow
+def test_a_server_with_adapters_refuses_to_rank_rather_than_to_end(server):
+    remote = RemoteAnswerer(server.url)
+    with pytest.raises(MllmError, match="holds adapters .* ask a server without adapters"):
+        remote.rank([user_message([], "What is seen?")], ["red", "blue"])
+    assert remote.answer([[user_message([], "hello")]])
+
+
+@pytest.mark.slow
 def test_what_the_server_refuses_is_passed_on(server, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"nothing")

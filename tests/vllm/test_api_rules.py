@@ -13,6 +13,7 @@ from mllm.records.chat import validate_messages
 from mllm.vllm.api_rules import (
     RULES,
     ApiError,
+    check_beside_adapters,
     check_characters,
     check_fields,
     check_messages,
@@ -98,6 +99,19 @@ def test_what_would_have_no_effect_is_refused(fields, error):
 )
 def test_what_asks_for_nothing_more_passes(fields):
     check_fields(fields, KNOWN)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"prompt_logprobs": 0}, {"echo": True, "logprobs": 0}, {"echo": True, "messages": [HI]}]
+)
+def test_a_server_with_adapters_gives_no_log_likelihoods_of_prompts(asked):
+    with pytest.raises(ApiError, match="holds adapters .*leave '(prompt_logprobs|echo)' out"):
+        check_beside_adapters(asked)
+
+
+@pytest.mark.parametrize("asked", [{}, {"logprobs": True, "top_logprobs": 5}, {"echo": True}])
+def test_a_server_with_adapters_gives_all_others(asked):
+    check_beside_adapters(asked)
 
 
 def test_a_server_may_honour_more():
