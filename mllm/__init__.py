@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mllm.errors import ChatError, ConfigError, MediaError, MllmError, RecordError
     from mllm.experiment import Experiment, load_experiment
     from mllm.media.clip import Clip
-    from mllm.media.recording import load_clip, probe
+    from mllm.media.recording import load_clip, open_recording, probe
     from mllm.models.checkpoint import load, save
     from mllm.records.answers import Generation, Ranking, Unread
     from mllm.records.record import read_records, write_records
@@ -38,7 +38,7 @@ _HOMES = {
     "mllm.errors": ("ChatError", "ConfigError", "MediaError", "MllmError", "RecordError"),
     "mllm.experiment": ("Experiment", "load_experiment"),
     "mllm.media.clip": ("Clip",),
-    "mllm.media.recording": ("load_clip", "probe"),
+    "mllm.media.recording": ("load_clip", "open_recording", "probe"),
     "mllm.models.checkpoint": ("load", "save"),
     "mllm.records.answers": ("Generation", "Ranking", "Unread"),
     "mllm.records.record": ("read_records", "write_records"),
@@ -70,6 +70,7 @@ __all__ = [
     "load",
     "load_clip",
     "load_experiment",
+    "open_recording",
     "probe",
     "read_records",
     "save",

@@ -22,10 +22,10 @@ ALL = ["video_tower", "audio_tower", "qformers", "projectors", "space"]
 @pytest.fixture(scope="session")
 def write_experiment():
     """A function that writes the tiny experiment."""
-    return _write_experiment
+    return write_tiny_experiment
 
 
-def _write_experiment(folder: Path, **changes: Any) -> Path:
+def write_tiny_experiment(folder: Path, **changes: Any) -> Path:
     """The tiny experiment as a YAML file in `folder`; `changes` replace whole sections."""
     values = {
         "name": "tiny",
@@ -46,7 +46,7 @@ def experiment(tmp_path: Path):
     """The tiny experiment, its runs in the test's own folder."""
     from mllm.experiment import load_experiment
 
-    return load_experiment(_write_experiment(tmp_path))
+    return load_experiment(write_tiny_experiment(tmp_path))
 
 
 @pytest.fixture(scope="session")
