@@ -39,11 +39,8 @@ def test_import_loads_nothing_heavy():
 
 
 def test_import_is_quick():
-    """By `-X importtime`: of our own modules and what they import, at most 0.1 s."""
-    words = [sys.executable, "-X", "importtime", "-c", "import mllm"]
-    times = []
-    for _ in range(3):
-        lines = subprocess.run(words, capture_output=True, text=True, check=True).stderr.splitlines()
-        (line,) = (line for line in lines if line.split("|")[-1].strip() == "mllm")
-        times.append(int(line.split("|")[1]) / 1e6)
-    assert min(times) <= 0.1
+    """At most 0.1 s of processor time, which unlike the clock does not count what else the machine does."""
+    code = "import time; began = time.process_time(); import mllm; print(time.process_time() - began)"
+    words = [sys.executable, "-c", code]
+    times = [subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    assert min(map(float, times)) <= 0.1
