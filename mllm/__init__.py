@@ -9,6 +9,7 @@ Names are imported when they are first used, so that `import mllm` loads neither
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mllm.search.items import Item
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet unless a program, or MLLM_LOG, asks
 
 _HOMES = {
     "mllm.answerer": ("Answerer",),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from eval.benchmark import Benchmark, Retrieval, Subject
 from eval.metrics import AnswerPrior
@@ -26,6 +26,8 @@ from mllm.records.source import DataSource, open_source
 
 if TYPE_CHECKING:
     from mllm.search.embedder import Modality
+
+_log = logging.getLogger(f"mllm.{__name__}")
 
 SPLITS = ("val", "comp")
 SIDES: tuple[Modality, ...] = ("video", "audio", "both")
@@ -134,7 +136,7 @@ class World(Benchmark):
         return open_source(f"world:{split},{options}{self.drawn}")
 
     def _files(self, split: str) -> DataSource:
-        Console().print(f"[dim]{split}: clips as files in {self.clips_folder}[/]", highlight=False)
+        _log.info("%s: clips as files in %s", split, self.clips_folder)
         return write_files(split, self.clips or 0, self.most_questions or 0, self.seed, self.clips_folder)
 
 

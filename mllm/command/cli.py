@@ -21,6 +21,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 import mllm
+from mllm import log
 from mllm.errors import MllmError
 from mllm.files import in_the_way
 
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Nor do processes that this one starts import from the working folder, those of vLLM and torch included.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
+        log.set_up()
         typer.main.get_group(app).main(args=arguments, prog_name="mllm")
     except MllmError as error:
         if os.environ.get("MLLM_TRACEBACK"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import errno
 import json
+import logging
 import math
 import mmap
 import os
@@ -34,6 +35,8 @@ from mllm.errors import MediaError
 from mllm.media.clip import Clip, MediaInfo
 from mllm.media.recording import Choose, Recording, warn_of_jumps
 from mllm.media.sources import MediaLimits, Source, memory_file
+
+_log = logging.getLogger(__name__)
 
 SLOW = 2.0  # s: a request that takes longer no longer counts among those that run side by side
 LONGEST_WAIT = 1e6  # s
@@ -250,6 +253,7 @@ class IsolatedRecording(Recording):
         except BaseException as error:
             self._lose()
             if isinstance(error, _Lost):
+                _log.warning("%s took its decoder with it: %s", self.name, error)
                 raise WorkerLost(f"{self.name}: {error}: convert it again, or leave it out") from None
             raise
         return reply, memory

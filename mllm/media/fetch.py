@@ -17,6 +17,7 @@ in an event loop of their own: neither a silent host nor a slow name server take
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import zlib
@@ -43,6 +44,8 @@ from mllm.media.addresses import (
     plain_host,
     web_address,
 )
+
+_log = logging.getLogger(__name__)
 
 REDIRECTS = {301, 302, 303, 307, 308}
 MEGABYTE = 1_000_000
@@ -215,7 +218,8 @@ class Fetcher:
                 for attempt in range(attempts - 1):
                     try:
                         return await task.run(web_address(url))
-                    except _Broken:
+                    except _Broken as error:
+                        _log.info("attempt %d of %d: %s", attempt + 1, attempts, error)
                         await asyncio.sleep(0.5 * 2**attempt)
                 return await task.run(web_address(url))
         except TimeoutError:

@@ -13,6 +13,7 @@ A checkpoint folder holds
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from mllm.models.checkpoint_check import (
     read_json,
 )
 from mllm.models.lora import EMBEDDING, HEAD, check_adapter, merge_lora, plain_state, save_adapter
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +128,7 @@ def load(
             model = PeftModel.from_pretrained(model, adapter)
         if merge:
             model = merge_lora(model)
+    _log.info("loaded %s%s as %s", base, f" with the adapter {adapter}" if adapter else "", model.dtype)
     return model.to(device).eval(), processor
 
 
@@ -145,15 +149,15 @@ def fetch(base: str) -> Path:
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """transformers draws a progress bar for every file, however small."""
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def as_dtype(name: torch.dtype | str) -> torch.dtype:

@@ -8,6 +8,7 @@ lasts, `current` tells who asked.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -32,6 +33,8 @@ from mllm.vllm.api_rules import (
     named_parts,
 )
 from mllm.vllm.api_usage import MediaUsage
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mllm.models.processor import MediaFeatures, MllmProcessor
@@ -239,6 +242,7 @@ def _again(data: bytes, receive: Receive) -> Receive:
 
 async def _refuse(send: Send, error: MllmError) -> None:
     text = " ".join(str(error).split())
+    _log.info("refused, status %d: %s", error.status, text)
     body = {
         "message": text,
         "type": "BadRequestError" if error.status == 400 else HTTPStatus(error.status).phrase,

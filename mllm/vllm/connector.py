@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import re
 import unicodedata
@@ -41,6 +42,8 @@ from mllm.vllm.recordings import (
     read_recording,
     served_processor,
 )
+
+_log = logging.getLogger(__name__)
 
 CONNECTOR = "mllm"  # its name in vLLM's registry
 
@@ -231,6 +234,7 @@ def our_words(url: Any, media_io: MediaIO) -> Iterator[None]:
         if modality == "media" and not isinstance(error, MediaError):
             raise  # vLLM's reader for another model
         line = " ".join(f"cannot use {modality}{_name(url)}: {_reason(error)}".split())
+        _log.info("%s", line)
         exchange = vllm_api.current.get()
         if exchange is not None and isinstance(error, MllmError):
             exchange.error = error

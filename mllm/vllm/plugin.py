@@ -13,6 +13,7 @@ import threading
 from functools import cache
 from typing import Any
 
+from mllm import log
 from mllm.vllm import api as vllm_api
 from mllm.vllm.recordings import served_processor
 
@@ -21,6 +22,7 @@ ARCHITECTURE = "MllmForConditionalGeneration"
 
 def register() -> None:
     """Make vLLM know the model, its config, its processor and its media connector. Safe to call again."""
+    log.set_up()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
