@@ -27,7 +27,7 @@ from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
 from mllm.media.recording import open_recording
 from mllm.media.windows import WindowSpec
-from mllm.records.chat import media_parts
+from mllm.records.conversation import MediaPart
 from mllm.records.record import Record, read_records, write_records
 from mllm.records.shards import (
     MANIFEST,
@@ -105,21 +105,17 @@ def make_plan(path: Path, form: Form, shard_size: int) -> Plan:
     numbers: dict[str, int] = {}
     media: list[Medium] = []
     records = []
+
+    def numbered(part: MediaPart) -> MediaPart:
+        medium = part.modality, part.source, part.options
+        key = json.dumps(medium, sort_keys=True)
+        if key not in numbers:
+            numbers[key] = len(media)
+            media.append(medium)
+        return part.of(f"{REFERENCE}{numbers[key]}")
+
     for record in read_records(path):
-        messages = []
-        for message in record["messages"]:
-            parts = []
-            for part in message["content"]:
-                if part["type"] != "text":
-                    kind, source, options = media_parts([{"content": [part]}])[0]
-                    key = json.dumps([kind, source, options], sort_keys=True)
-                    if key not in numbers:
-                        numbers[key] = len(media)
-                        media.append((kind, source, options))
-                    part = {"type": kind, kind: f"{REFERENCE}{numbers[key]}"}
-                parts.append(part)
-            messages.append(message | {"content": parts})
-        records.append(record | {"messages": messages})
+        records.append(record | {"messages": record["messages"].with_media(numbered)})
     shard_size = min(shard_size, max(LEAST, -(-len(media) // SHARDS)))
     stretches = [media[first : first + shard_size] for first in range(0, len(media), shard_size)]
     return Plan(stretches, records, form)

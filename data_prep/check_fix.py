@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep.check import ends_late, key_of
 from data_prep.check_rows import Checked, Row
-from mllm.records.chat import media_parts
+from mllm.records.conversation import MediaPart
 from mllm.records.record import write_records
 
 REPAIRED = {"span too long", "id twice"}
@@ -88,17 +88,13 @@ def _repaired(row: Row, kinds: set[str], checked: Checked, ids: set[str]) -> dic
         names = (f"{_id(row)}-{number}" for number in count(2))
         record["id"] = next(name for name in names if name not in ids)
     if "span too long" in kinds:
-        record["messages"] = [
-            message | {"content": [_within(part, checked) for part in message["content"]]}
-            for message in record["messages"]
-        ]
+        record["messages"] = record["messages"].with_media(lambda part: _within(part, checked))
     return record
 
 
-def _within(part: dict[str, Any], checked: Checked) -> dict[str, Any]:
+def _within(part: MediaPart, checked: Checked) -> MediaPart:
     """A part whose span ends with its recording."""
-    for medium in media_parts([{"content": [part]}]):
-        facts = checked.facts.get(key_of(*medium))
-        if facts is not None and ends_late(medium[2], facts.info):
-            return part | {"end": facts.info["duration"]}
+    facts = checked.facts.get(key_of(part.modality, part.source, part.options))
+    if facts is not None and ends_late(part.options, facts.info):
+        return MediaPart(part | {"end": facts.info["duration"]})
     return part

@@ -16,8 +16,9 @@ from data_prep.check_media import MediaFacts, Severity
 from data_prep.tags import FOREIGN, TAG
 from mllm.errors import RecordError
 from mllm.files import open_ordinary
-from mllm.records.chat import PLACEHOLDERS, SPECIAL_TOKENS, media_parts
+from mllm.records.chat import PLACEHOLDERS, SPECIAL_TOKENS
 from mllm.records.chat_form import escape
+from mllm.records.conversation import TextPart
 from mllm.records.record import decode_row, parse_row, validate_record
 from mllm.scores import exact_match, normalise
 
@@ -59,7 +60,8 @@ class Row:
 
     def media(self) -> list[tuple[str, str, dict[str, Any]]]:
         """(kind, path, options) of each recording, in order."""
-        return media_parts(self.record["messages"]) if self.record is not None else []
+        parts = self.record["messages"].media if self.record is not None else []
+        return [(part.modality, part.source, part.options) for part in parts]
 
 
 @dataclass
@@ -236,13 +238,13 @@ def _truth(record: dict[str, Any]) -> str | None:
 
 def _said(record: dict[str, Any]) -> str | None:
     """What the assistant says last; None if it says nothing."""
-    turns = [message for message in record["messages"] if message["role"] == "assistant"]
-    return "".join(part["text"] for part in turns[-1]["content"]) if turns else None
+    turns = [turn for turn in record["messages"] if turn.role == "assistant"]
+    return turns[-1].text if turns else None
 
 
 def _check_text(record: dict[str, Any], row: Row, checked: Checked) -> None:
     """Media of other forms, which nobody would read here."""
-    media = len(media_parts(record["messages"]))
+    media = record["messages"].media
     # A single name beside media in the messages may say what they belong to, as in Flickr8k's records.
     if unread := [key for key in UNREAD if record.get(key) and not (media and key in PLACEHOLDERS)]:
         checked.add(
@@ -252,10 +254,10 @@ def _check_text(record: dict[str, Any], row: Row, checked: Checked) -> None:
         )  # fmt: skip
         return
     texts = [
-        part["text"]
-        for message in record["messages"]
-        for part in message["content"]
-        if message["role"] == "user" and "text" in part
+        part.text
+        for turn in record["messages"]
+        for part in turn.parts
+        if turn.role == "user" and isinstance(part, TextPart)
     ]
     tags = [tag[0].strip() for text in texts for tag in TAG.finditer(text)]
     if tags:

@@ -16,7 +16,7 @@ from mllm.models.checkpoint import load
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
-from mllm.records.chat import media_parts
+from mllm.records.chat import validate_messages
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source
 
@@ -102,8 +102,9 @@ def _recordings(source: DataSource, scene: int, processor: MllmProcessor) -> Ite
     """Every different recording of a scene, with an answer or without."""
     seen = set()
     for record in source.records(scene):
-        for modality, value, options in media_parts(record["messages"]):
-            key = (modality, id(value) if isinstance(value, Clip) else value, *options.items())
+        for part in validate_messages(record["messages"]).media:
+            value = part.source
+            key = (part.modality, id(value) if isinstance(value, Clip) else value, *part.options.items())
             if key not in seen:
                 seen.add(key)
-                yield processor.media(value, modality, isolated=True, **options)
+                yield processor.media(value, part.modality, isolated=True, **part.options)

@@ -15,7 +15,7 @@ import typer
 
 from mllm.errors import MediaError, RecordError
 from mllm.files import replacing
-from mllm.records.chat import media_parts, validate_messages
+from mllm.records.chat import validate_messages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,8 +50,8 @@ def show(
     record = pick(file, row)
     processor = load_processor(model)
     messages = validate_messages(record["messages"])
-    parts = media_parts(messages)
-    recordings = [read(processor, *part) for part in parts]
+    parts = messages.media
+    recordings = [read(processor, part.modality, part.source, part.options) for part in parts]
     encoded = processor.encode(messages, media=[features for _, features in recordings])
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -60,8 +60,8 @@ def show(
     console.print(
         ", ".join([f"record {row}", *facts, f"{len(encoded.input_ids)} tokens, {trained} trained (green)"])
     )
-    for (modality, _, _), (_, features) in zip(parts, recordings, strict=True):
-        console.print(f"{modality}: {features.seen.line() if features.seen else 'one picture'}")
+    for part, (_, features) in zip(parts, recordings, strict=True):
+        console.print(f"{part.modality}: {features.seen.line() if features.seen else 'one picture'}")
     console.print(coloured(encoded, processor), end="")
     if recordings:
         out = sheet_path(file, row, out)

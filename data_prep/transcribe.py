@@ -26,7 +26,7 @@ from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.files import alone_in, write_atomically
 from mllm.media.places import media_name
 from mllm.media.recording import open_recording
-from mllm.records.chat import media_parts
+from mllm.records.conversation import Conversation, MediaPart, Part, TextPart
 from mllm.records.record import Record, read_records, write_records
 from mllm.records.templates import subtitle_block
 
@@ -183,17 +183,16 @@ def _subtitled(
     records: list[Record], transcripts: dict[str, Any], out: Path, origin: str
 ) -> Iterator[Record]:
     for record in records:
-        messages = []
-        for message in record["messages"]:
-            parts = []
-            for part in message["content"]:
+        turns = []
+        for turn in record["messages"]:
+            parts: list[Part] = []
+            for part in turn.parts:
                 parts.append(part)
-                if part["type"] in ("video", "audio"):
-                    (_, source, options), *_ = media_parts([{"content": [part]}])
-                    told = subtitle_block(transcripts[_key(source, options, out)]["sub"])
-                    parts += [{"type": "text", "text": told}] if told else []
-            messages.append(message | {"content": parts})
-        yield record | {"messages": messages, "subtitled_from": origin}
+                if isinstance(part, MediaPart) and part.modality != "image":
+                    said = subtitle_block(transcripts[_key(part.source, part.options, out)]["sub"])
+                    parts += [TextPart(type="text", text=said)] if said else []
+            turns.append(turn.with_parts(parts))
+        yield record | {"messages": Conversation(turns), "subtitled_from": origin}
 
 
 def _refuse_another(subtitled: Path, origin: str) -> None:
@@ -208,9 +207,9 @@ def _refuse_another(subtitled: Path, origin: str) -> None:
 
 def _heard(records: Iterable[Record]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for record in records:
-        for kind, source, options in media_parts(record["messages"]):
-            if kind in ("video", "audio"):
-                yield kind, source, options
+        for part in record["messages"].media:
+            if part.modality != "image":
+                yield part.modality, part.source, part.options
 
 
 def _key(source: str, options: dict[str, Any], out: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ class Question:
     """
 
     id: str
-    messages: list[Message]
+    messages: Sequence[Message]
     truths: tuple[str, ...]
     type: str = "qa"
     record: Record = field(default_factory=dict)
@@ -46,11 +46,9 @@ class Question:
         Raises:
             ChatError: if the messages are malformed.
         """
-        messages, truth = record["messages"], record.get("answer")
-        if messages[-1]["role"] == "assistant":
-            content = messages[-1]["content"]
-            spoken = content if isinstance(content, str) else "".join(part["text"] for part in content)
-            messages, truth = messages[:-1], truth or spoken
+        messages, truth = chat.validate_messages(record["messages"]), record.get("answer")
+        if messages[-1].role == "assistant":
+            messages, truth = messages.question, truth or messages[-1].text
         references = [truth or ""]
         for captions in (record.get("captions") or {}).values():
             if isinstance(captions, list) and truth in captions:

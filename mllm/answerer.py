@@ -28,6 +28,7 @@ from mllm.models.checkpoint import find_default_checkpoint, load
 from mllm.models.processor import IGNORE, Encoded, MediaFeatures, MllmProcessor, collate_media
 from mllm.records import chat
 from mllm.records.answers import Generation, Progress, Ranking, Unread, check_options
+from mllm.records.conversation import Conversation
 
 if TYPE_CHECKING:
     from mllm.models.model import MediaQueries, MllmForConditionalGeneration
@@ -57,7 +58,7 @@ class _Recording:
 class _Prompt:
     """A conversation up to the answer."""
 
-    messages: list[chat.Message]
+    messages: Conversation
     encoded: Encoded
     recordings: list[_Recording]
 
@@ -214,7 +215,7 @@ class Answerer:
         start, media = len(prompt.encoded.input_ids), [item.features for item in prompt.recordings]
         tails: list[Encoded] = []
         for option in options:
-            answered = [*prompt.messages, {"role": "assistant", "content": option}]
+            answered = prompt.messages.with_answer(option)
             whole = self.processor.encode(answered, media=media)
             tails.append(Encoded(whole.input_ids[start:], whole.labels[start:]))
         tensors = self._on_device(self.processor.collate(tails))
@@ -231,7 +232,7 @@ class Answerer:
 
     def _prompt(self, messages: Sequence[chat.Message]) -> _Prompt:
         checked = chat.validate_messages(messages, to_answer=True)
-        recordings = [self._recording(*part) for part in chat.media_parts(checked)]
+        recordings = [self._recording(part.modality, part.source, part.options) for part in checked.media]
         media = [recording.features for recording in recordings]
         encoded = self.processor.encode(checked, add_generation_prompt=True, media=media)
         return _Prompt(checked, replace(encoded, media=[]), recordings)

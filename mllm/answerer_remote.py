@@ -104,7 +104,7 @@ class RemoteAnswerer:
             except MediaError as error:
                 return Unread(str(error))
             except openai.APIStatusError as error:
-                if error.status_code not in REFUSED or not chat.media_parts(chat.validate_messages(messages)):
+                if error.status_code not in REFUSED or not chat.validate_messages(messages).media:
                     raise
                 return Unread(_cause(error))
             return reply.choices[0].message.content or ""
@@ -149,7 +149,7 @@ class RemoteAnswerer:
 
         def likelihood(option: str) -> float:
             reply = self._create(
-                [*asked, {"role": "assistant", "content": option}],
+                asked.with_answer(option),
                 once,
                 extra_body={"add_generation_prompt": False, "prompt_logprobs": 0},
             )

@@ -51,6 +51,22 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many messages each conversation has that is checked from here on."""
+    from mllm.records import chat
+
+    found: list[int] = []
+    checked = chat._checked
+
+    def counted(messages):
+        found.append(len(messages))
+        return checked(messages)
+
+    monkeypatch.setattr(chat, "_checked", counted)
+    return found
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the repository."""

@@ -61,6 +61,15 @@ def test_answers_depend_neither_on_the_batch_nor_on_being_streamed(nano):
     assert arrived == [5, 2]
 
 
+def test_each_conversation_is_checked_once(nano, checks):
+    answerer = Answerer(*nano, generation=SIX)
+    answerer.answer(CONVERSATIONS)
+    assert len(checks) == len(CONVERSATIONS)
+    list(answerer.stream(CONVERSATIONS[0]))
+    answerer.rank(CONVERSATIONS[0], ["red", "green", "blue"])
+    assert len(checks) == len(CONVERSATIONS) + 2
+
+
 def test_the_report_says_what_the_last_stream_saw(answerer):
     list(answerer.stream(CONVERSATIONS[0]))
     assert answerer.report == "2 windows, 4 frames, 4.0 of 4.0 s, picture and sound"

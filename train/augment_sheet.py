@@ -88,19 +88,18 @@ def open_scene(source: DataSource, number: int, spec: WindowSpec) -> Scene:
     else:
         captions = [text for kind in ("both", "video", "audio") if (text := pair["captions"].get(kind))]
         conversations = caption_conversations(pair, 0)
-    checked = [message for messages in conversations for message in validate_messages(messages)]
-    parts = [part for message in checked for part in message["content"]]
-    media = next((part for part in parts if part["type"] != "text"), None)
+    checked = [validate_messages(messages) for messages in conversations]
+    media = next((part for conversation in checked for part in conversation.media), None)
     if media is None:
         raise RecordError(f"{source.name}: scene {number} has no recording: take another")
     clip = load_clip(
-        media[media["type"]],
+        media.source,
         size=spec.image_size,
         choose=lambda duration: spec.frame_times(duration).ravel(),
-        want_video=media["type"] != "audio",
-        **{key: value for key, value in media.items() if key not in ("type", media["type"])},
+        want_video=media.modality != "audio",
+        **media.options,
     )
-    texts = [part["text"] for part in parts if part["type"] == "text"]
+    texts = [text for conversation in checked for text in conversation.texts]
     if records:
         return Scene(clip, texts, task=records[0].get("task") or "", request=texts[0])
     return Scene(clip, texts + captions, captions[0])

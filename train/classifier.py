@@ -27,7 +27,7 @@ from mllm.experiment import Experiment
 from mllm.files import write_atomically
 from mllm.models.processor import MediaFeatures, MllmProcessor
 from mllm.models.towers import Tower
-from mllm.records.chat import media_parts, validate_messages
+from mllm.records.chat import validate_messages
 from mllm.records.record import Record, answered
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source
@@ -78,9 +78,9 @@ class LabelCollator(Collator):
         media, labels = [], []
         for messages in map(validate_messages, conversations):
             recordings = [
-                self.processor.media(value, "audio", **options)
-                for modality, value, options in media_parts(messages)
-                if modality != "image"
+                self.processor.media(part.source, "audio", **part.options)
+                for part in messages.media
+                if part.modality != "image"
             ]
             if not recordings or recordings[0].input_features is None:
                 asked = said(messages[:1])

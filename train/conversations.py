@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm.media.clip import Clip
 from mllm.records import chat
+from mllm.records.conversation import MediaPart
 
 # What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
 CAPTION_REQUESTS = {
@@ -69,10 +70,10 @@ def by_prefix(conversations: Iterable[list[dict]]) -> list[list[list[dict]]]:
 def _prefix(messages: list[dict]) -> tuple:
     parts: list[tuple] = []
     end = 0
-    for message in chat.validate_messages(messages):
-        for part in message["content"]:
-            parts.append((message["role"], part_values(part)))
-            if part["type"] != "text":
+    for turn in chat.validate_messages(messages):
+        for part in turn.parts:
+            parts.append((turn.role, part_values(part)))
+            if isinstance(part, MediaPart):
                 end = len(parts)
     return tuple(parts[:end])
 

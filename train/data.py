@@ -21,6 +21,7 @@ from mllm.media.clip import Clip
 from mllm.media.recording import load_clip
 from mllm.models.processor import Encoded, MediaFeatures, MllmProcessor
 from mllm.records import chat
+from mllm.records.conversation import Conversation, MediaPart, TextPart
 from mllm.records.record import Record, answered
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource
@@ -31,7 +32,6 @@ from train.conversations import (
     CAPTION_REQUESTS,
     by_prefix,
     caption_conversations,
-    media_part,
     one_of,
     part_values,
 )
@@ -109,46 +109,42 @@ class Collator:
         if self.augmentation is None:
             return conversations
         checked = [chat.validate_messages(messages) for messages in conversations]
-        parts = [part for messages in checked for message in messages for part in message["content"]]
-        texts = [part["text"] for part in parts if part["type"] == "text"]
+        texts = [text for conversation in checked for text in conversation.texts]
         texts += [
             text for told in captions.values() if told for text in ([told] if isinstance(told, str) else told)
         ]
         rng = np.random.default_rng((self.seed, number, VIEWS))
         clips: dict[tuple, Clip] = {}
-        for part in parts:
-            if part["type"] != "text" and part_values(part) not in clips:
+        for part in (part for conversation in checked for part in conversation.media):
+            if part_values(part) not in clips:
                 clips[part_values(part)] = augment(self._read(part), self.augmentation, rng, texts)
-
-        def view(part: dict[str, Any]) -> dict[str, Any]:
-            return part if part["type"] == "text" else media_part(clips[part_values(part)], part["type"])
-
         return [
-            [message | {"content": [view(part) for part in message["content"]]} for message in messages]
-            for messages in checked
+            conversation.with_media(lambda part: part.of(clips[part_values(part)]))
+            for conversation in checked
         ]
 
-    def phrased(self, record: Record, number: int) -> list[dict]:
+    def phrased(self, record: Record, number: int) -> Conversation:
         """`answered`, the last question in the phrasing that belongs to the run's `number`-th example."""
         messages = answered(record)
         if self.augmentation is None or not self.augmentation.paraphrase:
             return messages
-        *before, asked, answer = chat.validate_messages(messages)
-        *others, last = asked["content"]
-        if last["type"] != "text" or not record.get("task"):
+        *before, question, answer = messages
+        *others, last = question.parts
+        if not isinstance(last, TextPart) or not record.get("task"):
             return messages
-        told = paraphrase(record["task"], last["text"], f"{record['id']} {self.seed} {number}")
-        return [*before, asked | {"content": [*others, last | {"text": told}]}, answer]
+        text = paraphrase(record["task"], last.text, f"{record['id']} {self.seed} {number}")
+        return Conversation(
+            [*before, question.with_parts([*others, TextPart(type="text", text=text)]), answer]
+        )
 
-    def _read(self, part: dict[str, Any]) -> Clip:
-        options = {key: value for key, value in part.items() if key not in ("type", part["type"])}
+    def _read(self, part: MediaPart) -> Clip:
         spec = self.processor.spec
         return load_clip(
-            part[part["type"]],
+            part.source,
             size=spec.image_size,
             choose=lambda duration: spec.frame_times(duration).ravel(),
-            want_video=part["type"] != "audio",
-            **options,
+            want_video=part.modality != "audio",
+            **part.options,
         )
 
     def space(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mllm.answerer import Answerer
 from mllm.errors import MediaError
 from mllm.records.answers import Generation, Unread
-from mllm.records.chat import Message
+from mllm.records.chat import validate_messages
+from mllm.records.conversation import Conversation
 from mllm.records.record import Record
 from mllm.records.source import DataSource
 from mllm.scores import exact_match, recall_at_k
@@ -93,11 +94,9 @@ def _right(
     return {name: sum(values) / len(values) for name, values in sorted(right.items())}
 
 
-def question_of(record: Record) -> tuple[list[Message], str]:
+def question_of(record: Record) -> tuple[Conversation, str]:
     """(messages up to the last question, the right answer) of a record."""
-    messages = record["messages"]
-    if messages[-1]["role"] != "assistant":
+    messages = validate_messages(record["messages"])
+    if messages[-1].role != "assistant":
         return messages, record["answer"]
-    content = messages[-1]["content"]
-    spoken = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    return messages[:-1], record.get("answer") or spoken
+    return messages.question, record.get("answer") or messages[-1].text

@@ -17,7 +17,7 @@ from data_prep.importers.job import STRETCH, TEXTS
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.files import write_atomically
 from mllm.media.sources import walk_folders
-from mllm.records.chat import media_parts
+from mllm.records.conversation import Conversation
 from mllm.records.record import validate_record, write_records
 
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", *TEXTS}
@@ -168,13 +168,14 @@ def _matches(record: Record, held_out: Mapping[str, set[str]]) -> bool:
 
 
 def _recording(record: Record) -> bytes:
-    return _digest(media_parts(record["messages"]) or record["id"])
+    return _digest(record["messages"].media or record["id"])
 
 
 def _together(groups: Groups) -> Iterator[Record]:
     """The records of one recording next to each other: training reads it once for all of them."""
     for group in groups.values():
-        yield from map(json.loads, group)
+        for record in map(json.loads, group):
+            yield record | {"messages": Conversation.restored(record["messages"])}
 
 
 def _distinct(job: Job, records: Iterator[Record]) -> Iterator[Record]:
@@ -182,7 +183,7 @@ def _distinct(job: Job, records: Iterator[Record]) -> Iterator[Record]:
     asked: dict[str, bytes] = {}
     for record in records:
         id, copies = record["id"], 1
-        question = _digest([message for message in record["messages"] if message["role"] == "user"])
+        question = _digest([turn for turn in record["messages"] if turn.role == "user"])
         while asked.get(record["id"], question) != question:
             copies += 1
             record["id"] = f"{id}-{copies}"

@@ -6,7 +6,7 @@ inference feeds the model is by construction a prefix of what training fed it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from operator import eq
@@ -281,7 +281,7 @@ class MllmProcessor(TransformersCalls):
 
     def encode(
         self,
-        messages: list[dict],
+        messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = False,
         media: list[MediaFeatures] | None = None,
     ) -> Encoded:
@@ -296,13 +296,13 @@ class MllmProcessor(TransformersCalls):
             ChatError: for malformed messages, or if `media` has another count than the messages.
             MediaError: for a recording that cannot be read.
         """
-        messages = chat.validate_messages(messages)
-        parts = chat.media_parts(messages)
+        conversation = chat.validate_messages(messages)
+        parts = conversation.media
         if media is None:
-            media = [self.media(source, modality, **options) for modality, source, options in parts]
+            media = [self.media(part.source, part.modality, **part.options) for part in parts]
         if len(media) != len(parts):
             raise chat.ChatError(f"the messages name {len(parts)} recordings but {len(media)} were given")
-        ids, trained = self._ids_and_mask(render(messages, self.form, add_generation_prompt))
+        ids, trained = self._ids_and_mask(render(conversation, self.form, add_generation_prompt))
         encoded = Encoded([], [], list(media))
         placeholders = set(self.token_ids.values())
         waiting = iter(media)
@@ -331,7 +331,7 @@ class MllmProcessor(TransformersCalls):
             before += "".join(segment.text for segment in answer)
         return ids, trained
 
-    def encode_group(self, conversations: list[list[dict]]) -> Encoded:
+    def encode_group(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Encoded:
         """Several conversations on the same recordings, packed behind one copy of the media.
 
         The prefix up to the last placeholder is shared, or, without recordings, all that is alike. Each rest
@@ -393,7 +393,7 @@ class MllmProcessor(TransformersCalls):
         tensors.update(collate_media([item for encoded in batch for item in encoded.media]))  # type: ignore[arg-type]
         return tensors
 
-    def batch(self, conversations: Sequence[list[dict]]) -> dict[str, torch.Tensor]:
+    def batch(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
         """Conversations that end with a user's message -> left-padded inputs for `generate()`."""
         tensors = self.collate(
             [self.encode(messages, add_generation_prompt=True) for messages in conversations], "left"

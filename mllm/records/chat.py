@@ -17,10 +17,11 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mllm.errors import ChatError
+from mllm.records.conversation import Conversation, MediaPart, Part, TextPart, Turn, turn_of
 from mllm.records.flags import unlearned
 
 VIDEO_TOKEN = "<|video|>"
@@ -51,11 +52,11 @@ _PART_KEYS = {
 }
 
 
-def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = False) -> list[Message]:
-    """Checks a conversation and returns it with every content as a list of parts in this module's form.
+def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = False) -> Conversation:
+    """Checks a conversation, and returns it frozen, every content as a list of parts in this module's form.
 
-    OpenAI's request parts (`video_url`, `audio_url`, `image_url`, `input_audio`) and its role `developer`
-    (another word for system) are translated.
+    One that has been checked is returned as it is. OpenAI's request parts (`video_url`, `audio_url`,
+    `image_url`, `input_audio`) and its role `developer` (another word for system) are translated.
 
     Args:
         to_answer: the model is to speak next, so the last word must be the user's.
@@ -63,10 +64,20 @@ def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = F
     Raises:
         ChatError: with the index of the message and part, and what to do.
     """
+    conversation = messages if isinstance(messages, Conversation) else _checked(messages)
+    last = conversation[-1].role
+    if to_answer and last != "user":
+        raise ChatError(
+            f"message {len(conversation) - 1} is the last and its role is {last!r}: {ANSWERS_USER}"
+        )
+    return conversation
+
+
+def _checked(messages: Sequence[Mapping[str, Any]]) -> Conversation:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise ChatError("messages must be a list with at least one {'role', 'content'} in it")
     expected = "user"
-    normalised: list[Message] = []
+    turns = []
     for index, message in enumerate(messages):
         where = f"message {index}"
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
@@ -81,52 +92,34 @@ def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = F
             raise ChatError(f"{where} has role {role!r} where {expected!r} must stand: the two alternate")
         else:
             expected = "assistant" if role == "user" else "user"
-        parts = _parts(message["content"], where)
-        if role != "user" and any(part["type"] != "text" for part in parts):
-            raise ChatError(f"{where} holds media but its role is {role!r}: media go into user messages")
-        if role == "user" and not any(part["type"] != "text" or part["text"].strip() for part in parts):
-            raise ChatError(f"{where} is empty: give it text or media")
-        if any(LONE_SURROGATE.search(part["text"]) for part in parts if part["type"] == "text"):
-            raise ChatError(f"{where} holds half a character (a lone surrogate): send whole ones")
-        kept = {"loss": False} if unlearned(message) else {}
-        normalised.append({"role": role, "content": parts} | kept)
-    if to_answer and normalised[-1]["role"] != "user":
-        raise ChatError(f"message {len(normalised) - 1} is the last and its role is {role!r}: {ANSWERS_USER}")
-    return normalised
+        turns.append(_turn(role, message, where))
+    return Conversation(turns)
 
 
-def media_parts(messages: Iterable[Mapping[str, Any]]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """(modality, source, options) of each recording in validated messages, in order of appearance.
-
-    `options` holds those of start, end (seconds) and audio (separate sound of a video) that were given.
-    """
-    return [
-        (
-            part["type"],
-            part[part["type"]],
-            {
-                key: value
-                for key, value in part.items()
-                if key not in ("type", part["type"]) and value is not None
-            },
-        )
-        for message in messages
-        for part in message["content"]
-        if part["type"] != "text"
-    ]
+def _turn(role: str, message: Mapping[str, Any], where: str) -> Turn:
+    parts = _parts(message["content"], where)
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    has_media = len(texts) < len(parts)
+    if role != "user" and has_media:
+        raise ChatError(f"{where} holds media but its role is {role!r}: media go into user messages")
+    if role == "user" and not has_media and not any(text.strip() for text in texts):
+        raise ChatError(f"{where} is empty: give it text or media")
+    if any(LONE_SURROGATE.search(text) for text in texts):
+        raise ChatError(f"{where} holds half a character (a lone surrogate): send whole ones")
+    return turn_of(role, parts, trained=not unlearned(message))
 
 
-def _parts(content: Any, where: str) -> list[dict[str, Any]]:
+def _parts(content: Any, where: str) -> list[Part]:
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [TextPart(type="text", text=content)]
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise ChatError(f"{where}: content must be a string or a list of parts, not {type(content).__name__}")
     return [_part(part, f"{where} part {index}") for index, part in enumerate(content)]
 
 
-def _part(part: Any, where: str) -> dict[str, Any]:
+def _part(part: Any, where: str) -> Part:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
+        return TextPart(type="text", text=part)
     if not isinstance(part, Mapping) or "type" not in part:
         raise ChatError(f"{where} must be an object with a 'type': text, video, audio or image")
     part = _from_openai(dict(part), where)
@@ -144,11 +137,11 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "text":
         if not isinstance(part["text"], str):
             raise ChatError(f"{where}: text must be a string, not {type(part['text']).__name__}")
-        return part
+        return TextPart(part)
     for key in {kind, "audio"} & set(part):
         _check_source(part[key], f"{where}: {key}")
     _check_span(part, where)
-    return part
+    return MediaPart({key: value for key, value in part.items() if value is not None})
 
 
 def _from_openai(part: dict[str, Any], where: str) -> dict[str, Any]:

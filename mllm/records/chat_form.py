@@ -31,6 +31,7 @@ from mllm.records.chat import (
     USER_TOKEN,
     validate_messages,
 )
+from mllm.records.conversation import TextPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +138,7 @@ def render(
     """Turns a conversation into segments; joined, they are what the Jinja template gives.
 
     Args:
-        messages: see `chat`; validated here.
+        messages: see `chat`.
         add_generation_prompt: end with what stands before an answer, so that the model answers.
 
     Raises:
@@ -145,31 +146,30 @@ def render(
     """
     segments: list[Segment] = []
     user_start = form.opening
-    for message in validate_messages(messages, to_answer=add_generation_prompt):
-        trained = message["role"] == "assistant" and message.get("loss", True)
+    for turn in validate_messages(messages, to_answer=add_generation_prompt):
         lead = ""
-        if message["role"] == "system":
+        if turn.role == "system":
             if form.system is None:
                 raise ChatError(f"message 0{NO_SYSTEM}")
             start, end = form.system
             user_start = form.after_system
-        elif message["role"] == "user":
+        elif turn.role == "user":
             start, end = user_start, form.user_end
             user_start = form.next_user
         else:
             start, lead, end = form.assistant, form.lead, form.end
         segments.append(Segment(start))
         text = ""
-        for part in message["content"]:
-            if part["type"] == "text":
+        for part in turn.parts:
+            if isinstance(part, TextPart):
                 # Neighbouring texts are escaped as one: "<|vi" and "deo|>" must not meet unseen.
-                text += part["text"]
+                text += part.text
                 continue
             segments.append(_text_segment(text, form))
             text = ""
-            segments.append(Segment(PLACEHOLDERS[part["type"]], modality=part["type"]))
-        segments.append(_text_segment(text, form, lead, trained))
-        segments.append(Segment(end, trained))
+            segments.append(Segment(PLACEHOLDERS[part.modality], modality=part.modality))
+        segments.append(_text_segment(text, form, lead, turn.trained))
+        segments.append(Segment(end, turn.trained))
     if add_generation_prompt:
         segments.append(Segment(form.assistant))
     return [segment for segment in segments if segment.text]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mllm.errors import RecordError
 from mllm.files import open_ordinary
-from mllm.records.chat import Message
+from mllm.records.conversation import Conversation
 from mllm.records.record import PairRecord, Record, answered, first_media, parse_record, read_rows
 
 
@@ -43,7 +43,7 @@ class JsonlSource:
         return [
             record
             for record in self.records(index)
-            if record["messages"][-1]["role"] == "assistant" or record.get("answer") is not None
+            if record["messages"][-1].role == "assistant" or record.get("answer") is not None
         ]
 
     def pair(self, index: int) -> PairRecord:
@@ -60,22 +60,20 @@ class JsonlSource:
             raise RecordError(
                 f"{where}: no 'captions', which the contrastive stage needs: add them to the row"
             )
-        media = [
-            part for message in record["messages"] for part in message["content"] if part["type"] != "text"
-        ]
-        if not media:
+        part = first_media(record)
+        if part is None:
             raise RecordError(f"{where}: captions but no recording: put a media part into the message")
         captions = {
             key: texts[round_ % len(texts)] if texts else None for key, texts in record["captions"].items()
         }
         return {
-            "clip": media[0][media[0]["type"]],
-            "part": media[0],
+            "clip": part.source,
+            "part": part,
             "captions": captions,
             "labels": record.get("labels") or {},
         }
 
-    def text(self, index: int) -> list[list[Message]]:
+    def text(self, index: int) -> list[Conversation]:
         """The conversations of the scene that have no media, each with its answer."""
         return [answered(record) for record in self.conversations(index) if first_media(record) is None]
 

@@ -12,6 +12,7 @@ from typing import Any
 from mllm.errors import ChatError, MediaError
 from mllm.files import open_ordinary
 from mllm.records import chat
+from mllm.records.conversation import Part, TextPart
 
 
 def to_openai(messages: Sequence[chat.Message], file_urls: bool = False) -> list[dict[str, Any]]:
@@ -27,22 +28,22 @@ def to_openai(messages: Sequence[chat.Message], file_urls: bool = False) -> list
             OpenAI's parts cannot say.
     """
     translated = []
-    for message in chat.validate_messages(messages):
-        parts = [_part(part, file_urls) for part in message["content"]]
+    for turn in chat.validate_messages(messages):
+        parts = [_part(part, file_urls) for part in turn.parts]
         only_text = len(parts) == 1 and parts[0]["type"] == "text"
-        translated.append({"role": message["role"], "content": parts[0]["text"] if only_text else parts})
+        translated.append({"role": turn.role, "content": parts[0]["text"] if only_text else parts})
     return translated
 
 
-def _part(part: dict[str, Any], file_urls: bool) -> dict[str, Any]:
-    kind = part["type"]
-    if kind == "text":
-        return {"type": "text", "text": part["text"]}
-    if options := sorted(key for key in part if key not in ("type", kind) and part[key] is not None):
+def _part(part: Part, file_urls: bool) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    kind = part.modality
+    if options := sorted(part.options):
         raise ChatError(
             f"a server takes whole recordings: cut the {kind} file instead of giving {', '.join(options)}"
         )
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": media_url(part[kind], kind, file_urls)}}
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": media_url(part.source, kind, file_urls)}}
 
 
 def media_url(source: Any, modality: str, file_urls: bool = False) -> str:

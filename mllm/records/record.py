@@ -27,14 +27,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mllm.errors import ChatError, RecordError
 from mllm.files import open_ordinary, replacing
 from mllm.media.places import existing, portable
-from mllm.records.chat import Message, media_parts, validate_messages
+from mllm.records.chat import PLACEHOLDERS, validate_messages
+from mllm.records.conversation import Conversation, MediaPart
 from mllm.records.flags import unlearned
 from mllm.records.times import check_times
 
@@ -75,14 +77,14 @@ def write_records(
     """
     path = Path(path)
     count = 0
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for record in records:
             count += 1
             where = f"{path.name} row {count}"
             valid = dict(record)
             if not checked:
                 valid = validate_record(record, where, path.parent, media_must_exist)
-            valid = _with_media(valid, lambda media, where=where: portable(media, path.parent, where))
+            valid["messages"] = _moved(valid["messages"], partial(portable, folder=path.parent, where=where))
             file.write(json.dumps(valid, ensure_ascii=False) + "\n")
     return count
 
@@ -101,6 +103,25 @@ def validate_record(
     Raises:
         RecordError: what is wrong, where, what to do.
     """
+    record = _with_keys(record, where)
+    try:
+        if flag := unlearned(record):
+            raise ChatError(
+                f"{flag} says that it is not to be learned: drop the row, or rename what means something else"
+            )
+        messages = validate_messages(record["messages"])
+    except ChatError as error:
+        raise RecordError(f"{where}: {error}") from None
+    place = partial(existing, folder=folder or Path.cwd(), where=where, must_exist=media_must_exist)
+    record["messages"] = _moved(messages, place)
+    if "captions" in record:
+        record["captions"] = _captions(record, where)
+    _require_something_to_learn(record, where)
+    return record
+
+
+def _with_keys(record: Any, where: str) -> Record:
+    """A copy with every key beside the messages checked."""
     if not isinstance(record, Mapping):
         raise RecordError(f"{where}: a record must be an object, not {type(record).__name__}")
     if "messages" not in record:
@@ -129,37 +150,26 @@ def validate_record(
             raise RecordError(f"{where}: {key!r} must be a string, not {type(record[key]).__name__}")
     _check_strings(record.get("options"), "options", where)
     check_times(record, where)
-    try:
-        if flag := unlearned(record):
-            raise ChatError(
-                f"{flag} says that it is not to be learned: drop the row, or rename what means something else"
-            )
-        record["messages"] = validate_messages(record["messages"])
-    except ChatError as error:
-        raise RecordError(f"{where}: {error}") from None
-    record = _with_media(record, lambda media: existing(media, folder or Path.cwd(), where, media_must_exist))
-    if "captions" in record:
-        record["captions"] = _captions(record, where)
-    last = record["messages"][-1]
-    if last["role"] == "assistant":
-        if not "".join(part["text"] for part in last["content"]).strip():
+    return record
+
+
+def _require_something_to_learn(record: Record, where: str) -> None:
+    messages: Conversation = record["messages"]
+    if messages[-1].role == "assistant":
+        if not messages[-1].text.strip():
             raise RecordError(f"{where}: the assistant's answer is empty: write one or drop the row")
-        answers = [turn for turn in record["messages"] if turn["role"] == "assistant"]
-        if all(turn.get("loss") is False for turn in answers) and "answer" not in record:
+        if not any(turn.trained for turn in messages) and "answer" not in record:
             raise RecordError(f"{where}: nothing to learn: the answers are not to be learned: drop the row")
     elif not {"answer", "captions", "labels"} & record.keys():
         raise RecordError(
             f"{where}: nothing to learn or score: end with an assistant message, or give 'answer', 'captions'"
         )
-    return record
 
 
-def answered(record: Record) -> list[Message]:
+def answered(record: Record) -> Conversation:
     """The messages of a record, with its answer as the last one."""
-    messages = record["messages"]
-    if messages[-1]["role"] == "assistant":
-        return messages
-    return [*messages, {"role": "assistant", "content": record["answer"]}]
+    messages = validate_messages(record["messages"])
+    return messages if messages[-1].role == "assistant" else messages.with_answer(record["answer"])
 
 
 def read_rows(path: Path, media_must_exist: bool = True) -> Iterator[tuple[tuple[int, int], Record]]:
@@ -181,7 +191,7 @@ def parse_record(line: bytes, where: str, folder: Path, media_must_exist: bool =
 
 
 def decode_row(line: bytes, where: str) -> str:
-    """The text of a row. Raises RecordError where it is none."""
+    """The text of a row. Raises RecordError if it is not UTF-8."""
     try:
         return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -191,7 +201,7 @@ def decode_row(line: bytes, where: str) -> str:
 
 
 def parse_row(text: str, where: str, remedy: str = "each row must be one whole JSON object") -> Any:
-    """What a row says in JSON. Raises RecordError where it is none."""
+    """The value of a row. Raises RecordError if it is not JSON."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -202,30 +212,21 @@ def parse_row(text: str, where: str, remedy: str = "each row must be one whole J
     raise RecordError(f"{where}: not JSON ({cause}): {remedy}")
 
 
-def _with_media(record: Record, change: Any) -> Record:
-    """The record with `change` applied to every media source, sound tracks beside a video included."""
-    messages = [
-        message
-        | {
-            "content": [
-                {
-                    key: change(value) if key in ("video", "audio", "image") else value
-                    for key, value in part.items()
-                }
-                for part in message["content"]
-            ]
-        }
-        for message in record["messages"]
-    ]
-    return record | {"messages": messages}
+def _moved(messages: Conversation, change: Callable[[Any], Any]) -> Conversation:
+    """`change` applied to every media source, sound tracks beside a video included."""
+    return messages.with_media(
+        lambda part: MediaPart(
+            {key: change(value) if key in PLACEHOLDERS else value for key, value in part.items()}
+        )
+    )
 
 
 def _captions(record: Record, where: str) -> dict[str, list[str]]:
     """Captions by what they describe, each a list; a plain list describes the first recording's kind."""
     captions = record["captions"]
     if isinstance(captions, (list, str)):
-        first = media_parts(record["messages"])
-        captions = {"audio" if first and first[0][0] == "audio" else "video": captions}
+        first = first_media(record)
+        captions = {"audio" if first and first.modality == "audio" else "video": captions}
     if not isinstance(captions, Mapping) or set(captions) - set(_CAPTION_KEYS):
         raise RecordError(
             f"{where}: 'captions' must be a list, or an object with keys {', '.join(_CAPTION_KEYS)}"
@@ -243,6 +244,6 @@ def _check_strings(value: Any, key: str, where: str) -> None:
         raise RecordError(f"{where}: {key!r} must be a list of strings")
 
 
-def first_media(record: Record) -> tuple[str, Any, dict[str, Any]] | None:
-    parts = media_parts(record["messages"])
-    return parts[0] if parts else None
+def first_media(record: Record) -> MediaPart | None:
+    """The recording that a record read from a file begins with."""
+    return next(iter(record["messages"].media), None)

@@ -28,6 +28,7 @@ import simplejpeg
 from mllm.errors import ConfigError, RecordError
 from mllm.media.clip import Clip
 from mllm.media.windows import WindowSpec
+from mllm.records.conversation import MediaPart
 from mllm.records.jsonl import JsonlSource
 from mllm.records.record import Record
 
@@ -204,26 +205,18 @@ class ShardSource(JsonlSource):
     def records(self, index: int) -> list[Record]:
         clips: dict[int, Clip] = {}  # the same object for all records: neighbours share one prefix
 
-        def loaded(value: Any) -> Any:
-            if isinstance(value, str) and (match := re.fullmatch(rf"{REFERENCE}(\d+)", value)):
-                number = int(match[1])
-                if number not in clips:
-                    clips[number] = self.clip(number)
-                return clips[number]
-            return value
+        def loaded(part: MediaPart) -> MediaPart:
+            match = re.fullmatch(rf"{REFERENCE}(\d+)", part.source)
+            if match is None:
+                return part
+            number = int(match[1])
+            if number not in clips:
+                clips[number] = self.clip(number)
+            return part.of(clips[number])
 
         return [
-            record | {"messages": [_with(message, loaded) for message in record["messages"]]}
-            for record in super().records(index)
+            record | {"messages": record["messages"].with_media(loaded)} for record in super().records(index)
         ]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_table": None}
-
-
-def _with(message: dict[str, Any], change: Any) -> dict[str, Any]:
-    parts = [
-        {key: change(value) if key == part["type"] else value for key, value in part.items()}
-        for part in message["content"]
-    ]
-    return message | {"content": parts}

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -46,7 +47,7 @@ class DataSource(Protocol):
         """
         ...
 
-    def text(self, index: int) -> list[list[Message]]:
+    def text(self, index: int) -> Sequence[Sequence[Message]]:
         """Conversations without media, for stage 0, which trains a decoder on text."""
         ...
 

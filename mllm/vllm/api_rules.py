@@ -228,8 +228,9 @@ def named_parts(messages: Any) -> list[tuple[str, str | None, str]]:
         for part in message["content"] if isinstance(message["content"], list) else []:
             if part["type"] in _MODALITIES and part.get("uuid"):
                 whole = chat.validate_messages([{"role": "user", "content": [_with_url(part)]}])
-                ((modality, url, _),) = chat.media_parts(whole)
-                named.append((modality, url if _with_url(part) is part else None, str(part["uuid"])))
+                (medium,) = whole.media
+                url = medium.source if _with_url(part) is part else None
+                named.append((medium.modality, url, str(part["uuid"])))
     return named
 
 

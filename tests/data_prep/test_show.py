@@ -12,7 +12,7 @@ from mllm.errors import MediaError, RecordError
 from mllm.experiment import Model
 from mllm.media.clip import Clip
 from mllm.models import checkpoint
-from mllm.records.chat import media_parts
+from mllm.records.chat import validate_messages
 from tests.media_files import make, tone
 
 FRAMES = np.full((8, 64, 64, 3), 200, np.uint8)
@@ -94,7 +94,7 @@ def test_a_record_without_media_draws_nothing(shown) -> None:
 
 def test_records_are_picked_from_sources_and_missing_rows_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     first = show.pick("world:val", 1)
-    assert media_parts(first["messages"])
+    assert validate_messages(first["messages"]).media
     monkeypatch.setattr(show, "_records", lambda name: iter([first]))
     with pytest.raises(RecordError, match="x.jsonl has 1 records: there is no row 2"):
         show.pick("x.jsonl", 2)

@@ -29,7 +29,7 @@ from data_prep.world.scene import (
 from data_prep.world.source import open_world
 from mllm.errors import ConfigError
 from mllm.media.windows import cut
-from mllm.records.chat import media_parts
+from mllm.records.chat import validate_messages
 from mllm.records.record import validate_record
 
 SPLITS = ("train", "val", "comp")
@@ -41,7 +41,7 @@ def digest_of(split: str, indices: list[int]) -> str:
     parts = []
     for index in indices:
         for record in source.conversations(index):
-            clips = [clip for _, clip, _ in media_parts(record["messages"])]
+            clips = [part.source for part in validate_messages(record["messages"]).media]
             parts.append(record["id"] + record["answer"] + "".join(clip.fingerprint() for clip in clips))
         pair = source.pair(index)
         parts.append(pair["clip"].fingerprint() + repr(pair["captions"]) + repr(pair["labels"]))
@@ -433,8 +433,8 @@ def test_records_of_a_scene_share_the_identical_clips():
         for record in records:
             valid = validate_record(record, f"scene {index}")
             assert valid["messages"][-1]["content"][0]["text"] == record["answer"]
-            clips = [clip for _, clip, _ in media_parts(record["messages"])]
-            first = [clip for _, clip, _ in media_parts(records[0]["messages"])]
+            clips = [part.source for part in validate_messages(record["messages"]).media]
+            first = [part.source for part in validate_messages(records[0]["messages"]).media]
             assert all(a is b for a, b in zip(clips, first, strict=True))
             assert len(clips) == len(episode.scenes)
             kinds = [part["type"] for part in record["messages"][0]["content"]]

@@ -240,7 +240,7 @@ def test_stage_0_reads_conversations_without_media_each_with_its_answer(folder: 
     asked = {"messages": [{"role": "user", "content": "what is 1+1?"}]}
     path = write(folder, asked | {"answer": "two"}, asked | {"answer": None})
     (messages,), unanswered = (JsonlSource(path).text(scene) for scene in (0, 1))
-    assert messages[-1] == {"role": "assistant", "content": "two"}
+    assert (messages[-1].role, messages[-1].text) == ("assistant", "two")
     assert unanswered == []
 
 

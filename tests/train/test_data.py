@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from mllm.errors import RecordError
+from mllm.experiment import Augment
 from mllm.media.clip import Clip
 from mllm.models.processor import IGNORE
 from mllm.records import chat
@@ -16,6 +17,7 @@ from mllm.records.source import open_source
 from train.conversations import by_prefix, caption_conversations
 from train.data import PairCollator, QuestionCollator, TextCollator, number_dataset
 
+HELLO = [{"role": "user", "content": "hello?"}]
 ROWS = [{"number": number} for number in range(8)]
 
 
@@ -54,6 +56,21 @@ def test_a_batch_depends_on_its_numbers_alone(kind, tiny, world):
         assert one.keys() == two.keys()
         for name in one:
             assert torch.equal(one[name], two[name]), name
+
+
+@pytest.mark.parametrize("augmentation", [None, Augment(paraphrase=True, jitter=0.2)])
+def test_a_training_step_checks_each_conversation_once(tiny, world, tmp_path, checks, augmentation):
+    processor = tiny[1]
+    batch = QuestionCollator(world, processor, 0, 3, 64, augmentation)
+    asked = sum(min(3, len(world.conversations(batch.scene(row["number"])))) for row in ROWS)
+    batch(ROWS)
+    assert len(checks) == asked
+
+    write_records(tmp_path / "talk.jsonl", [{"messages": HELLO, "answer": str(n)} for n in range(4)])
+    source = open_source(str(tmp_path / "talk.jsonl"))
+    checks.clear()
+    QuestionCollator(source, processor, 0, 3, None, augmentation)(ROWS[:4])
+    assert len(checks) == 4, "when the row is read"
 
 
 def test_text_trains_one_copy_of_what_is_told_and_every_answer(tiny, world):
@@ -164,7 +181,8 @@ def test_conversations_are_grouped_by_the_recordings_they_begin_with(world):
 
 def test_a_record_without_the_assistants_words_gets_its_answer():
     record = {"messages": [{"role": "user", "content": "hi?"}], "answer": "hello."}
-    assert answered(record)[-1] == {"role": "assistant", "content": "hello."}
+    answer = answered(record)[-1]
+    assert (answer.role, answer.text) == ("assistant", "hello.")
     assert chat.validate_messages(answered(record))
 
 
