@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mllm.errors import ConfigError, MediaError
-from mllm.media import decode_pool
+from mllm.media import decode_pool, decode_process
 from mllm.media.decode_pool import DecodePool, shared_pool
 from mllm.media.recording import load_clip, probe
 from mllm.media.sources import MediaLimits
@@ -116,7 +116,7 @@ def test_a_crash_costs_one_request(film, pool, number):
 
 
 def test_a_hang_costs_one_request_and_holds_up_no_other(film, pool, monkeypatch):
-    monkeypatch.setattr(decode_pool, "SLOW", 0.2)
+    monkeypatch.setattr(decode_process, "SLOW", 0.2)
     load_clip(film, isolated=True)
     hangs = worker_of(pool)
     asked, said = threading.Event(), []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mllm.errors import MediaError
-from mllm.media import decode, decode_pool, tracks
+from mllm.media import decode, decode_pool, decode_process, tracks
 from mllm.media.decode_pool import DecodePool, WorkerLost
 from mllm.media.recording import load_clip, open_recording, probe
 from mllm.media.sources import MediaLimits
@@ -55,13 +55,13 @@ def pool(monkeypatch):
 def opened(monkeypatch):
     """The recordings that workers open, in order: each is scanned then, and only then."""
     found: list[str] = []
-    ask = decode_pool._Worker.ask
+    ask = decode_process.Worker.ask
 
     def counted(self, request, *rest):
         found.extend(source["name"] for source in request.get("open", {}).get("sources", []))
         return ask(self, request, *rest)
 
-    monkeypatch.setattr(decode_pool._Worker, "ask", counted)
+    monkeypatch.setattr(decode_process.Worker, "ask", counted)
     return found
 
 
