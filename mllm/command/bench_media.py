@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from mllm.command.bench import JsonOption, report
 from mllm.errors import MllmError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PIECE = 200  # s of a long recording that are read at once: what `mllm index add` takes at 224 pixels
 
@@ -41,8 +44,6 @@ def bench_media(
     Raises:
         MllmError: if decord is not installed, or a file has no picture.
     """
-    from rich.table import Table
-
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             _measure(file, size, frames, repeats)
@@ -51,22 +52,6 @@ def bench_media(
         # Small pictures, or making it up would take longer than it is worth.
         film = made_up(Path(folder) / "long.mp4", long, 160, 90) if long else None
         pieces = _in_pieces(film, size, repeats) if film else None
-    table = Table(
-        "video",
-        "length",
-        "mllm.media.recording",
-        "with sound",
-        "plain decord",
-        "ratio",
-        "in a worker",
-        box=None,
-    )
-    for row in rows:
-        plain = "cannot" if row["decord"] is None else f"{row['decord']:.0f}/s"
-        compared = "" if row["ratio"] is None else f"{row['ratio']:.2f}×"
-        speeds = (f"{row['ours']:.0f}/s", f"{row['with_sound']:.0f}/s")
-        isolated = f"{row['isolation_ms']:+.1f} ms"
-        table.add_row(row["file"], f"{row['seconds']:.1f} s", *speeds, plain, compared, isolated)
     ratios = [row["ratio"] for row in rows if row["ratio"]]
     mean = statistics.geometric_mean(ratios) if ratios else None
     numbers = {
@@ -83,8 +68,22 @@ def bench_media(
             f"\n{pieces['seconds']:.0f} s in {pieces['pieces']} pieces: {pieces['open']:.2f} s from one open "
             f"recording ({pieces['isolated']:.2f} s in a worker), {pieces['apart']:.2f} s if each opens it"
         )
-    report(table, numbers, json_file, note)
+    report(_table(rows), numbers, json_file, note)
     return numbers
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    heads = ("video", "length", "mllm", "with sound", "plain decord", "ratio", "in a worker")
+    table = Table(*heads, box=None)
+    for row in rows:
+        plain = "cannot" if row["decord"] is None else f"{row['decord']:.0f}/s"
+        compared = "" if row["ratio"] is None else f"{row['ratio']:.2f}×"
+        speeds = (f"{row['ours']:.0f}/s", f"{row['with_sound']:.0f}/s")
+        isolated = f"{row['isolation_ms']:+.1f} ms"
+        table.add_row(row["file"], f"{row['seconds']:.1f} s", *speeds, plain, compared, isolated)
+    return table
 
 
 def _measure(file: Path, size: int, frames: int, repeats: int) -> dict[str, Any]:

@@ -41,62 +41,16 @@ def build_model(
     Raises:
         ConfigError: for an unknown type or field, or sizes that do not fit together.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from mllm.models.config import MllmConfig, Side
     from mllm.models.model import MllmForConditionalGeneration
     from mllm.models.processor import MllmProcessor
 
     if isinstance(settings.decoder, str):
         require_decoder(_config(settings.decoder, "decoder"))
     tokenizer, new_token_ids = _tokenizer(settings, texts)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in chat.PLACEHOLDERS.items()}
-    decoder = None
-    if isinstance(settings.decoder, str):
-        with in_one_line(f"model.decoder: {settings.decoder}", WRONG_PART):
-            decoder = AutoModelForCausalLM.from_pretrained(settings.decoder, dtype=torch.float32)
-        if decoder.get_input_embeddings().num_embeddings < len(tokenizer):
-            decoder.resize_token_embeddings(len(tokenizer))
-        text_config = decoder.config
-    else:
-        text_config = _config(settings.decoder, "decoder", vocab_size=len(tokenizer))
-    text_config.update(
-        {
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": _answer_ends(tokenizer, decoder),
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-    )
-    space_tokenizer = None
-    ids_of_decoder = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    if text_base := base_of(settings.text):
-        ids_of_decoder = {}
-        with in_one_line(f"model.text: the tokenizer of {text_base}", WRONG_PART):
-            space_tokenizer = AutoTokenizer.from_pretrained(text_base)
-    window = WindowSize(settings.window_seconds, settings.frames_per_window)
-    parts = {side: getattr(settings, side) for side in SIDES}
+    text_config, decoder = _decoder(settings, tokenizer)
+    space_tokenizer = _space_tokenizer(settings)
     try:
-        config = MllmConfig(
-            text_config=text_config,
-            sides={
-                side: Side(tower_config(part, side, window), getattr(settings, f"{side}_queries"))
-                for side, part in parts.items()
-                if part is not None
-            },
-            space_config=settings.text and tower_config(settings.text, "text", window, **ids_of_decoder),
-            space_tokenizer=space_tokenizer is not None,
-            qformer_width=settings.qformer.width,
-            qformer_layers=settings.qformer.layers,
-            qformer_heads=settings.qformer.heads,
-            window_seconds=settings.window_seconds,
-            frames_per_window=settings.frames_per_window,
-            max_windows=settings.max_windows,
-            embedding_dim=settings.embedding_dim,
-            video_token_id=ids["video"],
-            audio_token_id=ids["audio"],
-            image_token_id=ids["image"],
-            new_token_ids=new_token_ids,
-        )
+        config = _model_config(settings, text_config, tokenizer, new_token_ids, space_tokenizer is not None)
         model = MllmForConditionalGeneration(config)
     except MllmError:
         raise
@@ -107,6 +61,85 @@ def build_model(
         model.lm_head.load_state_dict(decoder.get_output_embeddings().state_dict())
         model.tie_weights()
     model.model.match_projectors()
+    _load_towers(model, settings)
+    model.generation_config = greedy_generation(config)
+    return model, MllmProcessor.from_config(tokenizer, config, space_tokenizer)
+
+
+def _decoder(settings: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    """The decoder's config, and the pretrained decoder itself, or None where it starts from nothing."""
+    from transformers import AutoModelForCausalLM
+
+    decoder = None
+    if isinstance(settings.decoder, str):
+        with in_one_line(f"model.decoder: {settings.decoder}", WRONG_PART):
+            decoder = AutoModelForCausalLM.from_pretrained(settings.decoder, dtype=torch.float32)
+        if decoder.get_input_embeddings().num_embeddings < len(tokenizer):
+            decoder.resize_token_embeddings(len(tokenizer))
+        config = decoder.config
+    else:
+        config = _config(settings.decoder, "decoder", vocab_size=len(tokenizer))
+    config.update(
+        {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": _answer_ends(tokenizer, decoder),
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
+    return config, decoder
+
+
+def _space_tokenizer(settings: Any) -> Any:
+    """The tokenizer of a pretrained text tower; None where the tower reads the decoder's ids."""
+    from transformers import AutoTokenizer
+
+    base = base_of(settings.text)
+    if base is None:
+        return None
+    with in_one_line(f"model.text: the tokenizer of {base}", WRONG_PART):
+        return AutoTokenizer.from_pretrained(base)
+
+
+def _model_config(
+    settings: Any,
+    text_config: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    new_token_ids: list[int] | None,
+    own_space_tokenizer: bool,
+) -> MllmConfig:
+    from mllm.models.config import MllmConfig, Side
+
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in chat.PLACEHOLDERS.items()}
+    text_ids: dict[str, Any] = {}
+    if not own_space_tokenizer:
+        text_ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    window = WindowSize(settings.window_seconds, settings.frames_per_window)
+    parts = {side: getattr(settings, side) for side in SIDES}
+    return MllmConfig(
+        text_config=text_config,
+        sides={
+            side: Side(tower_config(part, side, window), getattr(settings, f"{side}_queries"))
+            for side, part in parts.items()
+            if part is not None
+        },
+        space_config=settings.text and tower_config(settings.text, "text", window, **text_ids),
+        space_tokenizer=own_space_tokenizer,
+        qformer_width=settings.qformer.width,
+        qformer_layers=settings.qformer.layers,
+        qformer_heads=settings.qformer.heads,
+        window_seconds=settings.window_seconds,
+        frames_per_window=settings.frames_per_window,
+        max_windows=settings.max_windows,
+        embedding_dim=settings.embedding_dim,
+        video_token_id=ids["video"],
+        audio_token_id=ids["audio"],
+        image_token_id=ids["image"],
+        new_token_ids=new_token_ids,
+    )
+
+
+def _load_towers(model: MllmForConditionalGeneration, settings: Any) -> None:
+    """Give each tower that has a base that base's weights."""
     towers = dict(model.model.towers)
     if settings.text is not None:
         towers["text"] = model.model.space.text_tower
@@ -114,8 +147,6 @@ def build_model(
         if base := base_of(getattr(settings, name)):
             with in_one_line(f"model.{name}: {base}", WRONG_PART):
                 tower.load_pretrained(base)
-    model.generation_config = greedy_generation(config)
-    return model, MllmProcessor.from_config(tokenizer, config, space_tokenizer)
 
 
 def window_spec(settings: Any) -> WindowSpec:
