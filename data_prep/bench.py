@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data_prep.build import Form, build, make_plan
+from data_prep.shard_build import Form, build, make_plan
 from mllm.command.bench import JsonOption, report
 from mllm.command.bench_media import made_up
 from mllm.media.recording import SAMPLE_RATE

@@ -172,8 +172,8 @@ def build(
     engine: EngineOption = "local",
 ) -> None:
     """Decode recordings once, at the model's size, into shards that training maps into memory."""
-    from data_prep.build import Form, make_plan
-    from data_prep.build import build as run
+    from data_prep.shard_build import Form, make_plan
+    from data_prep.shard_build import build as run
     from mllm.experiment import load_experiment
     from mllm.models.build import window_spec
     from mllm.models.checkpoint import load_processor

@@ -98,7 +98,7 @@ class Clip:
             return max(self.duration, float(self.frame_times[0]))
         return float(self.frame_times[-1] + (self.frame_times[-1] - self.frame_times[0]) / (count - 1))
 
-    def fingerprint(self) -> str:
+    def digest(self) -> str:
         """sha256, hex, of all that a model may see or hear."""
         shape = None if self.frames is None else self.frames.shape
         digest = hashlib.sha256(f"{shape} {self.duration!r} {self.is_image} {self.picture_end!r}".encode())

@@ -298,7 +298,7 @@ class _InMemory(Recording):
 
     @cached_property
     def digest(self) -> str:
-        return self._whole.fingerprint()
+        return self._whole.digest()
 
     def clip(
         self,

@@ -72,18 +72,18 @@ class FeatureCache:
                 ) from None
         return self._store
 
-    def through(self, tower: Tower, fingerprint: str, batch: Tensor) -> Tensor:
+    def through(self, tower: Tower, digest: str, batch: Tensor) -> Tensor:
         """Features of a batch; where one is not known yet, the tower runs on all of it.
 
         Args:
-            fingerprint: of the tower.
+            digest: of the tower (`tower_digest`).
             batch: [items, …], the tower's input.
 
         Returns:
             [items, tokens, width], in the batch's type.
         """
         shape = (tower.tokens_per_chunk, tower.width)
-        keys = [_key(fingerprint, item) for item in batch]
+        keys = [_key(digest, item) for item in batch]
         with self._kept():  # looking up counts as use, and is written down
             stored = [self.store.get(key) for key in keys]
         found = [_from_bytes(data, shape) for data in stored]
@@ -134,7 +134,7 @@ def keep_features(tower: Tower, cache: FeatureCache) -> None:
     """
     if any(parameter.requires_grad for parameter in tower.parameters()):
         raise ConfigError("features of a tower that trains cannot be kept: take the tower out of `train`")
-    tower.kept = partial(cache.through, tower, fingerprint(tower))
+    tower.kept = partial(cache.through, tower, tower_digest(tower))
 
 
 def freeze_and_keep(model: MllmForConditionalGeneration, cache: FeatureCache) -> None:
@@ -144,7 +144,7 @@ def freeze_and_keep(model: MllmForConditionalGeneration, cache: FeatureCache) ->
         keep_features(tower, cache)
 
 
-def fingerprint(tower: Tower) -> str:
+def tower_digest(tower: Tower) -> str:
     """sha256, hex, of a tower's weights and of what its configuration says."""
     config = tower.encoder.config.to_dict()
     # How attention is computed, where weights came from and in which type they lie change no feature.
@@ -159,8 +159,8 @@ def fingerprint(tower: Tower) -> str:
     return digest.hexdigest()
 
 
-def _key(fingerprint: str, item: Tensor) -> bytes:
-    digest = hashlib.blake2b(f"{fingerprint} {item.dtype} {tuple(item.shape)}".encode(), digest_size=20)
+def _key(tower: str, item: Tensor) -> bytes:
+    digest = hashlib.blake2b(f"{tower} {item.dtype} {tuple(item.shape)}".encode(), digest_size=20)
     digest.update(item.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 

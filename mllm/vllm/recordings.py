@@ -145,7 +145,7 @@ def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Reco
     if isinstance(source, Path) or (isinstance(source, str) and not is_data_uri(source)):
         source = read_file(Path(source).resolve(), limits_from_environment())
     if isinstance(source, Clip):
-        digest = source.fingerprint()
+        digest = source.digest()
     else:
         digest = hashlib.sha256(
             source.encode(errors="replace") if isinstance(source, str) else source

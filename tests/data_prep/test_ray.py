@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import diskcache
 import pytest
 
-from data_prep import build, check, features, transcribe
+from data_prep import check, features, shard_build, transcribe
 from data_prep.check_report import write_json
 from mllm.errors import MediaError
 from mllm.media.windows import WindowSpec
@@ -18,7 +19,7 @@ from tests.media_files import make, tone
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.slow
-FORM = build.Form(WindowSpec(1.0, 2, 3, 32))
+FORM = shard_build.Form(WindowSpec(1.0, 2, 3, 32))
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +69,18 @@ def test_a_recording_that_hangs_or_crashes_costs_one_worker_with_a_mocked_decode
 
 
 def test_build_writes_the_same_bytes(cluster, records: Path, tmp_path: Path) -> None:
-    plan = build.make_plan(records, FORM, 3)
+    plan = shard_build.make_plan(records, FORM, 3)
     for engine in ("local", "ray"):
-        assert build.build(plan, "rows", tmp_path / engine, workers=2, engine=engine) == 12
+        assert shard_build.build(plan, "rows", tmp_path / engine, workers=2, engine=engine) == 12
     assert contents(tmp_path / "local") == contents(tmp_path / "ray")
 
 
 def test_build_names_a_bad_recording(cluster, records: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(build, "SAMPLED", 1)
+    monkeypatch.setattr(shard_build, "SAMPLED", 1)
     (tmp_path / "3.mp4").write_bytes(b"nothing")
+    plan = partial(shard_build.make_plan, records, FORM, 3)
     with pytest.raises(MediaError, match="3.mp4"):
-        build.build(build.make_plan(records, FORM, 3), "rows", tmp_path / "ray", workers=2, engine="ray")
+        shard_build.build(plan(), "rows", tmp_path / "ray", workers=2, engine="ray")
 
 
 def test_transcripts_are_the_same(cluster, records: Path, tmp_path: Path, random_whisper: Path) -> None:

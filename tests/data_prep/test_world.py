@@ -42,9 +42,9 @@ def digest_of(split: str, indices: list[int]) -> str:
     for index in indices:
         for record in source.conversations(index):
             clips = [part.source for part in validate_messages(record["messages"]).media]
-            parts.append(record["id"] + record["answer"] + "".join(clip.fingerprint() for clip in clips))
+            parts.append(record["id"] + record["answer"] + "".join(clip.digest() for clip in clips))
         pair = source.pair(index)
-        parts.append(pair["clip"].fingerprint() + repr(pair["captions"]) + repr(pair["labels"]))
+        parts.append(pair["clip"].digest() + repr(pair["captions"]) + repr(pair["labels"]))
         parts.append(repr(source.text(index)))
     return hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()
 

@@ -51,7 +51,7 @@ def gone(process: int) -> bool:
 
 
 def equal(one, other) -> bool:
-    return one.fingerprint() == other.fingerprint() and one.source == other.source
+    return one.digest() == other.digest() and one.source == other.source
 
 
 @pytest.mark.parametrize("way", ["path", "bytes", "data"])
@@ -169,11 +169,11 @@ def test_no_more_wait_than_can_be_served_in_time(film, pool):
 
 
 def test_many_threads_share_the_workers(film):
-    expected = load_clip(film, size=16).fingerprint()
+    expected = load_clip(film, size=16).digest()
     found: list[str] = []
 
     def ask():
-        found.append(load_clip(film, size=16, isolated=True).fingerprint())
+        found.append(load_clip(film, size=16, isolated=True).digest())
 
     threads = [threading.Thread(target=ask) for _ in range(24)]
     for thread in threads:

@@ -39,7 +39,7 @@ film = pytest.fixture(scope="session")(write_film)
 
 def test_bytes_and_data_uris(film):
     data = film.read_bytes()
-    expected = load_clip(film, size=32).fingerprint()
+    expected = load_clip(film, size=32).digest()
     code = base64.b64encode(data).decode()
     folded = "\n".join(code[i : i + 76] for i in range(0, len(code), 76))
     sources = [
@@ -54,7 +54,7 @@ def test_bytes_and_data_uris(film):
         f" \n data:video/mp4;base64,{code}",
     ]
     clips = [load_clip(source, size=32) for source in sources]
-    assert {clip.fingerprint() for clip in clips} == {expected}
+    assert {clip.digest() for clip in clips} == {expected}
     assert clips[0].source == f"<bytes, {len(data)} bytes>"
     assert clips[3].source == "data: URI"
 

@@ -72,7 +72,7 @@ def test_it_is_scanned_once(film, scans):
         load_windows(recording, WindowSpec(0.5, 2, 8, 32))
         assert recording.digest
     assert scans == [str(film), str(film)]  # the other one is `probe`'s
-    assert [clip.fingerprint() for clip in clips] == [load_clip(film, **cut).fingerprint() for cut in CUTS]
+    assert [clip.digest() for clip in clips] == [load_clip(film, **cut).digest() for cut in CUTS]
 
 
 def test_a_worker_scans_it_once(film, pool, opened):
@@ -81,7 +81,7 @@ def test_a_worker_scans_it_once(film, pool, opened):
         clips = [recording.clip(**cut) for cut in CUTS]
         assert recording.digest == hashlib.sha256(film.read_bytes()).hexdigest()
     assert opened == [str(film)]
-    assert [clip.fingerprint() for clip in clips] == [load_clip(film, **cut).fingerprint() for cut in CUTS]
+    assert [clip.digest() for clip in clips] == [load_clip(film, **cut).digest() for cut in CUTS]
     assert len(pool._idle) == 1, "the worker waits for the next recording"
 
 
@@ -119,7 +119,7 @@ def test_an_error_in_one_piece_leaves_it_open(film, opened):
 
 
 def test_a_lost_worker_costs_the_recording_that_it_had_open(film, pool):
-    other = load_clip(film, size=16).fingerprint()
+    other = load_clip(film, size=16).digest()
     with open_recording(film, isolated=True) as recording:
         recording.clip(end=1.0, size=16)
         process = recording._worker.process
@@ -130,7 +130,7 @@ def test_a_lost_worker_costs_the_recording_that_it_had_open(film, pool):
 
         with pytest.raises(WorkerLost, match="decoding it was killed"):
             recording.clip(size=16, choose=crash)
-        assert load_clip(film, size=16, isolated=True).fingerprint() == other
+        assert load_clip(film, size=16, isolated=True).digest() == other
     assert pool._places._value == decode_pool.MOST_WORKERS
 
 
@@ -180,7 +180,7 @@ def test_the_digest_is_of_what_is_read(film, tmp_path):
     assert digest(film) == digest(film.read_bytes()) == hashlib.sha256(film.read_bytes()).hexdigest()
     assert digest(film, audio=sound) != digest(film)
     clip = load_clip(film, size=16)
-    assert digest(clip) == clip.fingerprint()
+    assert digest(clip) == clip.digest()
     frames = tmp_path / "frames"
     frames.mkdir()
     for number in range(2):

@@ -15,7 +15,7 @@ from mllm.errors import ConfigError
 from mllm.experiment import Model
 from mllm.models.build import build_model
 from mllm.models.checkpoint import save
-from mllm.models.feature_cache import FeatureCache, fingerprint, freeze_and_keep, keep_features
+from mllm.models.feature_cache import FeatureCache, freeze_and_keep, keep_features, tower_digest
 from mllm.models.processor import collate_media
 from mllm.records.record import write_records
 from mllm.search.embedder import Embedder
@@ -124,19 +124,19 @@ def test_a_tower_that_trains_is_refused(tmp_path: Path) -> None:
 
 def test_a_fingerprint_is_of_the_weights_alone(pair) -> None:
     video, audio = towers(pair[0])
-    assert fingerprint(video) == fingerprint(towers(tiny()[0])[0])
-    assert fingerprint(video) != fingerprint(audio)
+    assert tower_digest(video) == tower_digest(towers(tiny()[0])[0])
+    assert tower_digest(video) != tower_digest(audio)
 
 
 def test_a_setting_without_weights_changes_the_fingerprint_and_how_it_is_computed_does_not(
     pair, monkeypatch
 ) -> None:
     video, _ = towers(pair[0])
-    before = fingerprint(video)
+    before = tower_digest(video)
     monkeypatch.setattr(video.encoder.config, "_attn_implementation_internal", "eager")
-    assert fingerprint(video) == before
+    assert tower_digest(video) == before
     monkeypatch.setattr(video.encoder.config, "num_attention_heads", 1)
-    assert fingerprint(video) != before
+    assert tower_digest(video) != before
 
 
 def test_the_cap_evicts_what_was_not_used(pair, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_phrasings_hold_back_no_more_than_their_answers_would() -> None:
 def test_nothing_is_changed_where_nothing_is_asked_for() -> None:
     original = clip()
     same = views.augment(original, Augment(), rng())
-    assert same.fingerprint() == original.fingerprint()
+    assert same.digest() == original.digest()
 
 
 ALL = Augment(
@@ -355,7 +355,7 @@ def test_what_the_sheet_draws_differs_from_what_was(kind: str) -> None:
     if isinstance(before, str):
         assert after != before
         return
-    assert after.fingerprint() != before.fingerprint()
+    assert after.digest() != before.digest()
     if kind == "noise_snr":
         ratio = power(sound) / power(after.waveform - sound)
         assert 10 * np.log10(ratio) == pytest.approx(STRONG.noise_snr, abs=0.2)

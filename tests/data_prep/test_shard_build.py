@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.build import Form, build, build_shard, make_plan
+from data_prep.shard_build import Form, build, build_shard, make_plan
 from mllm.command import bench, cli
 from mllm.errors import ConfigError, MediaError, MllmError, RecordError
 from mllm.files import alone_in
@@ -143,7 +143,7 @@ def test_another_form_needs_another_folder(records: Path, tmp_path: Path) -> Non
 def test_a_recording_that_cannot_be_read_stops_the_build_with_its_name(
     tmp_path: Path, workers: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr("data_prep.build.SAMPLED", 1)  # the estimate does not meet it
+    monkeypatch.setattr("data_prep.shard_build.SAMPLED", 1)  # the estimate does not meet it
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     make(tmp_path / "good.mp4")
     rows = [
@@ -260,7 +260,7 @@ def test_a_worker_whose_build_was_killed_puts_nothing_in_place_with_a_mocked_par
     records: Path, tmp_path: Path, monkeypatch
 ) -> None:
     gone = type("Gone", (), {"is_alive": lambda self: False})()
-    monkeypatch.setattr("data_prep.build.parent_process", lambda: gone)
+    monkeypatch.setattr("data_prep.shard_build.parent_process", lambda: gone)
     with pytest.raises(MllmError, match="its build was killed"):
         build_shard(tmp_path / "shard-00000.arrow", make_plan(records, EXACT, 8).stretches[0], EXACT)
     assert not list(tmp_path.iterdir())
@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_made_is_named(records: Path, tmp_path: Path, ou
 def test_a_disk_that_is_too_small_is_told_before_with_a_mocked_disk(
     records: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    from data_prep import build as module
+    from data_prep import shard_build as module
 
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: free)
