@@ -23,7 +23,7 @@ test: setup ## Run the tests and measure the coverage of mllm/ (TESTS=path MARKE
 fuzz: setup ## Read damaged recordings by the thousand (MUTANTS=20000 SEED=0)
 	@$(BIN)/python -m tests.fuzz --mutants $(or $(MUTANTS),20000) --seed $(or $(SEED),0)
 
-lint: setup ## Check style, types of mllm/ and the floors between the packages
+lint: setup ## Check style, types and the floors between the packages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
