@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-import typer
+import typer.main
 
 from mllm.command import cli
 from mllm.experiment import load_experiment
@@ -28,10 +28,7 @@ def check_command(line: str) -> None:
         assert words[1] in verbs, f"`{line}`: no such verb"
         value = verbs[words[1]].load()
         if isinstance(value, typer.Typer) and len(words) > 2:
-            names = {command.name or command.callback.__name__ for command in value.registered_commands}
-            assert words[2].replace("_", "-") in {name.replace("_", "-") for name in names}, (
-                f"`{line}`: no such verb"
-            )
+            assert words[2] in typer.main.get_group(value).commands, f"`{line}`: no such verb"
     for word in words:
         if re.match(r"(configs|docs|scripts|tests|mllm)/[\w./-]+\.\w+$", word):
             assert (ROOT / word).exists(), f"`{line}`: no such file {word}"
