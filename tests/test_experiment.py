@@ -43,11 +43,13 @@ def test_experiments_share_no_state() -> None:
 
 
 def test_a_section_is_found_by_its_type(load) -> None:
-    from train.sections import Instruct, Stage
+    from train.sections import Instruct, StageSection
 
     assert load("instruct: {lr: 1e-3}").section(Instruct).lr == 0.001
-    with pytest.raises(ConfigError, match="no section of an experiment is train.sections.Stage: install"):
-        load("").section(Stage)
+    with pytest.raises(
+        ConfigError, match="no section of an experiment is train.sections.StageSection: install"
+    ):
+        load("").section(StageSection)
 
 
 def test_overrides_are_typed_by_yaml_and_keep_the_rest(load) -> None:

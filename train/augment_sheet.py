@@ -141,14 +141,15 @@ def before_and_after(
         return _say(scene, kind, value, rng)
     if word := views.held_back(scene.texts).get(kind):
         return clip, f'as it is: a text says "{word}"'
-    silent = clip.waveform is None or not len(clip.waveform)
-    if (changes == "sound" and silent) or (changes == "picture" and clip.frames is None):
-        return clip, f"as it is: no {changes} in it"
     if clip.is_image and (changes == "both" or kind.startswith("frame_")):
         return clip, "as it is: a picture that stands still"
     if changes == "sound":
+        if clip.waveform is None or not len(clip.waveform):
+            return clip, "as it is: no sound in it"
         return clip, replace(clip, waveform=_sound(clip.waveform, kind, value, rng))
     if changes == "picture":
+        if clip.frames is None:
+            return clip, "as it is: no picture in it"
         return clip, replace(clip, frames=_picture(clip.frames, kind, value, rng))
     if kind == "speed":
         return clip, views.speed(clip, 1 + value)
@@ -210,8 +211,9 @@ def _draw(axes: Axes, view: Clip | str, panel: str, original: Clip) -> None:
             axes.imshow(frame, extent=(place, place + 0.96, 0, 1), aspect="auto")
         axes.set(xlim=(0, FRAMES), ylim=(0, 1))
     elif panel == "sound" and view.waveform is not None and len(view.waveform):
-        sound = view.waveform / max(np.abs(original.waveform).max(), 1e-6)
-        power, _, _ = specgram(sound, NFFT=NFFT, noverlap=NFFT // 2, Fs=SAMPLE_RATE)
+        loudest = 0.0 if original.waveform is None else np.abs(original.waveform).max()
+        sound = view.waveform / max(loudest, 1e-6)
+        power = np.asarray(specgram(sound, NFFT=NFFT, noverlap=NFFT // 2, Fs=SAMPLE_RATE)[0], float)
         axes.imshow(
             10 * np.log10(power + FLOOR),
             extent=(0, view.duration, 0, 1),

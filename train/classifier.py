@@ -1,183 +1,168 @@
-"""A plain classifier of recordings by their sound: what answering in words is measured against.
-
-The audio tower, the mean of its tokens, one linear layer. The tower starts from the same weights as the
-experiment, or from nothing, and sees the same records, in the same order and views, for as many steps as its
-stage `instruct`, under the same optimizer and schedule. It knows the closed set of answers, which a model
-that answers in words does not.
-"""
+"""The batches and the trainer of the classifier, which is scored on `val` instead of being saved."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
+from transformers import TrainingArguments
 
 from mllm.errors import RecordError
-from mllm.experiment import Experiment
+from mllm.experiment import Augment
 from mllm.files import write_atomically
-from mllm.models.processor import MediaFeatures, MllmProcessor
-from mllm.models.towers import Tower
-from mllm.records.chat import validate_messages
-from mllm.records.record import Record, answered
+from mllm.models.model import MllmForConditionalGeneration
+from mllm.models.processor import MllmProcessor
+from mllm.models.towers import find_tower
+from mllm.records.conversation import Conversation
+from mllm.records.record import answered
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source
 from train.data import Collator
+from train.objectives.classifier import ClassifierObjective
 from train.optimizer import MuonAdamW, parameter_groups
-from train.run import BETAS, MAX_GRAD_NORM, MIN_LR_RATE, WEIGHT_DECAY, set_trainable
+from train.run import BETAS, WEIGHT_DECAY, Run, metrics_of, trainer_arguments
 from train.sections import Instruct
-
-Labelled = tuple[list[MediaFeatures], list[str]]
-
-
-class Classifier(nn.Module):
-    """Labels of recordings, from the mean of a tower's tokens."""
-
-    def __init__(self, tower: Tower, labels: Sequence[str]):
-        super().__init__()
-        self.tower = tower
-        self.labels = list(labels)
-        self.head = nn.Linear(tower.width, len(labels))
-
-    def forward(self, media: Sequence[MediaFeatures]) -> torch.Tensor:
-        """Recordings with sound -> [recordings, labels]."""
-        chunks = [item.input_features for item in media if item.input_features is not None]
-        tokens = self.tower(torch.cat(chunks).to(self.head.weight.device)).mean(1)
-        recordings = tokens.split([len(chunk) for chunk in chunks])
-        return self.head(torch.stack([recording.mean(0) for recording in recordings]))
+from train.trainer import StageTrainer
 
 
 class LabelCollator(Collator):
-    """One record of every scene: its sound and its answer."""
+    """One record of every scene: its sound and its answer.
 
-    def __call__(self, rows: Sequence[dict[str, int]]) -> Labelled:
+    Args:
+        labels: the answers there are, in the order of the classifier's outputs.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        processor: MllmProcessor,
+        seed: int,
+        labels: Sequence[str],
+        augmentation: Augment | None = None,
+    ):
+        super().__init__(source, processor, seed, augmentation)
+        self.labels = list(labels)
+
+    def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
         return self.read(self._chosen(row["number"]) for row in rows)
 
-    def _chosen(self, number: int) -> list[dict]:
+    def _chosen(self, number: int) -> Conversation:
         records = self.source.conversations(self.scene(number))
         if not records:
             raise RecordError(f"{self.source.name}: a row has no answer: leave it out")
         record = records[np.random.default_rng((self.seed, number)).integers(len(records))]
         return self.views([answered(record)], number)[0]
 
-    def read(self, conversations: Iterable[list[dict]]) -> Labelled:
-        """Sounds and last words of conversations.
+    def read(self, conversations: Iterable[Conversation]) -> dict[str, torch.Tensor]:
+        """Sounds and answers of conversations.
+
+        Returns:
+            input_features: [chunks, …], as the tower takes them; chunk_counts, labels: [conversations].
 
         Raises:
-            RecordError: one has no sound.
+            RecordError: if one has no sound.
         """
-        media, labels = [], []
-        for messages in map(validate_messages, conversations):
+        chunks, labels = [], []
+        for conversation in conversations:
             recordings = [
                 self.processor.media(part.source, "audio", **part.options)
-                for part in messages.media
+                for part in conversation.media
                 if part.modality != "image"
             ]
             if not recordings or recordings[0].input_features is None:
-                asked = said(messages[:1])
-                raise RecordError(f"{self.source.name}: no sound before '{asked}': leave this record out")
-            media.append(recordings[0])
-            labels.append(said(messages))
-        return media, labels
+                question = conversation[0].text
+                raise RecordError(f"{self.source.name}: no sound before '{question}': leave this record out")
+            chunks.append(recordings[0].input_features)
+            labels.append(self.labels.index(conversation[-1].text))
+        return {
+            "input_features": torch.cat(chunks),
+            "chunk_counts": torch.tensor([len(each) for each in chunks]),
+            "labels": torch.tensor(labels),
+        }
 
 
-def said(messages: Sequence[dict]) -> str:
-    """The words at the end of a conversation."""
-    content = messages[-1]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+def answers_of(source: DataSource) -> Iterator[Conversation]:
+    """Every conversation of a source that ends with an answer."""
+    return (answered(record) for scene in range(len(source)) for record in source.conversations(scene))
 
 
-def train(experiment: Experiment, model: Any, processor: MllmProcessor, folder: Path) -> dict[str, Any]:
-    """Trains on data.train, scores data.val, and writes metrics.json.
+def renew_tower(model: MllmForConditionalGeneration) -> None:
+    """Gives the model an audio tower with random weights, where it has one."""
+    if side := model.config.sides.get("audio"):
+        model.model.audio_tower = find_tower(side.tower.model_type)(side.tower, model.config.window)
 
-    Returns:
-        {"accuracy", "majority", "right", "recordings", "labels", "seconds"}: of val; seconds of training.
+
+class ClassifierTrainer(StageTrainer):
+    """Trains a tower and a new head; its result is a score, written to metrics.json.
 
     Raises:
-        RecordError: a recording without sound, or an answer of val that train never has.
+        RecordError: for an answer of `val` that `train` never has.
     """
-    settings = experiment.section(Instruct)
-    source, val = open_source(experiment.data.train), open_source(experiment.data.val)
-    require_windows(val, processor.spec)
-    labels = sorted({said(answered(record)) for record in _records(source)})
-    held_out = [answered(record) for record in _records(val)]
-    counts = Counter(map(said, held_out))
-    if unknown := sorted(set(counts) - set(labels)):
-        raise RecordError(f"{val.name}: the answer '{unknown[0]}' is none of {source.name}: give it one")
-    torch.manual_seed(experiment.seed)
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-    classifier = Classifier(model.model.audio_tower, labels).to(model.device)
-    set_trainable(model, [group for group in settings.train if group == "audio_tower"])
-    optimizer = _optimizer(classifier, settings)
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, settings.warmup, settings.steps, min_lr_rate=MIN_LR_RATE
-    )
-    precision = torch.autocast(model.device.type, torch.bfloat16) if settings.bf16 else nullcontext()
-    collator = LabelCollator(source, processor, experiment.seed, experiment.data.augment)
 
-    begin = time.perf_counter()
-    classifier.train()
-    for step in range(settings.steps):
-        numbers = range(step * settings.batch, (step + 1) * settings.batch)
-        media, answers = collator([{"number": number} for number in numbers])
-        targets = torch.tensor([labels.index(answer) for answer in answers], device=model.device)
-        with precision:
-            loss = functional.cross_entropy(classifier(media), targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(classifier.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if (step + 1) % settings.log_every == 0:
-            print(f"classifier {step + 1}/{settings.steps}  loss {loss.item():.4g}", flush=True)
-    seconds = time.perf_counter() - begin
+    objective: ClassifierObjective
 
-    right = 0
-    classifier.eval()
-    with torch.inference_mode():
-        for first in range(0, len(held_out), settings.batch):
-            media, answers = collator.read(held_out[first : first + settings.batch])
-            chosen = classifier(media).argmax(-1).tolist()
-            right += sum(labels[place] == answer for place, answer in zip(chosen, answers, strict=True))
-    scores = {
-        "accuracy": right / len(held_out),
-        "majority": max(counts.values()) / len(held_out),
-        "right": right,
-        "recordings": len(held_out),
-        "labels": labels,
-        "seconds": round(seconds, 1),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "metrics.json", json.dumps(scores, indent=1))
-    return scores
+    def __init__(
+        self, run: Run, objective: ClassifierObjective, processor: MllmProcessor, collator: LabelCollator
+    ):
+        val = open_source(run.experiment.data.val)
+        require_windows(val, processor.spec)
+        self.collator = collator
+        self.held_out = list(answers_of(val))
+        self.counts = Counter(conversation[-1].text for conversation in self.held_out)
+        if unknown := sorted(set(self.counts) - set(objective.labels)):
+            raise RecordError(
+                f"{val.name}: the answer '{unknown[0]}' is none of {collator.source.name}: give it one"
+            )
+        settings = TrainingArguments(**trainer_arguments(run) | {"save_strategy": "no"})
+        super().__init__(run, objective, processor, collator, args=settings)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The stage's optimizer, Muon and AdamW or AdamW alone; a new head is AdamW's, as a decoder's is."""
+        if self.optimizer is None:
+            settings = self.run.experiment.section(Instruct)
+            tower, head = self.objective.tower, self.objective.head
+            rate = settings.tower_lr or settings.lr
+            groups: list[dict[str, Any]] = [
+                {"params": list(head.parameters()), "weight_decay": 0.0, "lr": settings.lr, "muon": False}
+            ]
+            if any(weight.requires_grad for weight in tower.parameters()):
+                groups += parameter_groups(
+                    tower,
+                    decayed={name for name, weight in tower.named_parameters() if weight.dim() > 1},
+                    weight_decay=WEIGHT_DECAY,
+                    rate=rate,
+                    muon_rate=settings.muon_lr and settings.muon_lr * rate / settings.lr,
+                )
+            muon = any(group["muon"] for group in groups)
+            self.optimizer = (MuonAdamW if muon else torch.optim.AdamW)(groups, betas=BETAS)
+        return self.optimizer
 
-def _optimizer(classifier: Classifier, settings: Any) -> torch.optim.Optimizer:
-    """The stage's: Muon and AdamW, or AdamW alone; a new head is AdamW's, as a decoder's is."""
-    tower, head = classifier.tower, classifier.head
-    rate = settings.tower_lr or settings.lr
-    groups = [{"params": list(head.parameters()), "weight_decay": 0.0, "lr": settings.lr, "muon": False}]
-    if any(weight.requires_grad for weight in tower.parameters()):
-        groups += parameter_groups(
-            tower,
-            decayed={name for name, weight in tower.named_parameters() if weight.dim() > 1},
-            weight_decay=WEIGHT_DECAY,
-            rate=rate,
-            muon_rate=settings.muon_lr and settings.muon_lr * rate / settings.lr,
+    def finish(self) -> str:
+        """Scores `val` and adds accuracy, majority, right, recordings, labels and seconds to metrics.json."""
+        right, batch = 0, self.run.settings.batch
+        self.objective.eval()
+        with torch.inference_mode():
+            for first in range(0, len(self.held_out), batch):
+                sounds = self._prepare_inputs(self.collator.read(self.held_out[first : first + batch]))
+                answers = sounds.pop("labels")
+                right += int((self.objective.logits(**sounds).argmax(-1) == answers).sum())
+        recordings = len(self.held_out)
+        scores = {
+            "accuracy": right / recordings,
+            "majority": max(self.counts.values()) / recordings,
+            "right": right,
+            "recordings": recordings,
+            "labels": self.objective.labels,
+            "seconds": round(self.state.log_history[-1]["train_runtime"], 1),
+        }
+        path = self.run.folder / "metrics.json"
+        write_atomically(path, json.dumps(metrics_of(self.run, self.state) | scores, indent=1))
+        return (
+            f"{scores['accuracy']:.3f} of {recordings} recordings right (majority {scores['majority']:.3f}), "
+            f"{len(self.objective.labels)} labels, {scores['seconds']:.0f} s of training; {path}"
         )
-    muon = any(group["muon"] for group in groups)
-    return (MuonAdamW if muon else torch.optim.AdamW)(groups, betas=BETAS)
-
-
-def _records(source: DataSource) -> Iterable[Record]:
-    return (record for scene in range(len(source)) for record in source.conversations(scene))

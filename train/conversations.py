@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mllm.media.clip import Clip
 from mllm.records import chat
-from mllm.records.conversation import MediaPart
+from mllm.records.conversation import Conversation, MediaPart
+
+Messages = Sequence[Mapping[str, Any]]  # what `chat.validate_messages` takes
 
 # What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
 CAPTION_REQUESTS = {
@@ -17,7 +19,7 @@ CAPTION_REQUESTS = {
 }
 
 
-def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]:
+def caption_conversations(pair: dict[str, Any], number: int) -> list[Conversation]:
     """Requests to describe a clip, each with its answer, all beginning with the clip.
 
     Every other example of a clip with picture and sound asks for both at once, the rest for each alone.
@@ -37,10 +39,12 @@ def caption_conversations(pair: dict[str, Any], number: int) -> list[list[dict]]
     elif answers["video"] or answers["audio"]:
         answers.pop("both")
     return [
-        [
-            {"role": "user", "content": [part, {"type": "text", "text": CAPTION_REQUESTS[kind]}]},
-            {"role": "assistant", "content": answer},
-        ]
+        chat.validate_messages(
+            [
+                {"role": "user", "content": [part, {"type": "text", "text": CAPTION_REQUESTS[kind]}]},
+                {"role": "assistant", "content": answer},
+            ]
+        )
         for kind, answer in answers.items()
         if answer
     ]
@@ -59,18 +63,18 @@ def one_of(captions: str | Sequence[str] | None, number: int) -> str | None:
     return captions[number % len(captions)] if captions else None
 
 
-def by_prefix(conversations: Iterable[list[dict]]) -> list[list[list[dict]]]:
+def by_prefix(conversations: Iterable[Messages]) -> list[list[Conversation]]:
     """Conversations in groups that begin with the same parts up to their last recording."""
-    groups: dict[tuple, list[list[dict]]] = {}
-    for messages in conversations:
-        groups.setdefault(_prefix(messages), []).append(messages)
+    groups: dict[tuple, list[Conversation]] = {}
+    for conversation in map(chat.validate_messages, conversations):
+        groups.setdefault(_prefix(conversation), []).append(conversation)
     return list(groups.values())
 
 
-def _prefix(messages: list[dict]) -> tuple:
+def _prefix(conversation: Conversation) -> tuple:
     parts: list[tuple] = []
     end = 0
-    for turn in chat.validate_messages(messages):
+    for turn in conversation:
         for part in turn.parts:
             parts.append((turn.role, part_values(part)))
             if isinstance(part, MediaPart):

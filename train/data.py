@@ -24,18 +24,20 @@ from mllm.records import chat
 from mllm.records.conversation import Conversation, MediaPart, TextPart
 from mllm.records.record import Record, answered
 from mllm.records.shards import require_windows
-from mllm.records.source import DataSource
+from mllm.records.source import DataSource, open_source
 from mllm.records.templates import paraphrase
 from mllm.search.embedder import text_inputs
 from train.augment import augment, drop_words, permute_frames
 from train.conversations import (
     CAPTION_REQUESTS,
+    Messages,
     by_prefix,
     caption_conversations,
     one_of,
     part_values,
 )
-from train.losses import caption_id
+from train.objectives.info_nce import caption_id
+from train.sections import Curriculum
 from train.shapes import ROWS, TOKENS
 
 SHUFFLED_UP_TO = 1 << 24  # scenes whose order fits in memory; only generated worlds have more
@@ -49,6 +51,13 @@ def number_dataset(steps: int, batch: int):
     from datasets import Dataset
 
     return Dataset.from_dict({"number": np.arange(steps * batch * PROCESSES)})
+
+
+def easy_start(curriculum: Curriculum | None, batch: int) -> tuple[DataSource | None, int]:
+    """What `Collator` takes as `easy` and `easy_clips`, for batches of so many clips."""
+    if curriculum is None:
+        return None, 0
+    return open_source(curriculum.source), curriculum.steps * batch * PROCESSES
 
 
 class Collator:
@@ -99,16 +108,19 @@ class Collator:
         return int(self._epoch[1][place])
 
     def views(
-        self, conversations: list[list[dict]], number: int, captions: Mapping[str, Any] = MappingProxyType({})
-    ) -> list[list[dict]]:
+        self,
+        conversations: Sequence[Messages],
+        number: int,
+        captions: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Conversation]:
         """Conversations of the run's `number`-th example, their recordings augmented, each once for all.
 
         Args:
             captions: what else is said about the recordings, and must stay true.
         """
-        if self.augmentation is None:
-            return conversations
         checked = [chat.validate_messages(messages) for messages in conversations]
+        if self.augmentation is None:
+            return checked
         texts = [text for conversation in checked for text in conversation.texts]
         texts += [
             text for told in captions.values() if told for text in ([told] if isinstance(told, str) else told)
@@ -161,6 +173,7 @@ class Collator:
             rng = np.random.default_rng((self.seed, numbers[clip], WORDS))
             return drop_words(caption, share, rng) if share else caption
 
+        assert self.text_tokens is not None
         return space_batch(media, captions, self.processor, self.text_tokens, say)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -283,7 +296,7 @@ class QuestionCollator(Collator):
             source, scene = self.place(number)
             records = source.conversations(scene)
             chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
-            told = next((record["captions"] for record in records if record.get("captions")), {})
+            told: dict[str, Any] = next((r["captions"] for r in records if r.get("captions")), {})
             turn = {kind: one_of(texts, number // len(source)) for kind, texts in told.items()}
             asked = [self.phrased(records[i], number) for i in sorted(chosen)]
             for group in by_prefix(self.views(asked, number, told)):
@@ -300,8 +313,9 @@ class QuestionCollator(Collator):
         if not any(captions):
             for row in rows[: max(len(rows) // 2, 1)]:
                 pair = self.pair(row["number"])
-                told = caption_conversations(pair, row["number"])
-                encoded.append(self.processor.encode_group(self.views(told, row["number"], pair["captions"])))
+                described = caption_conversations(pair, row["number"])
+                views = self.views(described, row["number"], pair["captions"])
+                encoded.append(self.processor.encode_group(views))
                 captions.append(pair["captions"])
                 numbers.append(row["number"])
         media = [item for example in encoded for item in example.media]

@@ -12,7 +12,7 @@ from mllm.experiment import Positive, Rate, Section, Weight
 Group = Literal["video_tower", "audio_tower", "qformers", "projectors", "space", "embeddings", "decoder"]
 
 
-class Stage(Section):
+class StageSection(Section):
     """What all stages share: AdamW, or Muon and AdamW, with warm-up, then cosine."""
 
     steps: int = Field(default=1000, ge=0)  # 0 skips the stage
@@ -28,7 +28,7 @@ class Stage(Section):
     compile: bool = False  # the decoder, by torch.compile: a slow first step, then faster ones
 
 
-class Text(Stage):
+class Text(StageSection):
     """Stage 0, nano only: the decoder as a language model of told scenes and answers."""
 
     batch: Positive = 64
@@ -42,7 +42,7 @@ class Curriculum(Section):
     steps: Positive  # how long, before the stage turns to data.train
 
 
-class Contrastive(Stage):
+class Contrastive(StageSection):
     """Stage 1: adapters and the shared space; InfoNCE and a caption loss together."""
 
     batch: Positive = 64
@@ -65,7 +65,7 @@ class Lora(Section):
     target: str = r".*language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 
 
-class Instruct(Stage):
+class Instruct(StageSection):
     """Stage 2: instruction tuning."""
 
     tower_lr: Rate | None = None  # null: as lr; scales muon_lr for the towers likewise

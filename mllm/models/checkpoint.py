@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "nano"
 ADAPTER = "adapter"  # folder inside a checkpoint folder
-STAGES = ("instruct", "contrastive", "text")  # of a run folder, best result first
+STAGES = "mllm.stages"  # entry point group: the stages of training, with their order
 
 __all__ = [
     "build_model",
@@ -198,10 +199,9 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
         if len(path.parts) == 2 and not path.is_absolute() and not str(folder).startswith("."):
             return str(folder), None  # a hub id: owner/name
         raise MllmError(f"no checkpoint at {folder}: give a checkpoint folder, a run folder or a hub id")
-    for inner in ("final", *(f"{stage}/final" for stage in STAGES)):
-        if (path / inner / "config.json").is_file():
-            path = path / inner
-            break
+    path = next(
+        (inner for inner in (path / "final", *_results(path)) if (inner / "config.json").is_file()), path
+    )
     if (path / "adapter_config.json").is_file():
         base = Path(read_json(path / "adapter_config.json").get("base_model_name_or_path") or "")
         for candidate in (path / base, path.parent, base):
@@ -215,6 +215,22 @@ def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
             f"{path} holds no checkpoint (no config.json): was the training stopped before it finished?"
         )
     return str(path), path / ADAPTER if (path / ADAPTER / "adapter_config.json").is_file() else None
+
+
+def _results(run: Path) -> list[Path]:
+    """The results in a run folder, of the last stage first.
+
+    Raises:
+        MllmError: a stage that finished here cannot be imported, so that its place is not known.
+    """
+    placed = []
+    for entry in entry_points(group=STAGES):
+        if (final := run / entry.name / "final").is_dir():
+            with in_one_line(f"the stage {entry.name}, which made {final},", "install its package again"):
+                position = entry.load().position
+            if position is not None:
+                placed.append((position, final))
+    return [final for _, final in sorted(placed, reverse=True)]
 
 
 def experiment_file(folder: str | Path | None) -> Path | None:
@@ -232,6 +248,7 @@ def save(
     folder: str | Path,
     extra: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint folder, whole or not at all; one that is there already is replaced.
 
@@ -240,15 +257,18 @@ def save(
             was trained into the base.
         extra: further files, name to text.
         dtype: of the weights as written; None keeps them.
+        state: the state of `model`, where other processes hold parts of it; None: its own.
 
     Raises:
         MllmError: if the disk is full or the folder cannot be written; nothing is left behind.
     """
     folder = Path(folder)
-    base, state = _base_of(model)
+    state = model.state_dict() if state is None else state
+    base, weights = _base_of(model, state)
     if dtype is not None:
-        state = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        weights = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
         }
     temporary: Path | None = None
     try:
@@ -256,13 +276,13 @@ def save(
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         with _no_bars():
             # Under the names that the model has here: those of the hub's old files differ for some towers.
-            base.save_pretrained(temporary, state_dict=state, save_original_format=False)
-        _write_config(temporary / "config.json", state, dtype)
+            base.save_pretrained(temporary, state_dict=weights, save_original_format=False)
+        _write_config(temporary / "config.json", weights, dtype)
         processor.save_pretrained(temporary)
         # vLLM takes its default temperature from here: 0 is greedy.
         _edit_json(temporary / "generation_config.json", {"temperature": 0.0})
         if base is not model:
-            save_adapter(model, temporary / ADAPTER, dtype)
+            save_adapter(model, state, temporary / ADAPTER, dtype)
         for name, text in (extra or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
         for path in (temporary, *temporary.rglob("*")):
@@ -276,11 +296,13 @@ def save(
     return folder
 
 
-def _base_of(model: Any) -> tuple[MllmForConditionalGeneration, dict[str, torch.Tensor]]:
+def _base_of(
+    model: Any, state: Mapping[str, torch.Tensor]
+) -> tuple[MllmForConditionalGeneration, dict[str, torch.Tensor]]:
     """The plain model inside a PeftModel, and its weights under their plain names."""
     if not hasattr(model, "get_base_model"):
-        return model, model.state_dict()
-    return model.get_base_model(), plain_state(model)
+        return model, dict(state)
+    return model.get_base_model(), plain_state(model, state)
 
 
 def _write_config(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mllm.models.model import MllmForConditionalGeneration
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT = "base_model.model."  # before a weight's own name in the state of a PeftModel
 DECODER_LAYERS = "model.language_model.layers."
 EMBEDDING, HEAD = "model.language_model.embed_tokens", "lm_head"
 PART = re.compile(
@@ -241,28 +242,36 @@ def _unwrapped(module: Any) -> Any:
     return module
 
 
-def plain_state(model: Any) -> dict[str, Any]:
+def plain_state(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     """The weights of the model inside a PeftModel under their plain names, all but LoRA as trained.
+
+    Args:
+        state: the PeftModel's.
 
     Raises:
         MllmError: the adapter is of a kind that is not applied.
     """
+    import torch
     from peft.utils.other import TrainableTokensWrapper
 
     (adapter,) = _only_adapter(model)
     if problem := not_applied(model.peft_config[adapter].to_dict() | {"trainable_token_indices": None}):
         raise MllmError(problem)
-    base = model.get_base_model()
-    state: dict[str, Any] = {
-        f"{name}.weight": module.weight.detach()  # with the rows that were trained
-        for name, module in base.named_modules()
-        if isinstance(module, TrainableTokensWrapper)
-    }
-    for name, tensor in base.state_dict().items():
-        if any(part in name for part in (".lora_", ".original_module.", ".token_adapter.")):
-            continue
-        state[name.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", ".")] = tensor
-    return state
+    plain: dict[str, Any] = {}
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, TrainableTokensWrapper):
+            inner = f"{PEFT}{name}.token_adapter"
+            weight, trained = (
+                state[f"{inner}.{part}"]
+                for part in ("base_layer.weight", f"trainable_tokens_delta.{adapter}")
+            )
+            rows = torch.tensor(module.token_adapter.token_indices[adapter], device=weight.device)
+            plain[f"{name}.weight"] = weight.index_copy(0, rows, trained.to(weight))
+    for name, tensor in state.items():
+        if not any(part in name for part in (".lora_", ".original_module.", ".token_adapter.")):
+            name = name.removeprefix(PEFT).replace(".base_layer.", ".")
+            plain[name.replace(f".modules_to_save.{adapter}.", ".")] = tensor
+    return plain
 
 
 def _only_adapter(model: Any) -> list[str]:
@@ -274,8 +283,11 @@ def _only_adapter(model: Any) -> list[str]:
     return names
 
 
-def save_adapter(model: Any, folder: Path, dtype: Any = None) -> None:
-    """Writes the LoRA deltas of a PeftModel, and nothing else of what was trained: that is in the base."""
+def save_adapter(model: Any, state: Mapping[str, Any], folder: Path, dtype: Any = None) -> None:
+    """Writes the LoRA deltas of a PeftModel with this state.
+
+    Nothing else of what was trained is written: that is in the base.
+    """
     from dataclasses import replace
 
     from peft import get_peft_model_state_dict
@@ -283,13 +295,15 @@ def save_adapter(model: Any, folder: Path, dtype: Any = None) -> None:
 
     (adapter,) = _only_adapter(model)
     folder.mkdir()
-    state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    state = {
+    deltas = get_peft_model_state_dict(
+        model, state_dict=dict(state), adapter_name=adapter, save_embedding_layers=False
+    )
+    deltas = {
         name: tensor.detach().to(dtype or tensor.dtype).contiguous()
-        for name, tensor in state.items()
+        for name, tensor in deltas.items()
         if ".lora_" in name
     }
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(deltas, folder / WEIGHTS, metadata={"format": "pt"})
     replace(
         model.peft_config[adapter],
         inference_mode=True,

@@ -83,7 +83,7 @@ def test_every_loss_is_of_the_familys_logits(family):
     """forward's, stage 1's and, through the fused head, TRL's of stage 2."""
     from trl.trainer.utils import add_fused_lm_head
 
-    from train.contrastive import answer_loss
+    from train.objectives.answers import answer_loss
 
     model, _, ids = built(family, True)
     logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)

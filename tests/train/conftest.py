@@ -64,7 +64,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory, world) -> Path:
 
     from mllm.experiment import Model
     from mllm.models.checkpoint import build_model, save
-    from train.cli import source_texts
+    from train.pipeline import source_texts
 
     torch.manual_seed(0)
     model, processor = build_model(Model(**TINY_MODEL), list(source_texts(world, 50)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from train.contrastive import space_losses
 
 from mllm.command.cli import main
 from mllm.experiment import Augment
@@ -24,7 +25,6 @@ from tests.tiny import clip
 from train import augment as views
 from train.augment import permute_frames
 from train.augment_sheet import SHOWN, Scene, before_and_after, open_scene
-from train.contrastive import space_losses
 from train.data import PairCollator, QuestionCollator
 
 ROWS = [{"number": number} for number in range(6)]

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from mllm.errors import RecordError
 from mllm.experiment import load_experiment
 from mllm.records.record import write_records
-from train import classifier, cli
+from train import cli
+from train.stages.classifier import ClassifierStage
 
 PITCHES = {"low": 300.0, "high": 2000.0}  # Hz
 
@@ -54,6 +55,11 @@ def config(tmp_path, write_experiment, tiny_folder) -> Path:
     )
 
 
+def trainer_of(experiment, model, processor):
+    stage = ClassifierStage()
+    return stage.trainer(stage.open(experiment), model, processor)
+
+
 def test_it_learns_what_the_tower_can_hear(config, tmp_path):
     result = CliRunner().invoke(cli.app, ["classifier", str(config)], catch_exceptions=False)
     assert "1.000 of 12 recordings right (majority 0.500), 2 labels" in result.output
@@ -65,11 +71,8 @@ def test_it_learns_what_the_tower_can_hear(config, tmp_path):
 def test_from_scratch_it_begins_with_other_weights(config, tmp_path, tiny, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "train.classifier.train",
-        lambda experiment, model, processor, folder: (
-            seen.append((model.model.audio_tower.state_dict(), folder.name))
-            or {"accuracy": 0, "majority": 0, "recordings": 1, "labels": [], "seconds": 0}
-        ),
+        "train.classifier.ClassifierTrainer.run_stage",
+        lambda trainer: seen.append((trainer.objective.tower.state_dict(), trainer.run.folder.name)),
     )
     for words in ([], ["--from-scratch"]):
         CliRunner().invoke(cli.app, ["classifier", str(config), *words], catch_exceptions=False)
@@ -84,7 +87,7 @@ def test_a_frozen_tower_stays_as_it_was(config, tmp_path, tiny):
     model, processor = tiny
     before = [weight.clone() for weight in model.model.audio_tower.parameters()]
     experiment = load_experiment(config, ["instruct.train=[qformers]", "instruct.steps=2"])
-    classifier.train(experiment, model, processor, tmp_path / "out")
+    trainer_of(experiment, model, processor).run_stage()
     after = model.model.audio_tower.parameters()
     assert all((old == new).all() for old, new in zip(before, after, strict=True))
 
@@ -93,11 +96,12 @@ def test_an_answer_that_training_never_has_is_named(config, tmp_path, tiny):
     held_out = tones(tmp_path / "data", "odd", 3, answers=("low", "middling"))
     experiment = load_experiment(config, [f"data.val={held_out}"])
     with pytest.raises(RecordError, match="the answer 'middling' is none of"):
-        classifier.train(experiment, *tiny, tmp_path / "out")
+        trainer_of(experiment, *tiny)
 
 
 def test_a_record_without_sound_is_named(config, tmp_path, tiny):
     mute = tones(tmp_path / "data", "mute", 3, silent=True)
     experiment = load_experiment(config, [f"data.train={mute}"])
+    trainer = trainer_of(experiment, *tiny)
     with pytest.raises(RecordError, match="no sound before 'how high is the tone"):
-        classifier.train(experiment, *tiny, tmp_path / "out")
+        trainer.data_collator([{"number": 0}])

@@ -11,7 +11,8 @@ import torch
 from mllm.errors import ConfigError
 from train.compiler import require_compiler
 from train.data import TextCollator
-from train.run import open_run, prepare_model, set_trainable
+from train.run import prepare_model, set_trainable
+from train.stages.text import TextStage
 
 
 def test_a_missing_compiler_is_named_before_training(monkeypatch):
@@ -34,7 +35,7 @@ def test_missing_python_headers_are_named_before_training(monkeypatch, tmp_path)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_decoder_has_the_losses_and_gradients_of_a_plain_one(experiment, tiny, world):
     model, processor = tiny
-    run = open_run(experiment, "text")
+    run = TextStage().open(experiment)
     set_trainable(model, ["decoder"])
     batches = [TextCollator(world, processor, 0)([{"number": i} for i in range(k)]) for k in (3, 5)]
 

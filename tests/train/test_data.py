@@ -144,7 +144,7 @@ def test_requests_for_captions_cover_both_sides(world):
 def test_captions_without_timelines_take_turns(world):
     clip = world.pair(0)["clip"]
     pair = {"clip": clip, "captions": {"video": ["one.", "two."], "audio": None, "both": []}, "labels": {}}
-    said = [caption_conversations(pair, number)[0][1]["content"] for number in range(3)]
+    said = [caption_conversations(pair, number)[0][1].text for number in range(3)]
     assert said == ["one.", "two.", "one."]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mllm.errors import ConfigError
-from train.instruct import add_lora
+from train.lora import add_lora
 from train.optimizer import MuonAdamW, hidden_matrices, parameter_groups
 from train.run import MODULE_GROUPS, set_trainable
 from train.sections import Lora

@@ -17,7 +17,7 @@ from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from train import cli
 from train.resume import last_checkpoint
-from train.run import open_run
+from train.stages.text import TextStage
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -78,32 +78,32 @@ def test_a_checkpoint_of_two_processes_needs_both_their_random_states(tmp_path, 
 
 def test_another_number_of_processes_is_refused(tmp_path, write_experiment, monkeypatch):
     experiment = load_experiment(write_experiment(tmp_path))
-    folder = open_run(experiment, "text").folder
+    folder = TextStage().open(experiment).folder
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="was begun by 1 processes and 2 are here.*--restart") as caught:
-        open_run(experiment, "text")
+        TextStage().open(experiment)
     assert "\n" not in str(caught.value)
     write_checkpoint(folder, 3)  # of a run that noted nothing
     (folder / "processes.json").unlink()
     with pytest.raises(ConfigError, match="was begun by 1 processes and 2 are here"):
-        open_run(experiment, "text")
-    assert open_run(experiment, "text", restart=True).resume is None
+        TextStage().open(experiment)
+    assert TextStage().open(experiment, restart=True).resume is None
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(ConfigError, match="was begun by 2 processes and 1 are here.*--nproc-per-node 2"):
-        open_run(experiment, "text")
+        TextStage().open(experiment)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, DAMAGE["empty"], lambda path: path.write_text(": [")])
 @pytest.mark.parametrize("work", ["checkpoint-3", "final", "start"])
 def test_a_lost_experiment_does_not_start_over_what_it_made(tmp_path, write_experiment, work, damage):
     experiment = load_experiment(write_experiment(tmp_path))
-    folder = open_run(experiment, "text").folder
+    folder = TextStage().open(experiment).folder
     (folder / work).mkdir()
     damage(folder / "experiment.yaml")
     with pytest.raises(ConfigError, match=f"experiment.yaml is .*, which says what {work} there"):
-        open_run(experiment, "text")
+        TextStage().open(experiment)
     assert (folder / work).exists()
-    open_run(experiment, "text", restart=True)
+    TextStage().open(experiment, restart=True)
     assert not (folder / work).exists()
 
 

@@ -22,7 +22,10 @@ from mllm.experiment import load_experiment
 from mllm.models.checkpoint import load
 from train import cli
 from train.curves import draw_losses
-from train.run import metrics_of, open_run
+from train.pipeline import starting_point
+from train.run import metrics_of
+from train.stages.instruct import InstructStage
+from train.stages.text import TextStage
 
 LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss")
 
@@ -34,14 +37,14 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def test_a_run_with_other_settings_is_refused_and_says_what_differs(tmp_path, write_experiment):
     path = write_experiment(tmp_path)
-    open_run(load_experiment(path), "text")
+    TextStage().open(load_experiment(path))
     with pytest.raises(ConfigError, match=r"text\.lr: 0\.003 there, 0\.01 here.*--restart") as caught:
-        open_run(load_experiment(path, ["text.lr=0.01"]), "text")
+        TextStage().open(load_experiment(path, ["text.lr=0.01"]))
     assert "\n" not in str(caught.value)
-    open_run(load_experiment(path, ["text.lr=0.01"]), "text", restart=True)
+    TextStage().open(load_experiment(path, ["text.lr=0.01"]), restart=True)
     # What changes neither the model nor its data may change.
-    open_run(load_experiment(path, ["text.lr=0.01", "text.num_threads=1", "data.workers=1"]), "text")
-    open_run(load_experiment(path, ["text.lr=0.01", "instruct.lr=0.5", "serve.port=1"]), "text")
+    TextStage().open(load_experiment(path, ["text.lr=0.01", "text.num_threads=1", "data.workers=1"]))
+    TextStage().open(load_experiment(path, ["text.lr=0.01", "instruct.lr=0.5", "serve.port=1"]))
 
 
 def test_the_loss_curve_is_drawn_even_of_nothing(tmp_path):
@@ -53,7 +56,7 @@ def test_the_loss_curve_is_drawn_even_of_nothing(tmp_path):
 
 def test_the_command_says_which_settings_differ(tmp_path, write_experiment):
     path = write_experiment(tmp_path)
-    open_run(load_experiment(path), "instruct")
+    InstructStage().open(load_experiment(path))
     result = CliRunner().invoke(cli.app, ["instruct", str(path), "seed=3"])
     assert isinstance(result.exception, ConfigError)
     assert "seed: 0 there, 3 here" in str(result.exception)
@@ -74,7 +77,7 @@ def test_a_stage_begins_from_a_checkpoint_where_the_experiment_says_so(
     def begun(start: str):
         overrides = ["text.steps=0", "contrastive.steps=0", f"start={start}"]
         experiment = load_experiment(write_experiment(tmp_path), overrides)
-        return cli.starting_point(experiment, "instruct", tmp_path)[0]
+        return starting_point(experiment, InstructStage(), tmp_path)[0]
 
     name = "model.video_qformer.queries"
     weights = safetensors.torch.load_file(tiny_folder / "model.safetensors")
@@ -91,7 +94,7 @@ def test_what_a_run_started_from_is_part_of_its_history(tmp_path, write_experime
     (start / "metrics.json").write_text(json.dumps(stages[1] | {"earlier": stages[:1]}))
     experiment = load_experiment(write_experiment(tmp_path), [f"start={start}", "text.steps=0"])
     state = SimpleNamespace(max_steps=6, log_history=[])
-    metrics = metrics_of(open_run(experiment, "instruct"), state, history=True)
+    metrics = metrics_of(InstructStage().open(experiment), state, history=True)
     assert [stage["stage"] for stage in metrics["earlier"]] == ["text", "instruct"]
     assert metrics["earlier"][1]["rows"] == [{"loss": 1.0}]
 

@@ -6,8 +6,9 @@ import torch
 
 from mllm.search.embedder import text_inputs
 from train.data import PairCollator, QuestionCollator, TextCollator
-from train.run import open_run, prepare_model
+from train.run import prepare_model
 from train.shapes import ROWS, TOKENS, pad_rows
+from train.stages.instruct import InstructStage
 
 
 def test_added_rows_change_no_result_and_no_gradient():
@@ -28,7 +29,7 @@ def test_towers_of_a_prepared_model_compute_multiples_and_answer_as_before(exper
     seen = []
     model.model.video_tower.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     plain = model(**batch).loss
-    prepare_model(model, open_run(experiment, "instruct"))
+    prepare_model(model, InstructStage().open(experiment))
     torch.testing.assert_close(model(**batch).loss, plain)
     half = len(seen) // 2
     assert any(rows > ROWS and rows % ROWS for rows in seen[:half])

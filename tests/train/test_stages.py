@@ -1,4 +1,7 @@
-"""What each stage computes: gradients everywhere they should be, and losses equal to the plain ones."""
+"""What each stage computes: gradients everywhere they should be, and losses equal to the plain ones.
+
+The trainers are the stages' own, asked for and not run.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import json
 
 import pytest
 import torch
-from transformers import TrainingArguments
-from trl import SFTConfig
 
 from mllm.errors import ConfigError
 from mllm.models.processor import IGNORE
-from train import contrastive, instruct
-from train.data import PairCollator, QuestionCollator, TextCollator, by_prefix, number_dataset
-from train.run import MODULE_GROUPS, StageTrainer, open_run, prepare_model, set_trainable, trainer_arguments
+from train.data import PairCollator, TextCollator, by_prefix
+from train.objectives.contrastive import ContrastiveObjective
+from train.objectives.space import longest_caption
+from train.run import MODULE_GROUPS, set_trainable
+from train.stages.contrastive import ContrastiveStage
+from train.stages.instruct import InstructStage
+from train.stages.text import TextStage
 
 ROWS = [{"number": number} for number in range(12)]
 
@@ -26,42 +31,22 @@ def without_gradient(model) -> list[str]:
     ]
 
 
-def instruct_trainer(run, model, processor, world, contrastive_weight=0.1):
-    run.settings.contrastive_weight = contrastive_weight
-    set_trainable(model, run.settings.train)
-    tuned = instruct.add_lora(model, run.settings.lora)
-    prepare_model(model, run)
-    text_tokens = 64 if contrastive_weight else None
-    return tuned, instruct.InstructTrainer(
-        run=run,
-        base=model,
-        model=tuned,
-        args=SFTConfig(
-            max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **trainer_arguments(run)
-        ),
-        processing_class=processor,
-        train_dataset=number_dataset(run.settings.steps, run.settings.batch),
-        data_collator=QuestionCollator(world, processor, 0, 3, text_tokens),
-    )
+def asked_for(stage, experiment, tiny, **settings):
+    """The stage's trainer, ready for a step, with some of its settings changed."""
+    run = stage.open(experiment)
+    for name, value in settings.items():
+        setattr(run.settings, name, value)
+    trainer = stage.trainer(run, *tiny)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_text_stage_reaches_the_whole_decoder(checkpointing, experiment, tiny, world):
-    model, processor = tiny
-    run = open_run(experiment, "text")
-    run.settings.gradient_checkpointing = checkpointing
-    set_trainable(model, ["decoder"])
-    prepare_model(model, run)
-    trainer = StageTrainer(
-        run=run,
-        model=model,
-        args=TrainingArguments(**trainer_arguments(run)),
-        train_dataset=number_dataset(1, 4),
-        data_collator=TextCollator(world, processor, 0),
-    )
-    trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.training_step(model, trainer.data_collator(ROWS))
+def test_text_stage_reaches_the_whole_decoder(checkpointing, experiment, tiny):
+    model, _ = tiny
+    trainer = asked_for(TextStage(), experiment, tiny, gradient_checkpointing=checkpointing)
+    trainer.training_step(trainer.model, trainer.data_collator(ROWS))
     assert without_gradient(model) == []
     assert {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad} == {
         "language_model"
@@ -69,86 +54,80 @@ def test_text_stage_reaches_the_whole_decoder(checkpointing, experiment, tiny, w
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_contrastive_stage_reaches_everything(checkpointing, experiment, tiny, world):
-    model, processor = tiny
-    run = open_run(experiment, "contrastive")
-    run.settings.gradient_checkpointing = checkpointing
-    set_trainable(model, run.settings.train)
-    prepare_model(model, run)
+def test_contrastive_stage_reaches_everything(checkpointing, experiment, tiny):
+    model, _ = tiny
+    trainer = asked_for(ContrastiveStage(), experiment, tiny, gradient_checkpointing=checkpointing)
     model.train()
-    losses = contrastive.ContrastiveObjective(model, run.settings)(
-        **PairCollator(world, processor, 0, 64)(ROWS)
-    )
-    losses["loss"].backward()
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(ROWS))
+    loss.backward()
     # The Whisper tower's positions are sinusoids; a place beyond a clip's third window has not been seen.
     missing = [name for name in without_gradient(model) if "type_embeddings" not in name]
     assert missing == []
     assert not model.model.audio_tower.encoder.embed_positions.weight.requires_grad
+    losses = trainer.objective.take_notes()
     parts = losses["video_text_loss"] + losses["audio_text_loss"] + losses["fused_text_loss"]
     total = parts / 3 + 0.3 * losses["video_audio_loss"] + losses["caption_loss"]
-    torch.testing.assert_close(losses["loss"], total)
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    assert trainer.objective.take_notes() == {}
 
 
 def test_contrastive_stage_keeps_what_the_decoder_learned_from_text(experiment, tiny, world):
     model, processor = tiny
-    run = open_run(experiment, "contrastive")
+    objective = ContrastiveObjective(model, ContrastiveStage().open(experiment).settings)
     batch = PairCollator(world, processor, 0, 64, text_batch=2)(ROWS)
     texts = TextCollator(world, processor, 0)(ROWS[:2])
-    losses = contrastive.ContrastiveObjective(model, run.settings)(**batch)
-    torch.testing.assert_close(losses["text_loss"], model(**texts).loss)
-    without = contrastive.ContrastiveObjective(model, run.settings)(
-        **PairCollator(world, processor, 0, 64)(ROWS)
-    )
-    torch.testing.assert_close(losses["loss"], without["loss"] + losses["text_loss"])
+    loss = objective(**batch)["loss"]
+    text_loss = objective.take_notes()["text_loss"]
+    assert text_loss == pytest.approx(model(**texts).loss.item(), rel=1e-5)
+    without = objective(**PairCollator(world, processor, 0, 64)(ROWS))["loss"]
+    torch.testing.assert_close(loss, without + text_loss)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_instruct_stage_reaches_lora_and_what_the_yaml_names(checkpointing, experiment, tiny, world):
-    model, processor = tiny
-    run = open_run(experiment, "instruct")
-    run.settings.gradient_checkpointing = checkpointing
-    tuned, trainer = instruct_trainer(run, model, processor, world)
-    for name, parameter in tuned.named_parameters():
+def test_instruct_stage_reaches_lora_and_what_the_yaml_names(checkpointing, experiment, tiny):
+    trainer = asked_for(InstructStage(), experiment, tiny, gradient_checkpointing=checkpointing)
+    objective, settings = trainer.objective, trainer.run.settings
+    for name, parameter in objective.named_parameters():
         if "lora_B" in name:  # they begin at zero, and so would the gradients of A
             torch.nn.init.normal_(parameter, std=0.02)
-    trainer.create_optimizer()
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.training_step(tuned, trainer.data_collator(ROWS))
-    assert without_gradient(tuned) == []
-    trained = {name for name, p in tuned.named_parameters() if p.requires_grad}
+    trainer.training_step(objective, trainer.data_collator(ROWS))
+    assert without_gradient(objective) == []
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained == trainer.trained
     assert all("lora_" in name for name in trained if "language_model" in name)
-    for group in run.settings.train:
+    for group in settings.train:
         assert any(prefix in name for name in trained for prefix in MODULE_GROUPS[group]), group
     rates = {
-        "tower" if group["lr"] == run.settings.tower_lr else "rest": sum(p.numel() for p in group["params"])
+        "tower" if group["lr"] == settings.tower_lr else "rest": sum(p.numel() for p in group["params"])
         for group in trainer.optimizer.param_groups
     }
     assert rates.keys() == {"tower", "rest"}
 
 
-def test_trls_loss_is_the_models_own(experiment, tiny, world):
-    model, processor = tiny
-    run = open_run(experiment, "instruct")
-    tuned, trainer = instruct_trainer(run, model, processor, world, contrastive_weight=0.0)
+def test_trls_loss_is_the_models_own(experiment, tiny):
+    model, _ = tiny
+    trainer = asked_for(InstructStage(), experiment, tiny, contrastive_weight=0.0)
     batch = trainer.data_collator(ROWS)
+    assert "space" not in batch
     with torch.no_grad():
         own = model(**batch).loss
-        trls = trainer.compute_loss(tuned, dict(batch))
+        trls = trainer.compute_loss(trainer.model, dict(batch))
     assert trls.item() == pytest.approx(own.item(), abs=1e-5)
 
 
-def test_the_retained_loss_is_added_with_its_weight(experiment, tiny, world):
-    model, processor = tiny
-    run = open_run(experiment, "instruct")
-    tuned, trainer = instruct_trainer(run, model, processor, world, contrastive_weight=0.5)
+def test_the_retained_loss_is_added_with_its_weight(experiment, tiny):
+    model, _ = tiny
+    trainer = asked_for(InstructStage(), experiment, tiny, contrastive_weight=0.5)
     batch = trainer.data_collator(ROWS)
     with torch.no_grad():
-        both = trainer.compute_loss(tuned, dict(batch))
-        space = trainer.space_loss
+        both = trainer.compute_loss(trainer.model, dict(batch))
+        losses = trainer.objective.take_notes()
         batch.pop("space")
-        alone = trainer.compute_loss(tuned, dict(batch))
-    assert both.item() == pytest.approx(alone.item() + 0.5 * space.item(), abs=1e-5)
-    assert trainer.space_loss is None
+        alone = model(**batch).loss
+    texts = losses["video_text_loss"] + losses["audio_text_loss"] + losses["fused_text_loss"]
+    space = texts / 3 + 0.3 * losses["video_audio_loss"]
+    assert losses["answer_loss"] == pytest.approx(alone.item(), abs=1e-5)
+    assert both.item() == pytest.approx(alone.item() + 0.5 * space, abs=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -173,7 +152,7 @@ def test_unknown_groups_and_missing_space_are_named(tiny):
         set_trainable(model, ["tower"])
     model.config.space_config = None
     with pytest.raises(ConfigError, match=r"model\.text is null"):
-        contrastive.longest_caption(model)
+        longest_caption(model.config)
 
 
 def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_experiment, tiny_folder):
@@ -189,8 +168,8 @@ def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_ex
         runs: list[int] = []
         for tower in (model.model.video_tower, model.model.audio_tower):
             tower.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
-        run = open_run(experiment, "instruct")
-        instruct.train(run, model, processor)
+        run = InstructStage().open(experiment)
+        run.stage.trainer(run, model, processor).run_stage()
         rows = json.loads((run.folder / "metrics.json").read_text())["rows"]
         return [row["loss"] for row in rows], len(runs)
 

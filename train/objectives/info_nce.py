@@ -1,7 +1,4 @@
-"""Objectives of the training stages, as plain functions of tensors.
-
-Each objective is one function that returns one scalar; a stage adds them up with the weights of its YAML
-section. Sigmoid, triplet and supervised-contrastive objectives belong here too, beside `info_nce`.
+"""InfoNCE over the clips of all processes.
 
 Notation: `rows` clips of this process, `all_rows` clips of all processes, `dim` width of the shared space.
 """

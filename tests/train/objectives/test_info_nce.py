@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from train.losses import caption_id, info_nce
+from train.objectives.info_nce import caption_id, info_nce
 
 LEFT = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 RIGHT = torch.tensor([[0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
@@ -74,7 +74,7 @@ def test_no_pair_at_all_gives_zero_and_zero_gradients():
 
 
 def test_caption_ids_depend_on_the_words_alone():
-    command = "from train.losses import caption_id; print(caption_id('a red star.'))"
+    command = "from train.objectives.info_nce import caption_id; print(caption_id('a red star.'))"
     other = subprocess.run(
         [sys.executable, "-c", command],
         capture_output=True,
@@ -87,7 +87,7 @@ def test_caption_ids_depend_on_the_words_alone():
 
 RANKS = """
 import sys, torch, torch.distributed as dist
-from train.losses import info_nce
+from train.objectives.info_nce import info_nce
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 torch.manual_seed(0)

@@ -1,0 +1,47 @@
+"""LoRA on the decoder (Hu et al. 2021, arXiv:2106.09685), by PEFT."""
+
+from __future__ import annotations
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import TrainableTokensWrapper
+
+from mllm.errors import ConfigError
+from mllm.models.lora import new_token_rows
+from mllm.models.model import MllmForConditionalGeneration
+from train.sections import Lora
+
+
+def add_lora(
+    model: MllmForConditionalGeneration, lora: Lora | None
+) -> MllmForConditionalGeneration | PeftModel:
+    """The model with LoRA, whatever trained before still trainable; None leaves it as it is.
+
+    Raises:
+        ConfigError: if the head would get an adapter.
+    """
+    if lora is None:
+        return model
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target,
+            trainable_token_indices=new_token_rows(model),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    head = adapted.get_base_model().get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        head.bias = None  # TRL's loss asks for it, and PEFT's wrapper passes on the weight alone
+    if isinstance(head, LoraLayer):
+        raise ConfigError(
+            f"instruct.lora.target {lora.target!r} names the head, and the training loss goes past an "
+            "adapter there: leave out lm_head"
+        )
+    return adapted

@@ -1,0 +1,37 @@
+"""Next-token losses: the decoder's answers to text, and to recordings."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from mllm.models.model import MediaQueries, MllmForConditionalGeneration
+from mllm.models.processor import IGNORE
+from train.objectives.base import Objective
+
+
+class TextObjective(Objective):
+    """The decoder as a language model (Radford et al. 2018): the model's own next-token loss."""
+
+    accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"  # for Trainer: the first token of a row is no item to predict
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        """input_ids, labels [rows, tokens] and what else `TextCollator` makes -> {"loss"}."""
+        return {"loss": self.model(**batch).loss}
+
+
+def answer_loss(
+    model: MllmForConditionalGeneration, queries: MediaQueries, labels: Tensor, **inputs: Tensor
+) -> Tensor:
+    """Mean next-token loss of the decoder, of the trained positions alone: BLIP-2's and CoCa's caption loss.
+
+    Args:
+        queries: Q-Former outputs of the batch; {} for text alone.
+        labels: [rows, tokens], IGNORE where nothing is learned.
+        inputs: input_ids [rows, tokens], attention_mask and position_ids.
+    """
+    hidden = model.model(media_queries=queries, use_cache=False, **inputs).last_hidden_state
+    targets = labels[:, 1:]
+    trained = targets != IGNORE
+    return functional.cross_entropy(model.logits(hidden[:, :-1][trained]).float(), targets[trained])

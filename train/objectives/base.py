@@ -1,0 +1,47 @@
+"""The contract of an objective: a model, with a stage's losses as its forward pass."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from mllm.models.model import MllmForConditionalGeneration
+
+
+class Objective(nn.Module):
+    """A model whose forward pass returns the loss to minimise: DDP, FSDP and DeepSpeed wrap the whole.
+
+    `forward(**batch)` takes what the stage's collator makes and returns `{"loss": scalar}`. A distributed
+    wrapper sees what is computed inside it, and nothing that is called past it.
+
+    Attributes:
+        model: what the stage's result is saved from.
+        accepts_loss_kwargs: whether `forward` takes `num_items_in_batch`, the trained tokens of all
+            processes, and divides by it; else the loss is this process's mean, and processes are averaged.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, model: MllmForConditionalGeneration | PeftModel):
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self._no_split_modules = model._no_split_modules  # read by FSDP's wrapping policy
+        self._noted: dict[str, list[Tensor]] = defaultdict(list)
+
+    def note(self, losses: dict[str, Tensor]) -> None:
+        """Keeps components of this step's loss for the log."""
+        for name, value in losses.items():
+            self._noted[name].append(value.detach())
+
+    def take_notes(self) -> dict[str, float]:
+        """The mean of each component noted since the last call."""
+        means = {name: torch.stack(values).float().mean().item() for name, values in self._noted.items()}
+        self._noted.clear()
+        return means

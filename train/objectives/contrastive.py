@@ -1,0 +1,57 @@
+"""Stage 1: the shared space and a caption loss together.
+
+InfoNCE alone learns which clip belongs to which caption without learning colour or shape; words that the
+decoder has to say supervise every attribute (BLIP-2, Li et al. 2023; CoCa, Yu et al. 2022). The towers run
+once a step: the same Q-Former outputs go to the shared space and, projected, to the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mllm.models.model import MllmForConditionalGeneration
+from mllm.models.processor import take_media
+from train.objectives.answers import answer_loss
+from train.objectives.base import Objective
+from train.objectives.space import space_losses, weighted
+
+if TYPE_CHECKING:
+    from train.sections import Contrastive
+
+
+class ContrastiveObjective(Objective):
+    """InfoNCE, a caption loss and, where the batch has text, stage 0's loss, weighed by the section."""
+
+    model: MllmForConditionalGeneration
+
+    def __init__(self, model: MllmForConditionalGeneration, settings: Contrastive):
+        super().__init__(model)
+        self.settings = settings
+
+    def forward(
+        self,
+        space: dict[str, Tensor],
+        labels: Tensor,
+        text: dict[str, Tensor] | None = None,
+        **inputs: Tensor,
+    ) -> dict[str, Tensor]:
+        """A batch of `PairCollator` -> {"loss"}.
+
+        Args:
+            space: of `data.space_batch`.
+            labels: [clips, tokens], the captions as answers.
+            text: a batch of `TextCollator`.
+        """
+        queries = self.model.model.query_outputs(**take_media(inputs))
+        losses = space_losses(self.model.model, queries, space)
+        total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
+        if self.settings.caption_weight:
+            losses["caption_loss"] = answer_loss(self.model, queries, labels, **inputs)
+            total = total + self.settings.caption_weight * losses["caption_loss"]
+        if text is not None:
+            losses["text_loss"] = answer_loss(self.model, {}, **text)
+            total = total + losses["text_loss"]
+        self.note(losses)
+        return {"loss": total}

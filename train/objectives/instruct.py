@@ -1,0 +1,54 @@
+"""Stage 2: answers to instructions (Ouyang et al. 2022), and the shared space kept meanwhile.
+
+TRL computes the token loss from the decoder's hidden states itself, equal to `forward`'s (tested). The shared
+space is kept by the contrastive loss on clips with captions: tuning the towers for questions alone bends it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from mllm.models.model import MllmForConditionalGeneration
+from mllm.models.processor import take_media
+from train.objectives.base import Objective
+from train.objectives.space import space_losses, weighted
+
+
+class InstructObjective(Objective):
+    """The model's outputs for TRL, with the shared space's loss as `aux_loss` where the batch has captions.
+
+    Args:
+        model: the model or, with LoRA, the PeftModel around it.
+        video_audio_weight: stage 1's: the space that it made is kept by its own weights.
+    """
+
+    def __init__(self, model: MllmForConditionalGeneration | PeftModel, video_audio_weight: float):
+        super().__init__(model)
+        self.video_audio_weight = video_audio_weight
+
+    @property
+    def base(self) -> MllmForConditionalGeneration:
+        """The model inside the PeftModel."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def forward(
+        self, space: dict[str, Tensor] | None = None, output_router_logits: bool = False, **inputs: Any
+    ) -> ModelOutput:
+        """A batch of `QuestionCollator` -> the model's outputs.
+
+        Args:
+            space: of `data.space_batch`; None leaves the shared space alone.
+            output_router_logits: TRL's request for an `aux_loss`; the decoder is no mixture of experts.
+        """
+        if space is None:
+            return self.model(**inputs)
+        queries = self.base.model.query_outputs(**take_media(inputs))
+        outputs = self.model(media_queries=queries, **inputs)
+        losses = space_losses(self.base.model, queries, space)
+        self.note(losses | {"answer_loss": outputs.loss})
+        outputs.aux_loss = weighted(losses, self.video_audio_weight)
+        return outputs

@@ -1,0 +1,189 @@
+"""The contract of a training stage, and the stages there are, in their order.
+
+A stage is a class named in the entry-point group `mllm.stages` (docs/adding.md); `mllm train NAME` runs it.
+Its `position` is the only place where the order of stages is written down. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from mllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mllm.experiment import Experiment
+    from mllm.models.model import MllmForConditionalGeneration
+    from mllm.models.processor import MllmProcessor
+    from mllm.records.source import DataSource
+    from train.data import Collator
+    from train.objectives.base import Objective
+    from train.run import Run
+    from train.sections import StageSection
+    from train.trainer import StageTrainer
+
+STAGES = "mllm.stages"  # entry point group
+
+Config = Annotated[Path, typer.Argument(help="The experiment's YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to it, such as instruct.lr=1e-3.", show_default=False)
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Throw the stage's run folder away and begin again.")
+]
+
+Scores = dict[str, dict[str, float]]  # title -> name -> score
+
+
+class Stage(ABC):
+    """One stage of training; the first line of a subclass's docstring is the help of `mllm train NAME`.
+
+    Attributes:
+        name: of the verb and of the run folder, `<output>/<experiment>/<name>`.
+        position: where it stands in `mllm train all`, which runs the stages by ascending position and starts
+            each from the result of the one before. None keeps it out: it begins where the first one does.
+        section: key of the experiment's section that sets it, a `train.sections.StageSection`.
+    """
+
+    name: str
+    position: ClassVar[float | None] = None
+    section: ClassVar[str]
+
+    @property
+    def summary(self) -> str:
+        """What it does, in one line."""
+        return " ".join((inspect.getdoc(self) or self.name).partition("\n\n")[0].split())
+
+    def open(self, experiment: Experiment, restart: bool = False) -> Run:
+        """Its run folder, made or found again; see `train.run.open_run`."""
+        from train.run import open_run
+
+        earlier = [stage.name for stage in before(self)]
+        return open_run(experiment, self.name, self.section, earlier, restart)
+
+    def settings(self, experiment: Experiment) -> StageSection:
+        """Its section of the experiment."""
+        return getattr(experiment, self.section)
+
+    def trained_groups(self, settings: StageSection) -> list[str]:
+        """The module groups that it trains, names of `run.MODULE_GROUPS`; the rest stays frozen."""
+        return getattr(settings, "train", [])
+
+    @abstractmethod
+    def objective(self, run: Run, model: MllmForConditionalGeneration) -> Objective:
+        """The model with the stage's losses as its forward pass.
+
+        What is to be trained is marked already (`requires_grad`); the random state is the experiment's seed.
+        """
+
+    @abstractmethod
+    def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
+        """Makes the batches that the objective takes."""
+
+    def trainer(
+        self, run: Run, model: MllmForConditionalGeneration, processor: MllmProcessor
+    ) -> StageTrainer:
+        """The stage's trainer, ready to run."""
+        from train.trainer import StageTrainer
+
+        objective = self.prepared(run, model)
+        return StageTrainer(run, objective, processor, self.collator(run, objective, processor))
+
+    def prepared(self, run: Run, model: MllmForConditionalGeneration) -> Objective:
+        """The objective over a model made ready: what trains, threads, kernels, gradient checkpointing."""
+        import torch
+
+        from train.run import prepare_model, set_trainable
+
+        set_trainable(model, self.trained_groups(run.settings))
+        torch.manual_seed(run.experiment.seed)
+        objective = self.objective(run, model)
+        prepare_model(model, run)
+        return objective
+
+    def scores(
+        self, model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource
+    ) -> Scores:
+        """Quick scores of its result on the `val` source, for `mllm train all`."""
+        return {}
+
+    def verb(self, train_stages: Callable[..., None]) -> Callable[..., None]:
+        """The function behind `mllm train NAME`, with typer's annotations.
+
+        Args:
+            train_stages: that of `train.pipeline`.
+        """
+
+        def verb(config: Config, overrides: Overrides = None, restart: Restart = False) -> None:
+            train_stages(config, overrides, [self], restart)
+
+        return verb
+
+
+@cache
+def stages() -> tuple[Stage, ...]:
+    """All installed stages: those with a position in order, then the others by name.
+
+    Raises:
+        ConfigError: if one cannot be imported, is no `Stage`, or stands where another one stands.
+    """
+    found = [_load(entry) for entry in {entry.name: entry for entry in entry_points(group=STAGES)}.values()]
+    found.sort(key=lambda stage: (stage.position is None, stage.position or 0.0, stage.name))
+    for one, other in pairwise(found):
+        if one.position is not None and one.position == other.position:
+            raise ConfigError(
+                f"the stages {one.name} and {other.name} both stand at position {one.position:g}: give one "
+                "of them another number"
+            )
+    return tuple(found)
+
+
+def route() -> tuple[Stage, ...]:
+    """The stages of `mllm train all`, in order."""
+    return tuple(stage for stage in stages() if stage.position is not None)
+
+
+def before(stage: Stage) -> tuple[Stage, ...]:
+    """The stages of the route that come before this one; none for a stage outside it."""
+    return tuple(
+        other
+        for other in route()
+        if stage.position is not None and other.position is not None and other.position < stage.position
+    )
+
+
+def find_stage(name: str) -> Stage:
+    """The installed stage of this name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    for stage in stages():
+        if stage.name == name:
+            return stage
+    raise ConfigError(f"no stage is called '{name}': choose from {', '.join(each.name for each in stages())}")
+
+
+def _load(entry: EntryPoint) -> Stage:
+    package = entry.dist.name if entry.dist else "another package"
+    try:
+        kind: Any = entry.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the stage '{entry.name}' of {package} cannot be imported: {type(error).__name__}: {error}: "
+            "mend or uninstall it"
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Stage)):
+        raise ConfigError(
+            f"the stage '{entry.name}' of {package} is {entry.value}, which is not a subclass of "
+            "train.stage.Stage: make it one"
+        )
+    return kind()
