@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from train.contrastive import space_losses
 
 from mllm.command.cli import main
 from mllm.experiment import Augment
@@ -26,6 +25,7 @@ from train import augment as views
 from train.augment import permute_frames
 from train.augment_sheet import SHOWN, Scene, before_and_after, open_scene
 from train.data import PairCollator, QuestionCollator
+from train.objectives.space import space_losses
 
 ROWS = [{"number": number} for number in range(6)]
 

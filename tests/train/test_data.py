@@ -134,9 +134,9 @@ def test_captions_that_records_carry_come_before_extra_pairs(tiny, world):
 def test_requests_for_captions_cover_both_sides(world):
     pair = next(p for p in map(world.pair, range(50)) if p["captions"]["both"])
     odd, even = caption_conversations(pair, 1), caption_conversations(pair, 2)
-    assert [c[1]["content"] for c in odd] == [pair["labels"]["timeline_both"]]
-    assert [c[1]["content"] for c in even] == [pair["labels"][f"timeline_{k}"] for k in ("video", "audio")]
-    assert all(c[0]["content"][0]["video"] is pair["clip"] for c in odd + even)
+    assert [c[1].text for c in odd] == [pair["labels"]["timeline_both"]]
+    assert [c[1].text for c in even] == [pair["labels"][f"timeline_{k}"] for k in ("video", "audio")]
+    assert all(c[0].text[0]["video"] is pair["clip"] for c in odd + even)
     silent = next(p for p in map(world.pair, range(200)) if p["labels"]["form"] == "video")
     assert len(caption_conversations(silent, 1)) == 1
 
