@@ -136,7 +136,7 @@ def test_requests_for_captions_cover_both_sides(world):
     odd, even = caption_conversations(pair, 1), caption_conversations(pair, 2)
     assert [c[1].text for c in odd] == [pair["labels"]["timeline_both"]]
     assert [c[1].text for c in even] == [pair["labels"][f"timeline_{k}"] for k in ("video", "audio")]
-    assert all(c[0].text[0]["video"] is pair["clip"] for c in odd + even)
+    assert all(c.media[0].source is pair["clip"] for c in odd + even)
     silent = next(p for p in map(world.pair, range(200)) if p["labels"]["form"] == "video")
     assert len(caption_conversations(silent, 1)) == 1
 

@@ -169,7 +169,7 @@ def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_ex
         for tower in (model.model.video_tower, model.model.audio_tower):
             tower.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
         run = InstructStage().open(experiment)
-        run.stage.trainer(run, model, processor).run_stage()
+        InstructStage().trainer(run, model, processor).run_stage()
         rows = json.loads((run.folder / "metrics.json").read_text())["rows"]
         return [row["loss"] for row in rows], len(runs)
 
