@@ -1,8 +1,9 @@
-"""The contract of a benchmark, and how one is found by its name.
+"""The contract of a benchmark, and the lookup of one by name.
 
-A benchmark is a class: its questions by split, how each is scored, groups of types for the report, how
-answers are written, pairs for search, and prompts in YAML. The entry point group `mllm.benchmarks` names it;
-`mllm eval NAME` runs it, and its constructor's parameters become options of that command (docs/adding.md).
+A benchmark is a class that provides questions by split, a scorer for each, groups of question types for the
+report, generation settings, pairs for retrieval, and prompts from YAML. It is registered in the entry point
+group `mllm.benchmarks`. `mllm eval NAME` runs it; its constructor's parameters become options of that command
+(docs/adding.md).
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
     from mllm.search.embedder import Modality
 
 BENCHMARKS = "mllm.benchmarks"  # entry point group
-OTHER = "other"  # the group of types that no group names
+OTHER = "other"  # the group of types that are in no other group
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a benchmark may know of the model that it is put to.
+    """What a benchmark may know about the model under evaluation.
 
     Attributes:
         defaults: the section `eval` of its experiment.
-        remote: a server answers, so recordings must be files.
-        windows: how a model in this process cuts recordings; None if there is none.
+        remote: whether a server answers; recordings must then be files.
+        windows: how a model in this process splits recordings into windows; None if there is none.
     """
 
     defaults: Eval
@@ -47,13 +48,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recordings and captions that search has to bring together, in both directions.
+    """Recordings and captions to retrieve from each other, in both directions.
 
     Attributes:
-        modality: what of the recordings is searched: "video", "audio", "both" or "image".
+        modality: which side of the recordings is embedded: "video", "audio", "both" or "image".
         clips: paths or clips, as `Embedder.embed_clips` takes them.
-        captions: of each clip, one or several; each is a query.
-        labels: of each clip; those with equal labels are each other's hits. None: each clip only its own.
+        captions: one or several for each clip; each is a query.
+        labels: one for each clip; equal labels count as a match. None: a clip matches its own captions only.
     """
 
     modality: Modality
@@ -63,14 +64,14 @@ class Retrieval:
 
 
 class Benchmark:
-    """Questions and how their answers are scored. A subclass needs `name` and `questions`.
+    """Questions and how their answers are scored. A subclass must define `name` and `questions`.
 
     Attributes:
         name: as in the entry point.
-        splits: what it is evaluated on, each with scores of its own.
-        groups: group -> types of questions, in the order of the report; other types are in "other".
+        splits: evaluated and scored separately.
+        groups: group -> question types, in the order of the report; all other types form the group "other".
         prompts: templates by name, such as {"qa": "{question}\\nAnswer in a word."}; see `read_prompts`.
-        generation: how answers are written; None: greedily, as long as the model's experiment allows.
+        generation: None decodes greedily, up to the length that the model's experiment allows.
     """
 
     name: str
@@ -81,40 +82,40 @@ class Benchmark:
 
     @property
     def title(self) -> str:
-        """What metrics.json calls it."""
+        """The benchmark's name in metrics.json."""
         return self.name
 
     @property
     def folder(self) -> str:
-        """The folder of its results within those of the model, where it is run alone."""
+        """Subfolder for its results in the model's folder, when it is run alone."""
         return self.name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What else metrics.json says about a run."""
+        """Further fields of metrics.json that describe the run."""
         return {}
 
     def prepare(self, subject: Subject) -> None:
-        """Fits the benchmark to the model, once, before it is asked for questions.
+        """Adapts the benchmark to the model; called once, before `questions`.
 
         Raises:
-            ConfigError: if it cannot be put to this model.
+            ConfigError: if this model cannot be evaluated on it.
         """
 
     def questions(self, split: str) -> Iterable[Question]:
-        """The questions of a split, in the order in which they are asked: all about a recording together."""
+        """The questions of a split in evaluation order; those about the same recording are adjacent."""
         raise NotImplementedError
 
     def retrieval(self, split: str) -> Iterable[Retrieval]:
-        """What is searched, if anything is; only asked for where a model with a shared space can be."""
+        """Retrieval sets of a split, if any; only called for a model with a shared embedding space."""
         return ()
 
     def prior(self, question: Question) -> str | None:
-        """The most frequent training answer to this text; None if the benchmark knows no training answers."""
+        """The most frequent training answer to this question text; None if these are unknown."""
         return None
 
     def scorer(self, question: Question) -> Scorer:
-        """Moments by overlap, captions by token F1, options by choice, all else by exact match."""
+        """By default: moments by overlap, captions by token F1, options by choice, others by exact match."""
         if question.spans and question.record.get("query"):
             return MomentIoU()
         if question.type == "caption" or question.type.startswith("caption_"):
@@ -126,7 +127,7 @@ class Benchmark:
         return next((name for name, types in self.groups.items() if question.type in types), OTHER)
 
     def fill(self, prompt: str, **fields: str) -> str:
-        """A prompt with its fields filled in.
+        """Returns a prompt template with its fields filled in.
 
         Raises:
             ConfigError: if there is no such prompt, or a field is missing.
@@ -138,10 +139,10 @@ class Benchmark:
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:
-    """Prompts by name from a YAML file; for a module's `__file__`, the one beside it: esc.py and esc.yaml.
+    """Reads prompts by name from a YAML file; given a module's `__file__` (esc.py), from esc.yaml beside it.
 
     Raises:
-        ConfigError: if there is none, or it is no mapping of names to texts.
+        ConfigError: if there is no such file, or it is not a mapping of names to texts.
     """
     path = Path(path).with_suffix(".yaml")
     if not path.is_file():
@@ -153,15 +154,15 @@ def read_prompts(path: str | Path) -> dict[str, str]:
 
 
 def benchmark_names() -> list[str]:
-    """All installed benchmarks, sorted."""
+    """Names of all installed benchmarks, sorted."""
     return sorted({entry.name for entry in entry_points(group=BENCHMARKS)})
 
 
 def load_benchmark(name: str) -> type[Benchmark]:
-    """The class of a benchmark.
+    """Loads the class of a benchmark.
 
     Raises:
-        MllmError: if there is none of that name, or it cannot be imported.
+        MllmError: if there is no benchmark of that name, or it cannot be imported.
     """
     found = {entry.name: entry for entry in entry_points(group=BENCHMARKS)}
     if name not in found:

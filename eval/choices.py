@@ -1,10 +1,10 @@
-"""Which of the options an answer chooses: by its letter in any common writing, or by the option's text.
+"""Parses which option of a multiple-choice question an answer selects, by its letter or by its text.
 
     "B", "(B)", "b.", "B)", "**B**", "B. The dog runs.", "Answer: B", "The correct answer is (B).",
     "The dog runs."
 
-A letter is read only where it can be nothing else: "A dog" and "the answer is a dog" are no A, "Based on it"
-is no B. An answer that names a letter and the text of another option chooses nothing.
+A letter counts only where it is unambiguous: "A dog" and "the answer is a dog" do not select A, "Based on it"
+does not select B. An answer with the letter of one option and the text of another selects nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 from mllm.scores import normalise
 
-AMBIGUOUS = -1  # two options are named, or a letter and the text of another
+AMBIGUOUS = -1  # names two options, or a letter and the text of another option
 
 _LABELLED = re.compile(r"\s*[(\[]?([A-Za-z]|\d{1,2})[)\].:](?:\s+(.*\S)|\s*)\s*$", re.DOTALL)
 _LONE = re.compile(r"[\s*_\"'`(\[<]*([A-Za-z]|\d{1,2})[\s*_\"'`)\]>.:,;!]*$")
 _LEADING = re.compile(
     r"[\s*_\"'`]*(?:[(\[]([A-Za-z]|\d{1,2})[)\]]|([A-Za-z]|\d{1,2})[)\].:](?=\s))[*_]*[\s.:]*(.*)", re.DOTALL
 )
-# Behind a bare letter, which no English word is, a reason may follow.
+# A reason may follow a bare letter, except A, which is a word.
 _REASONED = re.compile(r"[\s*_]*([B-HJ-Z])[*_]*(?:,|\s+(?:because|since|as|is)\b|\s+[-–—]\s)")
 _SEVERAL = re.compile(
     r"[\s*_(\[]*([A-Za-z])[)\].*_]*\s*(?:\bor\b|\band\b|[,/&])\s*[*_(\[]*([A-Za-z])(?![\w'])", re.IGNORECASE
@@ -40,8 +40,8 @@ class Options:
     """The options of a question.
 
     Attributes:
-        texts: what each says, without its letter, normalised.
-        letters: of each, in upper case ("A" or "1"); empty if neither the options nor the prompt have any.
+        texts: normalised, without their letters.
+        letters: in upper case ("A" or "1"); empty if neither the options nor the prompt have letters.
     """
 
     texts: tuple[str, ...]
@@ -49,7 +49,7 @@ class Options:
 
     @classmethod
     def of(cls, options: Sequence[str], prompt: str = "") -> Options:
-        """Options with letters of their own ("B. The dog runs."), with letters in the prompt, or without."""
+        """Reads letters from the options ("B. The dog runs.") or else from the prompt, if there are any."""
         found = [_LABELLED.match(option) for option in options]
         letters = tuple(match[1].upper() for match in found if match)
         if letters in _alphabets(len(options)):
@@ -65,7 +65,7 @@ class Options:
         return cls(texts)
 
     def chosen(self, answer: str) -> int | None:
-        """The index of the option that an answer chooses; None if it chooses none, or is ambiguous."""
+        """The index of the option that an answer selects; None if it selects none or is ambiguous."""
         *_, declared = _DECLARED.split(answer)
         lines = [line for line in answer.splitlines() if line.strip()]
         readings = [answer, declared, *lines[-1:], *lines[:1]]
@@ -76,7 +76,7 @@ class Options:
         return self.letters.index(bracketed.pop()) if len(bracketed) == 1 else None
 
     def _read(self, answer: str) -> int | None:
-        """The option that a piece of an answer names, AMBIGUOUS, or None where it names none."""
+        """The index of the option named by part of an answer, AMBIGUOUS, or None if it names none."""
         if (lone := _LONE.match(answer)) and lone[1].upper() in self.letters:
             return self.letters.index(lone[1].upper())
         text = normalise(answer)
@@ -99,7 +99,7 @@ class Options:
 
 
 def _alphabets(count: int) -> list[tuple[str, ...]]:
-    """The ways to label so many options in order."""
+    """The common ways to label `count` options in order."""
     letters = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count])
     numbers = [tuple(map(str, range(first, first + count))) for first in (1, 0)]
     return [letters, *numbers] if len(letters) == count else numbers

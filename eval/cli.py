@@ -1,7 +1,7 @@
-"""`mllm eval NAME…`: put benchmarks to a checkpoint or a server.
+"""`mllm eval NAME…`: evaluates a checkpoint or a server on benchmarks.
 
-Each benchmark of the entry point group `mllm.benchmarks` is a verb; its constructor's parameters are options
-beside those that all share (the parameters of `run_benchmarks`). Several names run one after another.
+Each benchmark of the entry point group `mllm.benchmarks` is a subcommand. Its options are its constructor's
+parameters and those of `run_benchmarks`, which all benchmarks share. Several names run one after another.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WRITES = "Writes metrics.json, predictions.jsonl and report.png, and prints the 
 
 
 class Verbs(TyperGroup):
-    """The installed benchmarks as verbs; of names in a row, one verb that runs them all."""
+    """The installed benchmarks as subcommands; several names in a row make one command that runs them all."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -60,13 +60,13 @@ class Verbs(TyperGroup):
             self.commands[name] = TyperCommand(name)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names, for the help; only here are all benchmarks imported, for a line about each."""
+        """The names for `--help`, which alone imports all benchmarks, to show a summary of each."""
         for name, command in self.commands.items():
             command.help = _summary(name)
         return list(self.commands)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The verb, and what is left of the words behind it."""
+        """The command for all leading benchmark names, and the remaining arguments."""
         names = list(takewhile(self.commands.__contains__, args))
         if not names:
             return super().resolve_command(ctx, args)
@@ -85,11 +85,11 @@ app = typer.Typer(cls=Verbs, no_args_is_help=True, subcommand_metavar="NAME... [
 
 @app.callback()
 def main() -> None:
-    """Put benchmarks to a checkpoint or a server; several names run one after another."""
+    """Evaluate a checkpoint or a server on benchmarks; several names run one after another."""
 
 
 def command_of(names: Sequence[str]) -> Any:
-    """The typer command that runs these benchmarks.
+    """Builds the command that runs these benchmarks.
 
     Raises:
         MllmError: if one cannot be loaded, or their options contradict each other.
@@ -109,11 +109,11 @@ def command_of(names: Sequence[str]) -> Any:
                 raise ConfigError(f"--{name} means two things to {' and '.join(names)}: run them one by one")
     parameters |= {name: parameter for name, parameter in shared.items() if name != "benchmarks"}
 
-    def run(**given: Any) -> None:
+    def run(**values: Any) -> None:
         chosen = [
-            kind(**{name: given[name] for name in options}) for kind, options in zip(kinds, own, strict=True)
+            kind(**{name: values[name] for name in options}) for kind, options in zip(kinds, own, strict=True)
         ]
-        run_benchmarks(chosen, **{name: given[name] for name in shared if name != "benchmarks"})
+        run_benchmarks(chosen, **{name: values[name] for name in shared if name != "benchmarks"})
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     signature = inspect.Signature([one.replace(kind=keyword) for one in parameters.values()])
@@ -141,7 +141,7 @@ def run_benchmarks(
     dtype: DType = "float32",
     features: Features = None,
 ) -> None:
-    """Puts benchmarks to a model. Options left out take their values from its experiment."""
+    """Evaluates a model on benchmarks. Options left out take their values from its experiment."""
     from rich.console import Console
 
     if served_model is not None and url is None:
@@ -175,7 +175,7 @@ def run_benchmarks(
 
 
 def _local(model: str | None, dtype: str, batch: int, features: Path | None) -> Answerer:
-    """The checkpoint in this process."""
+    """Loads the checkpoint into this process."""
     from mllm.answerer import Answerer
     from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 
@@ -188,7 +188,7 @@ def _local(model: str | None, dtype: str, batch: int, features: Path | None) -> 
 def _candidate(
     local: Answerer | None, url: str | None, served_model: str | None, concurrent: int, file_urls: bool
 ) -> Candidate:
-    """What answers, the server if there is one; and what searches, always in this process."""
+    """The model under evaluation: a server if there is one; its embedder always runs in this process."""
     from eval.run import Candidate, weights_digest
     from mllm.answerer_remote import RemoteAnswerer
     from mllm.search.embedder import Embedder
@@ -211,7 +211,7 @@ def _evaluated(
     blind: bool,
     console: Console,
 ) -> SplitResult:
-    """One split, behind a progress bar."""
+    """Evaluates one split with a progress bar."""
     from rich.progress import Progress
 
     from eval.run import collect, evaluate
@@ -226,7 +226,7 @@ def _evaluated(
 
 
 def _report(header: dict[str, Any], results: dict[str, SplitResult], folder: Path, console: Console) -> None:
-    """Files and tables of an evaluation."""
+    """Writes the result files and prints the tables."""
     from eval import report
     from eval.run import write_results
 
@@ -238,12 +238,12 @@ def _report(header: dict[str, Any], results: dict[str, SplitResult], folder: Pat
 
 
 def _folder_name(model: str) -> str:
-    """A model as the name of a folder."""
+    """A folder name for a model."""
     return re.sub(r"[^\w.-]+", "-", model.rstrip("/")).strip("-")[-60:] or "model"
 
 
 def _defaults(model: str | None, url: str | None) -> Eval:
-    """The section `eval` of the experiment that lies in the checkpoint folder, or its defaults."""
+    """The section `eval` of the experiment in the checkpoint folder, or its defaults."""
     from eval.sections import Eval
     from mllm.experiment import load_experiment
     from mllm.models.checkpoint import experiment_file
@@ -254,7 +254,7 @@ def _defaults(model: str | None, url: str | None) -> Eval:
 
 
 def _summary(name: str) -> str:
-    """A line about a benchmark for the list of verbs."""
+    """A one-line description of a benchmark for the list of subcommands."""
     try:
         return (inspect.getdoc(load_benchmark(name)) or "").partition("\n\n")[0]
     except MllmError as error:

@@ -1,10 +1,10 @@
-"""Answers to tables: per question type, group of types and overall, each beside three ways of not looking.
+"""Score tables per question type, per group and overall, with three baselines that ignore the recordings.
 
-    majority  always the most frequent answer that this type has in the evaluated set
-    prior     the most frequent training answer to this very question text: all that a text can give away
-    blind     the same model, asked without the recordings
+    majority  the most frequent answer to this type in the evaluated set
+    prior     the most frequent training answer to the same question text: what the text alone gives away
+    blind     the same model without the recordings
 
-Answers that are not right or wrong (captions, moments) have tables of their own.
+Answers without a right or wrong (captions, moments) have separate tables.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mllm.scores import RECALL_AT, normalise, recall_at_k
 
 
 def score_table(rows: Sequence[Answered]) -> dict[str, Any]:
-    """Scores of all rows that are right or wrong.
+    """Scores of all rows that are either right or wrong.
 
     Returns:
         {"overall": {…}, "groups": {name: {…}}, "types": {name: {…, "group"}}}, where {…} is
-        {"count", "score", "majority", "prior", "blind"}; prior and blind are None where a row lacks them. The
-        majority of a group or overall gives each type its own most frequent answer; a type whose answers are
-        all one ("this recording has no sound.") has None and does not count: its name would be the answer.
+        {"count", "score", "majority", "prior", "blind"}; prior and blind are None if a row lacks them. For a
+        group and overall, the majority uses the most frequent answer of each type. It is None, and not
+        counted, for a type with a single answer ("this recording has no sound."), which is trivial to guess.
     """
     rows = [row for row in rows if not row.scorer.table]
     types = _by(rows, lambda row: row.question.type)
@@ -75,10 +75,10 @@ def retrieval_scores(
     text_labels: Sequence[Hashable] | None = None,
     ks: Sequence[int] = RECALL_AT,
 ) -> dict[str, Any]:
-    """Recall both ways of media [clips, dim] and texts [captions, dim]; equal labels are each other's hits.
+    """Recall in both directions of media [clips, dim] and texts [captions, dim]; equal labels match.
 
     Args:
-        text_labels: None: one caption a clip, of the same label.
+        text_labels: None means one caption for each clip, with its label.
 
     Returns:
         {"clips", "distinct", "text_to_media": {"R@1", …, "median_rank"}, "media_to_text": {…}}.
@@ -99,19 +99,19 @@ class AnswerPrior:
         answers: dict[str, Counter[str]] = defaultdict(Counter)
         for question, answer in pairs:
             answers[normalise(question)][answer] += 1
-        # Ties go to the alphabet, so that the number is the same on every run.
+        # Ties are broken alphabetically, for reproducible scores.
         self.best = {
             question: min(counts, key=lambda answer: (-counts[answer], answer))
             for question, counts in answers.items()
         }
 
     def __call__(self, question: str) -> str:
-        """Its most frequent answer; "" for a question never seen."""
+        """The most frequent answer; "" for an unseen question."""
         return self.best.get(normalise(question), "")
 
 
 def _by(rows: Iterable[Answered], key: Callable[[Answered], str]) -> Mapping[str, list[Answered]]:
-    """Rows in groups, in order of first appearance."""
+    """Groups rows by key, in order of first appearance."""
     groups: dict[str, list[Answered]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -119,7 +119,7 @@ def _by(rows: Iterable[Answered], key: Callable[[Answered], str]) -> Mapping[str
 
 
 def _majority(rows: Sequence[Answered]) -> float | None:
-    """Share of the most frequent truth; None where there is but one, or none can be."""
+    """Share of the most frequent truth; None unless there are at least two different ones."""
     keys = [row.scorer.truth_key(row.question) for row in rows]
     counts = Counter(key for key in keys if key is not None)
     return max(counts.values()) / len(keys) if len(counts) > 1 else None
@@ -131,8 +131,10 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def _mean_score(rows: Sequence[Answered], answer: Callable[[Answered], str | None]) -> float | None:
-    """Mean score of other answers to the same questions; None where one is missing."""
-    answers = [(row, answer(row)) for row in rows]
-    if any(said is None for _, said in answers):
-        return None
-    return _mean(row.scorer.score(row.question, said or "") for row, said in answers)
+    """Mean score of alternative answers to the same questions; None if any is missing."""
+    scores = []
+    for row in rows:
+        if (text := answer(row)) is None:
+            return None
+        scores.append(row.scorer.score(row.question, text))
+    return _mean(scores)

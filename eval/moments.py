@@ -1,4 +1,4 @@
-"""Answers to "when?": spans read from text, and how far they overlap with the true ones."""
+"""Moment retrieval: parses spans from answers and measures their overlap with the true ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SPAN = re.compile(rf"(?<![\d:.]){_TIME}\s*(?:to|and|until|till|-|–|—|,)\s*{
 
 
 def read_spans(answer: str) -> list[Span]:
-    """The spans of an answer in its order: "00:24.3 to 00:30, …", "from 24.3 s to 30 s", "[24.3, 30]".
+    """Parses the spans of an answer, in order: "00:24.3 to 00:30, …", "from 24.3 s to 30 s", "[24.3, 30]".
 
-    A span that ends before it begins is left out.
+    Spans that end before they begin are dropped.
     """
     spans = []
     for match in _SPAN.finditer(answer):
@@ -29,13 +29,13 @@ def _seconds(hours: str | None, minutes: str | None, seconds: str) -> float:
 
 
 def temporal_iou(one: Span, other: Span) -> float:
-    """Length of what two spans share over the length of what they cover, 0.0 to 1.0."""
+    """Intersection over union of two spans, 0.0 to 1.0."""
     shared = min(one[1], other[1]) - max(one[0], other[0])
     covered = (one[1] - one[0]) + (other[1] - other[0]) - max(shared, 0.0)
     return max(shared, 0.0) / covered if covered > 0 else 0.0
 
 
 def first_iou(answer: str, truths: Sequence[Span]) -> float:
-    """IoU of the first span that is answered with the true span it overlaps most (as moment_detr's R1)."""
+    """IoU of the first predicted span with the true span it overlaps most (as R1 in moment_detr)."""
     spans = read_spans(answer)
     return max((temporal_iou(spans[0], truth) for truth in truths), default=0.0) if spans else 0.0

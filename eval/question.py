@@ -1,4 +1,4 @@
-"""What a benchmark asks: a conversation that ends with the user's question, and all that scoring it needs."""
+"""A benchmark question: a conversation that ends with the user's turn, and what is needed to score it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from mllm.records import chat
 from mllm.records.chat import Message
 from mllm.records.record import Record
 
-NOTHING = {"type": "text", "text": "?"}  # what is left of a message that is a recording alone
+NOTHING = {"type": "text", "text": "?"}  # blind stand-in for a message that consists of recordings alone
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answers.
+    """A question with its reference answers.
 
     Attributes:
-        id: joins answers to questions.
+        id: identifies the question in predictions.jsonl.
         messages: end with the user's question; earlier turns stay in the prompt.
-        truths: the right answer, or several references; the first stands in reports.
-        type: what the question is about, such as "colour": one row of the report.
-        record: the whole record it came from: options, labels, spans, and whatever else a scorer needs.
+        truths: the correct answer, or several references; reports show the first.
+        type: question type, such as "colour"; a row of the report.
+        record: the full source record, with options, labels, spans and anything else a scorer needs.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Question:
     record: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks the messages, and writes each content as a list of parts.
+        """Validates the messages and normalises each content to a list of parts.
 
         Raises:
             ChatError: if they are malformed, or do not end with the user.
@@ -41,7 +41,7 @@ class Question:
 
     @classmethod
     def of(cls, record: Record) -> Question:
-        """The last question of a record. Its references are all captions that its answer is one of.
+        """The last question of a record. If the answer is one of several captions, all are references.
 
         Raises:
             ChatError: if the messages are malformed.
@@ -59,17 +59,17 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question in words."""
+        """The text of the question."""
         return " ".join(part["text"] for part in self.messages[-1]["content"] if part["type"] == "text")
 
     @property
     def truth(self) -> str:
-        """The right answer, or the first of several."""
+        """The correct answer, or the first of several references."""
         return self.truths[0]
 
     @property
     def options(self) -> list[str]:
-        """What the question offers to choose from, as its prompt shows it; empty for an open question."""
+        """The options of a multiple-choice question, as shown in the prompt; empty for an open question."""
         return self.record.get("options") or []
 
     @property
@@ -79,12 +79,12 @@ class Question:
 
     @property
     def spans(self) -> list[tuple[float, float]]:
-        """When what is looked for happens, as (start, end) in s; empty where it is no moment query."""
+        """True spans of a moment query as (start, end) in s; empty for other questions."""
         return [(start, end) for start, end in self.record.get("spans") or ()]
 
     @property
     def without_media(self) -> list[Message]:
-        """The same words, and nothing to look at or listen to."""
+        """The messages with all recordings removed."""
         return [
             message
             | {"content": [part for part in message["content"] if part["type"] == "text"] or [NOTHING]}

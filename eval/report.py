@@ -1,4 +1,4 @@
-"""Results for people: tables in the terminal, and one page as a picture."""
+"""Human-readable results: tables in the terminal, and a one-page figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GROUP_COLOURS = {
 
 
 def print_tables(metrics: dict[str, Any], console: Console) -> None:
-    """The scores of `run.write_results`, a table for each split."""
+    """Prints the metrics of `run.write_results`, a table for each split."""
     for split, result in metrics["splits"].items():
         if result["overall"]["count"]:
             console.print(_score_table(split, result))
@@ -58,7 +58,7 @@ def _score_table(split: str, result: dict[str, Any]) -> Table:
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
-    """A line for each type that is not right or wrong: "moments: mIoU 0.31 (blind 0.12), R1@0.5 0.24, …"."""
+    """A line for each type outside the main table: "moments: mIoU 0.31 (blind 0.12), R1@0.5 0.24, …"."""
     lines = []
     for table in result["tables"]:
         for name, scores in result[table].items():
@@ -83,7 +83,7 @@ def _retrieval_table(retrieval: dict[str, Any]) -> Table:
 
 
 def recall_rows(retrieval: dict[str, Any]) -> list[list[str]]:
-    """A header and a row per way of searching, as text."""
+    """A header row, then a row for each modality and direction, as text."""
     rows: list[list[str]] = []
     for kind, result in retrieval.items():
         name = "video + audio" if kind == "both" else kind
@@ -98,7 +98,7 @@ def recall_rows(retrieval: dict[str, Any]) -> list[list[str]]:
 
 
 def draw_page(metrics: dict[str, Any], path: Path) -> None:
-    """One page: per split the score of every type beside majority and blind, and the retrieval table."""
+    """Draws the score of every type beside its majority and blind baselines, and recall, for each split."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,7 +119,7 @@ def draw_page(metrics: dict[str, Any], path: Path) -> None:
 
 
 def short_name(model: str) -> str:
-    """A model for the title of a picture, which goes elsewhere: of a path the last two parts."""
+    """A model's name for a figure that may be shared: a path is cut to its last two parts."""
     name, at, url = model.partition(" at ")
     parts = Path(name).parts
     return (f"…/{'/'.join(parts[-2:])}" if len(parts) > 2 else name) + at + url

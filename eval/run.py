@@ -1,4 +1,4 @@
-"""A benchmark put to a model: questions with their recordings and without, search, files of results."""
+"""Runs a benchmark on a model: answers with and without recordings, retrieval, result files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that benchmarks are put to.
+    """A model under evaluation.
 
     Attributes:
-        backend: what answers.
-        weights: which model that is: a digest of its weights, or the name of a served one.
-        embedder: what searches; None leaves search out.
+        backend: answers the questions.
+        weights: identifies the model: a digest of its weights, or the name of a served model.
+        embedder: for retrieval, which is skipped if None.
     """
 
     backend: Backend
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass
 class SplitResult:
-    """The results of one split; `missing` has (id, cause) of questions whose recordings cannot be read."""
+    """The results of one split; `missing` holds (id, cause) of questions with unreadable recordings."""
 
     rows: list[Answered]
     scores: dict[str, Any]
@@ -54,7 +54,7 @@ class SplitResult:
     missing: list[tuple[str, str]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the rows, for metrics.json."""
+        """Everything except the rows, for metrics.json."""
         return {
             **self.scores,
             "tables": list(self.tables),
@@ -68,7 +68,7 @@ class SplitResult:
 
 
 def collect(benchmark: Benchmark, split: str) -> list[Question]:
-    """All questions of a split. Captions come last: their answers are long, and batches stay even.
+    """All questions of a split, captions last: their answers are long, so batches stay homogeneous.
 
     Raises:
         ConfigError: if there are none.
@@ -88,12 +88,11 @@ def evaluate(
     blind: bool = True,
     progress: Progress = lambda count: None,
 ) -> SplitResult:
-    """Asks, scores and searches one split.
+    """Answers and scores one split, and runs its retrieval.
 
     Args:
         questions: see `collect`.
-        generation: how answers are written.
-        blind: ask everything once more without the recordings.
+        blind: also answer every question without its recordings.
     """
     begin = time.monotonic()
     rows, missing = ask(benchmark, questions, candidate.backend, generation, blind, progress)
@@ -121,14 +120,14 @@ def ask(
     blind: bool = True,
     progress: Progress = lambda count: None,
 ) -> tuple[list[Answered], list[tuple[str, str]]]:
-    """Puts every question to the backend, with its recordings and (`blind`) once more without.
+    """Has the backend answer every question with its recordings and, if `blind`, again without.
 
     Returns:
-        What was answered; and (id, cause) of the questions whose recordings cannot be read. These are not
-        asked blindly either, so that all numbers are about the same questions.
+        The answers, and (id, cause) of the questions with unreadable recordings. These are left out of the
+        blind run too, so that all scores cover the same questions.
 
     Raises:
-        MllmError: if none can be.
+        MllmError: if no recording can be read.
     """
     answers = backend.answer([question.messages for question in questions], generation, progress)
     answered = list(zip(questions, answers, strict=True))
@@ -155,10 +154,10 @@ def ask(
 
 
 def retrieve(sets: Iterable[Retrieval], embedder: Embedder) -> dict[str, Any]:
-    """Recall both ways between clips and captions, by modality."""
+    """Recall between clips and captions in both directions, by modality."""
     known: dict[tuple[str, Any], np.ndarray] = {}
     found: dict[str, Any] = {}
-    sets = list(sets)  # keeps clips alive, which `known` tells apart by identity
+    sets = list(sets)  # keeps clips alive, since `known` is keyed by identity
     for pairs in sets:
         labels = range(len(pairs.clips)) if pairs.labels is None else pairs.labels
         captions = [caption for of_clip in pairs.captions for caption in of_clip]
@@ -171,7 +170,7 @@ def retrieve(sets: Iterable[Retrieval], embedder: Embedder) -> dict[str, Any]:
 
 
 def _embedded(pairs: Retrieval, embedder: Embedder, known: dict[tuple[str, Any], np.ndarray]) -> np.ndarray:
-    """Vectors of the clips [clips, dim]; "both" without the towers where picture and sound are `known`."""
+    """Vectors of the clips [clips, dim]; "both" is summed from picture and sound if both are `known`."""
 
     def key(modality: str, clip: str | Clip) -> tuple[str, Any]:
         return modality, clip if isinstance(clip, str) else id(clip)
@@ -189,19 +188,19 @@ def _embedded(pairs: Retrieval, embedder: Embedder, known: dict[tuple[str, Any],
 
 
 def provenance(benchmark: Benchmark, questions: Sequence[Question], generation: Generation) -> dict[str, str]:
-    """What was asked, as hashes: two scores can be compared where these are equal.
+    """Hashes of the evaluation; two scores are comparable if these are equal.
 
     Returns:
-        {"data": of ids, truths and all else that the records say, "prompts": of every word that is asked, of
-        which stretches of recordings, and how answers are written}.
+        {"data": over ids, truths and all other fields of the records, "prompts": over the prompts, the spans
+        of the recordings and the generation settings}.
     """
     data = hashlib.sha256()
     prompts = hashlib.sha256(_json([dict(benchmark.prompts), asdict(generation)]))
     for question in sorted(questions, key=lambda question: question.id):
         facts = {name: value for name, value in question.record.items() if name != "messages"}
         data.update(_json([question.id, question.type, question.truths, facts]))
-        # Without the paths of recordings, which differ from machine to machine.
-        asked = [
+        # Without the paths of recordings, which differ between machines.
+        prompt = [
             [message["role"]]
             + [
                 {key: part.get(key) for key in ("type", "text", "start", "end")}
@@ -209,12 +208,12 @@ def provenance(benchmark: Benchmark, questions: Sequence[Question], generation: 
             ]
             for message in question.messages
         ]
-        prompts.update(_json([question.id, asked]))
+        prompts.update(_json([question.id, prompt]))
     return {"data": data.hexdigest(), "prompts": prompts.hexdigest()}
 
 
 def weights_digest(model: MllmForConditionalGeneration) -> str:
-    """A hash of all weights as they are in memory: bases, adapters and merges included."""
+    """A hash of all weights in memory, with adapters and merges."""
     import torch
 
     digest = hashlib.sha256()

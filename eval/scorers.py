@@ -1,8 +1,8 @@
-"""How answers are scored: a scorer for each kind of question.
+"""Scorers, one for each kind of question.
 
     exact match   right or wrong, after `mllm.scores.normalise`
     choice        right or wrong, by letter or text of the options (`eval.choices`)
-    captions      token F1 with the reference that fits best
+    captions      token F1 with the best-matching reference
     moments       temporal IoU; R1@m is the share of queries whose first span overlaps a true one by m or more
 
 `Benchmark.scorer` picks one for each question.
@@ -26,14 +26,14 @@ class Scorer:
     """Scores answers to one kind of question.
 
     Attributes:
-        table: where its types stand in the report: "" is the main table, of what is right or wrong; another
-            has no groups, and holds `measures`.
+        table: the report table of its question types. "" is the main table, of right and wrong answers; any
+            other table has no groups and shows `measures`.
     """
 
     table = ""
 
     def score(self, question: Question, answer: str) -> float:
-        """How good an answer is, 0.0 to 1.0."""
+        """The score of an answer, 0.0 to 1.0."""
         raise NotImplementedError
 
     def right(self, question: Question, answer: str) -> bool:
@@ -41,20 +41,20 @@ class Scorer:
         return self.score(question, answer) == 1.0
 
     def truth_key(self, question: Question) -> str | None:
-        """What the majority answer is counted over; None where no single answer can be the most frequent."""
+        """The answer under which the majority baseline counts a question; None if it has no such baseline."""
         return None
 
     def measures(self, rows: Sequence[Answered]) -> dict[str, float]:
-        """More numbers about all answers of one type, by name.
+        """Further metrics over all answers of one type, by name.
 
-        In the main table they stand beside the score; in a table of its own the first is the mean score.
+        The main table shows them beside the score; in any other table the first must be the mean score.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A question with what was answered; `blind` and `prior` are None where they were not asked for."""
+    """A question with its answers; `blind` and `prior` are None if not available."""
 
     question: Question
     scorer: Scorer
@@ -83,7 +83,7 @@ class ExactMatch(Scorer):
 
 
 class Choice(ExactMatch):
-    """Right if the answer chooses the option that the truth is; exact match where the truth is no option."""
+    """Right if the answer selects the true option; exact match if the truth is not among the options."""
 
     def score(self, question: Question, answer: str) -> float:
         options = Options.of(question.options, question.text)
@@ -91,7 +91,7 @@ class Choice(ExactMatch):
         if right is None:
             return super().score(question, answer)
         chosen = options.chosen(answer)
-        # Two options may say the same.
+        # Two options may have the same text.
         return float(chosen is not None and options.texts[chosen] == options.texts[right])
 
     def truth_key(self, question: Question) -> str:
@@ -103,7 +103,7 @@ class Choice(ExactMatch):
 
 
 class CaptionF1(Scorer):
-    """Token F1 (Rajpurkar et al., 2016, arXiv:1606.05250), the best over the references."""
+    """Token F1 (Rajpurkar et al., 2016, arXiv:1606.05250) with the best-matching reference."""
 
     table = "captions"
 
@@ -118,7 +118,7 @@ class CaptionF1(Scorer):
 
 
 class MomentIoU(Scorer):
-    """Temporal IoU of the first span that is answered; right from 0.5 on."""
+    """Temporal IoU of the first predicted span; right from 0.5."""
 
     table = "moments"
 

@@ -6,7 +6,7 @@ from mllm.experiment import Positive, Section
 
 
 class Eval(Section):
-    """What `mllm eval` scores by default."""
+    """Defaults of `mllm eval`."""
 
     splits: list[str] = ["val", "comp"]
     clips: Positive = 500  # per split

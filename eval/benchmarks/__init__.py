@@ -1,1 +1,1 @@
-"""The benchmarks of this package: one file each, named in pyproject.toml under `mllm.benchmarks`."""
+"""Built-in benchmarks, one module each, registered in pyproject.toml under `mllm.benchmarks`."""

@@ -1,4 +1,4 @@
-"""`mllm eval records FILE`: questions of one's own, scored by task."""
+"""`mllm eval records FILE`: the questions of a user's records, scored by task."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Records(Benchmark):
 
     @property
     def title(self) -> str:
-        """The file."""
+        """The path of the file."""
         return str(self.file)
 
     @property
     def folder(self) -> str:
-        """Named after the file."""
+        """The name of the file."""
         return self.file.stem
 
     def questions(self, split: str) -> Iterable[Question]:
-        """Every record with an answer."""
+        """The questions of all records."""
         for index in range(len(self.source)):
             yield from map(Question.of, self.source.conversations(index))

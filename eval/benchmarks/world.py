@@ -1,7 +1,7 @@
-"""`mllm eval world`: the generated world's questions and pairs.
+"""`mllm eval world`: questions and retrieval pairs of the generated world.
 
-A split is evaluated on its first scenes, with the questions that the world asks about them. Records come
-through `records.open_source`, so this file knows the world only by the names of its question types.
+A split is evaluated on its first scenes. Records come from `records.open_source`, so all this module knows of
+the world is the names of its question types.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SPLITS = ("val", "comp")
 SIDES: tuple[Modality, ...] = ("video", "audio", "both")
 PRIOR_SCENES = 4000
 
-# What a question needs: the sound, the picture, both of one moment, a still, two recordings, the honest
-# answer that a side is missing, or no recording at all.
+# Grouped by what a question requires: the sound, the picture, both at one moment, a still image, two
+# recordings, the honest answer that a modality is missing, or no recording at all.
 GROUPS = {
     "audio": ("kind", "beeps", "word", "emotion", "first_sound", "when_sound"),
     "video": ("colour", "shape", "motion", "count", "first_colour", "when_shape"),
@@ -86,19 +86,19 @@ class World(Benchmark):
             search_clips,
         )
         self.media, self.clips_folder, self.seed = media, clips_folder, seed
-        self.drawn = ""  # how scenes are drawn, as options of the source
+        self.drawn = ""  # rendering options of the source
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Which scenes and questions these are."""
+        """Which scenes and questions are evaluated."""
         scenes = {"clips": self.clips, "questions_per_clip": self.most_questions, "seed": self.seed}
         return {"media": self.media} | scenes
 
     def prepare(self, subject: Subject) -> None:
-        """Fills in options from the experiment, and draws scenes as the model in this process cuts them.
+        """Fills in options from the experiment, and renders scenes in the windows of a model in this process.
 
         Raises:
-            ConfigError: if scenes in memory are to be sent to a server.
+            ConfigError: if scenes in memory would have to be sent to a server.
         """
         if subject.remote and self.media == "arrays":
             raise ConfigError("--media arrays never leave this process: with --url take --media mp4")
@@ -109,26 +109,26 @@ class World(Benchmark):
         if self.search_clips is None:
             self.search_clips = defaults.retrieval_clips
         if windows:
-            # So that nothing is resized or left out.
+            # No resizing, and no frame is dropped.
             frames, size = windows.frames_per_window, windows.image_size
             self.drawn = f",frames={frames},window={windows.window_seconds},size={size}"
         self._prior = train_prior()
 
     def questions(self, split: str) -> Iterable[Question]:
-        """All that the world asks about the first scenes of a split."""
+        """All questions about the first scenes of a split."""
         source = self._files(split) if self.media == "mp4" else self._scenes(split)
         for index in range(len(source)):
             yield from map(Question.of, source.conversations(index))
 
     def retrieval(self, split: str) -> Iterable[Retrieval]:
-        """Clips and captions of the picture, of the sound, and of the two together."""
+        """Clips and captions for the picture, for the sound, and for both."""
         if not self.search_clips:
             return []
         source = open_source(f"world:{split},seed={self.seed},clips={self.search_clips},media=av{self.drawn}")
         return paired([source.pair(index) for index in range(len(source))])
 
     def prior(self, question: Question) -> str:
-        """Its most frequent answer in training."""
+        """The most frequent training answer to its text."""
         return self._prior(question.text)
 
     def _scenes(self, split: str) -> DataSource:
@@ -141,7 +141,7 @@ class World(Benchmark):
 
 
 def paired(pairs: list[dict[str, Any]]) -> list[Retrieval]:
-    """Pairs of a source as sets of recordings to find, by what their captions are about."""
+    """Groups the pairs of a source into retrieval sets by the modality that their captions describe."""
     found = []
     for side in SIDES:
         described = [pair for pair in pairs if pair["captions"].get(side)]
@@ -154,31 +154,31 @@ def paired(pairs: list[dict[str, Any]]) -> list[Retrieval]:
 
 
 def caption_key(caption: str) -> str:
-    """One key for the world's three ways to say a thing: "a, then b.", "first a, then b.", "a. then b."."""
+    """One key for the three phrasings of a sequence: "a, then b.", "first a, then b.", "a. then b."."""
     return caption.strip().rstrip(".").removeprefix("first ").replace(". then ", ", then ")
 
 
 def train_prior(scenes: int = PRIOR_SCENES) -> AnswerPrior:
-    """The world's training answers by question text, from its text alone: nothing is drawn or played."""
+    """Training answers by question text, from texts alone: nothing is rendered."""
     source = open_source(f"world:train,clips={scenes}")
 
     def pairs() -> Iterable[tuple[str, str]]:
         for index in range(len(source)):
             for messages in source.text(index):
                 *_, question, answer = chat.validate_messages(messages)
-                # The last text is the question; one before it tells what the recording would show.
+                # The last text is the question; an earlier one describes the recording.
                 yield question["content"][-1]["text"], answer["content"][-1]["text"]
 
     return AnswerPrior(pairs())
 
 
 def write_files(split: str, clips: int, questions: int, seed: int, folder: Path) -> DataSource:
-    """The split as media files, made by `mllm data world` unless they are there already.
+    """Opens the split as media files, generated by `mllm data world` unless they exist.
 
     Raises:
         MllmError: if that command fails.
     """
-    # Named after what it holds: clips of another version of the world would be asked about in its words.
+    # Named after its content: clips of another version of the world must not be reused.
     world = open_source(f"world:{split},seed={seed},questions={questions}")
     texts = json.dumps([world.text(scene) for scene in range(min(clips, 50))])
     out = folder / f"{split}-{clips}x{questions}-seed{seed}-{hashlib.sha256(texts.encode()).hexdigest()[:8]}"
