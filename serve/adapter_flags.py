@@ -1,6 +1,6 @@
-"""The adapters that vLLM is told to serve, in whatever way a user says so, checked before it starts.
+"""Checks the adapters that vLLM's flags or its config file name, before it starts.
 
-vLLM loads an adapter whose names fit no module without a word, and answers as the base.
+vLLM silently loads an adapter whose weights match no module, and answers like the base model.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MODULES, BY_MODALITY, CONFIG = "--lora-modules", "--default-mm-loras", "--config
 
 
 def check_served_folders(base: str, adapter: Path | None, flags: Sequence[str]) -> Adapter | None:
-    """Checks a checkpoint's files, and every adapter that stands beside it or is named by vLLM's flags.
+    """Checks a checkpoint's files, the adapter beside it and every adapter named by vLLM's flags.
 
     Returns:
         The adapter beside the base, if there is one.
 
     Raises:
-        MllmError: a file is missing or damaged, or vLLM would not apply an adapter, or not all of it.
+        MllmError: a file is missing or damaged, or vLLM would ignore an adapter or parts of it.
     """
     from mllm.models.checkpoint import fetch
 
@@ -40,7 +40,7 @@ def check_served_folders(base: str, adapter: Path | None, flags: Sequence[str]) 
 
 
 def adapters_in(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(flag, folder or hub id) of each adapter that vLLM's flags name, also in the file of --config.
+    """Yields (flag, folder or hub id) of each adapter named by vLLM's flags or in the file of --config.
 
     Raises:
         MllmError: the file of --config cannot be read, or names another model.
@@ -57,7 +57,7 @@ def adapters_in(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _values(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every value with its flag; a flag may have several."""
+    """Yields (flag, value); a flag may have several values."""
     flag = ""
     for word in flags:
         if word.startswith("--"):
@@ -70,7 +70,7 @@ def _values(flags: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _modules(value: Any) -> Iterator[tuple[str, str]]:
-    """Of NAME=PATH, or of JSON with "path"."""
+    """Reads NAME=PATH, or JSON with "path"."""
     if isinstance(value, str):
         if "=" in value and "," not in value:
             yield MODULES, value.partition("=")[2]

@@ -1,4 +1,4 @@
-"""Names and attributes of recordings, from the command line and from a table beside them."""
+"""Names and attributes of recordings, from the command line and from a table."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mllm.errors import ConfigError
 from mllm.search.filters import parse_value
 from mllm.search.items import Item, Value, check_attributes
 
-_FILE, _NAME = "file", "name"  # columns that are no attributes
+_FILE, _NAME = "file", "name"  # columns that are not attributes
 
 
 class Attributes:
-    """Makes the items of recordings: `make_item` of `Index.add`.
+    """Builds items from paths, as `make_item` of `Index.add`.
 
     Args:
-        table: JSONL or CSV, a row for each recording: `file` (relative to the table), `name` if people are to
-            see another than its path, and the attributes. An empty cell and null are no attribute.
-        common: key=value, attributes of every recording; a row of the table has the last word.
+        table: JSONL or CSV with a row for each recording: `file` (relative to the table), optionally `name`
+            to display instead of the path, and the attributes. Empty cells and nulls are skipped.
+        common: key=value, attributes of every recording; the table takes precedence.
 
     Raises:
-        ConfigError: if the table cannot be read, names a file twice, or a value is wrong; with its row.
+        ConfigError: with the row, if the table cannot be read, lists a file twice or has an invalid value.
     """
 
     def __init__(self, table: Path | None = None, common: Sequence[str] = ()):
@@ -37,7 +37,7 @@ class Attributes:
         self.used: set[str] = set()
 
     def item(self, path: Path) -> Item:
-        """The item of a file; without attributes if nothing was said of it, so that it keeps those it has."""
+        """Builds the item of a file; without any attributes given, the index keeps those it has."""
         name, attributes = self.rows.get(str(path), (None, None))
         self.used.add(str(path))
         if attributes is None:
@@ -45,7 +45,7 @@ class Attributes:
         return Item(path, name, self.common | attributes)
 
     def unused(self) -> list[str]:
-        """Files of the table that were not among those made into items."""
+        """Files of the table that `item` was not called for."""
         return [path for path in self.rows if path not in self.used]
 
 
@@ -57,7 +57,7 @@ def _pair(word: str) -> tuple[str, Value]:
 
 
 def _read(table: Path) -> dict[str, tuple[str | None, dict[str, Value]]]:
-    """Absolute path -> name and attributes."""
+    """Reads a table into absolute path -> (name, attributes)."""
     found: dict[str, tuple[str | None, dict[str, Value]]] = {}
     folder = Path(os.path.abspath(table)).parent
     try:
@@ -94,7 +94,7 @@ def _of_jsonl(table: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str
 
 
 def _of_csv(table: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A column is of numbers, or of true and false, if all its cells are; otherwise it is of strings."""
+    """Yields rows; a column is numeric or boolean if all its cells are, otherwise its values are strings."""
     reader = csv.DictReader(lines, strict=True)
     try:
         rows = list(reader)

@@ -1,11 +1,11 @@
-"""`mllm bench serve`: vLLM beside Hugging Face generate, same weights, alive together and asked in turn.
+"""`mllm bench serve`: vLLM against Hugging Face generate, with the same weights, measured in alternation.
 
-What a shared machine does to one it then does to the other; CPU seconds stand beside wall; Hugging Face gets
-the dtype and the number of threads that are its best here. Three parts:
+Alternating exposes both to the same load on a shared machine. CPU time is reported beside wall time. Hugging
+Face runs with the dtype and number of threads that are fastest here. Three parts:
 
-    fixed    requests that start together and want as many tokens: Hugging Face's best case
-    mixed    lengths and arrivals as they come: requests a second of which 95 % are answered in time
-    media    a question about a video that was never seen, and asked again
+    fixed    simultaneous requests for the same number of tokens: the best case for Hugging Face
+    mixed    random lengths and arrivals: the request rate at which 95 % are answered in time
+    media    a question about a new video, and the same question again
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of a model of one size: as much as a run of some minutes can measure."""
+    """The load for a model of one size, scaled to a run of a few minutes."""
 
-    levels: tuple[int, ...]  # requests at a time
+    levels: tuple[int, ...]  # concurrent requests
     tokens: int
-    lengths: tuple[int, int]  # of mixed answers, in tokens
-    rates: tuple[float, ...]  # of arrival, requests a second
-    work: int  # tokens that a measurement takes at least, so that it lasts
+    lengths: tuple[int, int]  # of mixed answers, tokens
+    rates: tuple[float, ...]  # of arrival, requests/s
+    work: int  # minimum tokens of a measurement, so that it lasts long enough
 
 
 PLANS = {
     Size.nano: Plan((1, 16, 64), 128, (8, 256), (1, 2, 4, 8, 12, 16, 24, 32, 48, 64), 2048),
     Size.smollm: Plan((1, 4, 16), 32, (8, 32), (0.5, 1, 2, 3, 4, 6, 8, 12, 16), 32),
 }
-LIMITS = (1.0, 2.0)  # seconds within which 95 % of mixed requests are answered
+LIMITS = (1.0, 2.0)  # s, of the 95th percentile of the latency of mixed requests
 
 
 Checkpoint = Annotated[Path | None, typer.Argument(help="Checkpoint; by default the shipped one.")]
@@ -107,7 +107,7 @@ def _both_engines(
     url: str | None,
     flags: str,
 ) -> tuple[Bench, dict[str, Any]]:
-    """Both engines with the same weights, until the stack is closed; and what is known of them so far."""
+    """Starts both engines with the same weights, until the stack is closed; also returns their settings."""
     from rich.console import Console
 
     from mllm.models.checkpoint import find_default_checkpoint
@@ -133,11 +133,11 @@ def _both_engines(
     stack.enter_context(contextlib.closing(vllm))
     status.update("loading the model into Hugging Face …")
     hugging_face = stack.enter_context(contextlib.closing(HuggingFace(checkpoint)))
-    about_vllm = {
+    settings = {
         "settings": server.choices() if server else None,
         "seconds_to_start": server.seconds_to_start if server else None,
     }
-    numbers = {"checkpoint": checkpoint.name, "rounds": rounds, "vllm": about_vllm}
+    numbers = {"checkpoint": checkpoint.name, "rounds": rounds, "vllm": settings}
     return Bench(vllm, hugging_face, rounds, status.update), numbers
 
 

@@ -1,7 +1,7 @@
-"""The two engines that `mllm bench serve` compares, alive at the same time, asked the same.
+"""The two engines that `mllm bench serve` compares, running side by side with the same requests.
 
-vLLM is asked over HTTP, as its users do. Hugging Face `generate()` runs in a process of its own, without
-HTTP: its best case.
+vLLM is called over HTTP, as in practice. Hugging Face `generate()` runs in a process of its own without HTTP,
+its best case.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,14 +35,14 @@ SETUPS = [
     ("bfloat16", 1),
     ("float32", 2),
     ("bfloat16", 2),
-]  # dtype and threads that are tried
-LARGEST_BATCH = 64  # requests that Hugging Face answers at once
-KEEP_ALIVE = 2.0  # seconds that a connection is kept for the next request: vLLM closes it after five
-ANSWER_TIMEOUT = 1800.0  # seconds without a word from the process of Hugging Face
+]  # (dtype, threads) to try
+LARGEST_BATCH = 64  # of Hugging Face
+KEEP_ALIVE = 2.0  # s; vLLM closes idle connections after five
+ANSWER_TIMEOUT = 1800.0  # s, of the Hugging Face process
 
 
 def cpu_seconds(pid: int) -> dict[str, float]:
-    """CPU seconds so far of a process and all below it, by name; what has ended below is in its parent's."""
+    """CPU seconds so far of a process and its descendants, by name; ended ones count for their parent."""
     seconds: dict[str, float] = {}
     root = psutil.Process(pid)
     for process in (root, *root.children(recursive=True)):
@@ -61,7 +61,7 @@ class Vllm:
 
     Args:
         url: where it listens.
-        pid: its process, whose CPU seconds count; None for a server that somebody else has started.
+        pid: its process, to measure CPU time; None for a server that was not started here.
     """
 
     name = "vLLM"
@@ -89,12 +89,12 @@ class Vllm:
         self._loop.close()
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds so far of each process; the client that asks is this process."""
+        """CPU seconds so far of each process; "client" is this process."""
         own = time.process_time()
         return {"client": own} | (cpu_seconds(self.pid) if self.pid else {})
 
     def together(self, level: int, tokens: int, times: int) -> int:
-        """`level` questions at a time, `times` times; returns the tokens that came."""
+        """Sends `level` concurrent requests, `times` times; returns the number of generated tokens."""
 
         async def ask() -> int:
             return sum(await asyncio.gather(*(self._answer(tokens) for _ in range(level))))
@@ -102,7 +102,7 @@ class Vllm:
         return sum(self._loop.run_until_complete(ask()) for _ in range(times))
 
     def mixed(self, requests: Sequence[Request]) -> list[float]:
-        """Latencies (s) of requests that arrive as they say."""
+        """Latencies (s) of requests sent at their arrival times."""
 
         async def ask(request: Request, began: float) -> float:
             await asyncio.sleep(max(0.0, began + request.arrival - time.perf_counter()))
@@ -127,7 +127,7 @@ class Vllm:
         return time.perf_counter() - began
 
     async def _answer(self, tokens: int) -> int:
-        # A number in front: without it the prefix cache would spare the later requests their prefill.
+        # The number in front defeats the prefix cache, which would save later requests their prefill.
         message = {"role": "user", "content": f"{next(self._numbers)} {PROMPT}"}
         reply = await self._post({"messages": [message], "max_tokens": tokens, "ignore_eos": True})
         return reply["usage"]["completion_tokens"]
@@ -153,9 +153,9 @@ class Vllm:
 
 
 class HuggingFace:
-    """`generate()` in a process of its own; the same questions as `Vllm` takes.
+    """`generate()` in a process of its own, with the same methods as `Vllm`.
 
-    `best` holds the dtype and the number of threads that `choose` found fastest, by requests at a time.
+    `best` holds the fastest (dtype, threads) found by `choose`, by number of concurrent requests.
     """
 
     name = "Hugging Face"
@@ -181,7 +181,7 @@ class HuggingFace:
         return cpu_seconds(self._process.pid)
 
     def choose(self, level: int, tokens: int) -> tuple[str, int]:
-        """Try every set-up at this number of requests; from now on the fastest one answers them."""
+        """Tries every set-up with `level` concurrent requests and keeps the fastest for them."""
         cores = os.cpu_count() or 1
         setups = [setup for setup in SETUPS if setup[1] <= cores]
         seconds = {}
@@ -204,7 +204,7 @@ class HuggingFace:
         return self._ask("first_token", self._setup(1), clip)
 
     def _setup(self, level: int) -> tuple[str, int]:
-        """The best set-up of the nearest number of requests that was tried."""
+        """The best set-up for the nearest number of requests tried."""
         if not self.best:
             return SETUPS[0]
         return self.best[min(self.best, key=lambda tried: (abs(tried - level), tried))]
@@ -228,7 +228,7 @@ class HuggingFace:
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Variables that a process started meanwhile inherits; OpenMP reads its own when torch is imported."""
+    """Sets variables for child processes started within; OpenMP reads them when torch is imported."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -245,7 +245,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def _work(pipe: Connection, checkpoint: str) -> None:
-    """Answer calls (method, set-up, …) until the other end is closed."""
+    """Serves calls (method, set-up, …) until the other end of the pipe is closed."""
     try:
         generator = Generator(checkpoint)
         pipe.send((False, None))
@@ -260,7 +260,7 @@ def _work(pipe: Connection, checkpoint: str) -> None:
 
 
 class Generator:
-    """The checkpoint as transformers runs it, in each dtype that was asked for."""
+    """The checkpoint in transformers, loaded once for each dtype used."""
 
     def __init__(self, checkpoint: str):
         self.checkpoint = checkpoint
@@ -300,4 +300,3 @@ class Generator:
 
 
 Engine = Vllm | HuggingFace
-Measure = Callable[[Engine], Any]

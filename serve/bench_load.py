@@ -1,4 +1,4 @@
-"""What a benchmark asks for: requests that come as they do in life, and what is said of their latencies."""
+"""Load for the serving benchmark: requests with random arrivals, and statistics of their latencies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """One question of a mixed load: when it arrives (s from the start), and how long its answer is."""
+    """One request of a mixed load: arrival (s from the start) and length of its answer in tokens."""
 
     number: int
     arrival: float
@@ -18,7 +18,7 @@ class Request:
 
 
 def poisson(rate: float, count: int, lengths: tuple[int, int], seed: int) -> list[Request]:
-    """`count` requests at `rate` a second, arriving independently; answers of even chance in `lengths`."""
+    """`count` requests arriving as a Poisson process of `rate` per second; lengths uniform in `lengths`."""
     dice = random.Random(seed)
     requests, now = [], 0.0
     for number in range(count):
@@ -30,11 +30,11 @@ def poisson(rate: float, count: int, lengths: tuple[int, int], seed: int) -> lis
 def serve_fifo(
     requests: Sequence[Request], answer: Callable[[Sequence[Request]], None], most: int
 ) -> list[float]:
-    """What a plain server around `generate()` does: it answers all that wait as one batch, then looks again.
+    """A plain server around `generate()`: repeatedly answers all waiting requests as one batch.
 
     Args:
-        answer: answers one batch, and returns when the longest answer is done.
-        most: requests in a batch.
+        answer: answers one batch; returns when the longest answer is done.
+        most: largest batch.
 
     Returns:
         The latency of each request in seconds, from its arrival.
@@ -56,16 +56,16 @@ def serve_fifo(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of the values do not exceed."""
+    """The smallest of the values that at least `share` of them do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
 
 
 def goodput(p95_at: dict[float, float], limit: float) -> float:
-    """The highest rate below the first that broke the limit; 0 if the lowest did.
+    """The highest rate below the first one over the limit; 0 if even the lowest is over it.
 
     Args:
-        p95_at: for each rate that was tried (requests a second) the 95th percentile of latency (s).
+        p95_at: request rate (per second) -> 95th percentile of latency (s).
     """
     best = 0.0
     for rate in sorted(p95_at):

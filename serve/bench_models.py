@@ -1,10 +1,10 @@
-"""A model of another size for `mllm bench serve`, which nobody has to download."""
+"""A model of another size for `mllm bench serve`, without a download."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# SmolLM2-135M's dimensions; the weights are random, for speed does not depend on them.
+# SmolLM2-135M's dimensions with random weights, since speed does not depend on them.
 DIMENSIONS_135M = {
     "type": "llama",
     "hidden_size": 576,

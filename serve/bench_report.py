@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def table_of(numbers: dict[str, Any]) -> Table:
-    """One row for each thing measured: vLLM, Hugging Face, the ratio and its spread over the rounds."""
+    """A row for each measurement: vLLM, Hugging Face, their ratio and its spread over the rounds."""
     from rich.table import Table
 
     table = Table("", "vLLM", "Hugging Face", "vLLM is", "by CPU", box=None, pad_edge=False)
@@ -42,7 +42,7 @@ def table_of(numbers: dict[str, Any]) -> Table:
 
 
 def notes_of(numbers: dict[str, Any]) -> str:
-    """What the table stands on: model, machine, how both engines were set up."""
+    """Notes below the table: model, machine, engine settings."""
     machine = numbers["machine"]
     others = machine["others_cores"]
     lines = [

@@ -1,4 +1,4 @@
-"""Measuring two engines in turn on one machine: wall and CPU of each, and what else ran meanwhile."""
+"""Measures two engines in alternation on one machine: wall and CPU time, and the load of other programs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import psutil
 
 from serve.bench_engines import Engine, HuggingFace, Vllm
-from serve.bench_load import Request, goodput, percentile, poisson
+from serve.bench_load import goodput, percentile, poisson
 
-BUSY = 0.15  # cores that others may use (median) before the machine counts as busy
+BUSY = 0.15  # cores used by other programs (median) above which the machine counts as busy
 
 
 @dataclass
 class Sample:
-    """One measurement of one engine. Wall and CPU in seconds, CPU by process; `others` in cores."""
+    """One measurement of one engine: wall time (s), CPU time by process (s), cores used by other programs."""
 
     value: Any
     wall: float
@@ -33,7 +33,7 @@ class Sample:
 
 
 class Bench:
-    """Both engines, and everything that was measured so far."""
+    """Runs measurements on both engines."""
 
     def __init__(self, vllm: Vllm, hugging_face: HuggingFace, rounds: int, say: Callable[[str], None]):
         self.engines: dict[str, Engine] = {"vllm": vllm, "hugging_face": hugging_face}
@@ -43,7 +43,7 @@ class Bench:
         self.others: list[float] = []
 
     def sample(self, name: str, run: Callable[[Engine], Any]) -> Sample:
-        """Run something on one engine while the other one waits."""
+        """Measures a call on one engine while the other one is idle."""
         before, busy, began = self._cpu(), _busy_seconds(), time.perf_counter()
         value = run(self.engines[name])
         wall = time.perf_counter() - began
@@ -60,7 +60,7 @@ class Bench:
         return Sample(value, wall, used[name], self.others[-1])
 
     def in_turn(self, run: Callable[[Engine], Any], rounds: int | None = None) -> list[dict[str, Sample]]:
-        """Rounds of one sample of each engine; who goes first changes every time."""
+        """Takes a sample of each engine in every round, alternating which goes first."""
         samples = []
         for number in range(rounds or self.rounds):
             names = list(self.engines)[:: 1 if number % 2 == 0 else -1]
@@ -69,7 +69,7 @@ class Bench:
         return samples
 
     def fixed(self, level: int, tokens: int, times: int) -> dict[str, Any]:
-        """Tokens a second of `level` requests at a time that all want as many tokens, and start together."""
+        """Tokens per second of `level` simultaneous requests for the same number of tokens."""
         self.say(f"{level} at a time: which dtype and threads are Hugging Face's best …")
         best = self.hugging_face.choose(level, max(8, tokens // 4))
         self.say(f"{level} at a time, {tokens} tokens each …")
@@ -104,9 +104,9 @@ class Bench:
     def mixed(
         self, rates: Sequence[float], lengths: tuple[int, int], seconds: float, limits: Sequence[float]
     ) -> dict[str, Any]:
-        """Requests of mixed lengths that arrive by chance: the rate up to which 95 % are answered in time.
+        """Requests of random lengths and arrivals: the rate up to which 95 % are answered in time.
 
-        Each rate is tried on both engines in turn, until an engine breaks the largest limit.
+        Rates are tried on both engines in ascending order, until an engine exceeds the largest limit.
         """
         p95: dict[str, dict[float, float]] = {name: {} for name in self.engines}
         cpu: dict[str, dict[float, float]] = {name: {} for name in self.engines}
@@ -117,7 +117,7 @@ class Bench:
                     f"{rate:g} requests/s of {lengths[0]}–{lengths[1]} tokens: {self.engines[name].name} …"
                 )
                 requests = poisson(rate, max(16, round(rate * seconds)), lengths, seed)
-                sample = self.sample(name, partial(_latencies, requests))
+                sample = self.sample(name, methodcaller("mixed", requests))
                 p95[name][rate] = percentile(sample.value, 0.95)
                 cpu[name][rate] = 1000 * sample.cpu_total / sum(request.tokens for request in requests)
                 if p95[name][rate] > max(limits):
@@ -132,18 +132,17 @@ class Bench:
         }
 
     def media(self, clips: Sequence[bytes]) -> dict[str, Any]:
-        """Seconds to the first token of a question about a recording: never seen, and asked again."""
+        """Seconds to the first token of a question about a new recording, and of the same question again."""
         self.say("questions about recordings …")
         cold: list[dict[str, Sample]] = []
         again: list[dict[str, Sample]] = []
         for number, clip in enumerate(clips):
             names = list(self.engines)[:: 1 if number % 2 == 0 else -1]
             for samples in (cold, again):
-                samples.append({name: self.sample(name, partial(_first_token, clip)) for name in names})
-        figures: dict[str, Any] = {
-            "very_first": cold[0]["vllm"].value
-        }  # of this server, if nobody asked before
-        for kind, samples in (("cold", cold[1:]), ("again", again[1:])):  # the first one warms up
+                samples.append({name: self.sample(name, methodcaller("first_token", clip)) for name in names})
+        # The very first of this server, unless it was in use before.
+        figures: dict[str, Any] = {"very_first": cold[0]["vllm"].value}
+        for kind, samples in (("cold", cold[1:]), ("again", again[1:])):  # the first clip warms up
             figures[kind] = {
                 name: {
                     "seconds": statistics.median(sample[name].value for sample in samples),
@@ -156,7 +155,7 @@ class Bench:
         return figures
 
     def machine(self, load_before: tuple[float, float, float]) -> dict[str, Any]:
-        """What else this machine did; `busy` says that wall times are not to be trusted."""
+        """Load of the machine; `busy` means that wall times are unreliable."""
         others = statistics.median(self.others) if self.others else 0.0
         return {
             "cpus": len(psutil.Process().cpu_affinity())
@@ -172,16 +171,8 @@ class Bench:
         return {name: engine.cpu() for name, engine in self.engines.items()}
 
 
-def _latencies(requests: Sequence[Request], engine: Engine) -> list[float]:
-    return engine.mixed(requests)
-
-
-def _first_token(clip: bytes, engine: Engine) -> float:
-    return engine.first_token(clip)
-
-
 def _busy_seconds() -> float:
-    """CPU seconds that all processes of this machine have used so far."""
+    """CPU seconds used so far by all processes of this machine."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 

@@ -1,6 +1,6 @@
-"""Ask about recordings from the terminal: once, or in a conversation.
+"""Questions about recordings in the terminal, one or a conversation.
 
-Whoever answers, a checkpoint in this process or a server, is a `Backend` (see `mllm.records.answers`).
+The answers come from a `Backend` (see `mllm.records.answers`): a checkpoint in this process or a server.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ Media = list[tuple[str, str]]  # (modality, path or URL)
 
 
 def check(backend: Backend, modality: str, source: str, isolated: bool = False) -> str:
-    """Reads a recording before a question needs it; returns one line about what it holds.
+    """Checks a recording before it is needed for an answer; returns a one-line description.
 
     Args:
-        isolated: look into it in a process that may be lost.
+        isolated: probe it in a disposable process.
 
     Raises:
-        MediaError: if it cannot be used, or is not what it is called: a film called an image, a song called
-            a video.
+        MediaError: if it cannot be used, or lacks the named modality, such as a song given as a video.
     """
     _require_kind(modality, source, isolated)
     return backend.check(modality, source)
@@ -43,7 +42,7 @@ def _require_kind(modality: str, source: str, isolated: bool) -> None:
     try:
         found = probe(source, isolated=isolated)
     except MediaError:
-        return  # whoever answers says what is wrong with it
+        return  # the backend reports what is wrong with it
     kind = "image" if found.is_image else "video" if found.has_video else "audio"
     lacks = {
         "image": "" if found.is_image else "it is no still picture",
@@ -58,14 +57,14 @@ def _require_kind(modality: str, source: str, isolated: bool) -> None:
 
 
 def parse_words(words: Sequence[str], model: str | None = None) -> tuple[str | None, Media, str | None]:
-    """`[CKPT] [--video FILE …] [QUESTION]` -> checkpoint, recordings in their order, question.
+    """Parses `[CKPT] [--video FILE …] [QUESTION]` into checkpoint, recordings in order, and question.
 
     Args:
-        model: the checkpoint, if an option has named it.
+        model: the checkpoint given as an option.
 
     Raises:
-        MllmError: an unknown option, an option without its file, a word too many, or one that is a path to
-            nothing.
+        MllmError: an unknown option, an option without its file, a surplus argument, or a path that does not
+            exist.
     """
     media: Media = []
     plain: list[str] = []
@@ -93,13 +92,13 @@ def parse_words(words: Sequence[str], model: str | None = None) -> tuple[str | N
 
 
 def user_message(media: Media, text: str) -> chat.Message:
-    """Recordings first, then the question: the order in which the model was trained."""
+    """A user turn: recordings first, then the question, as in training."""
     parts: list[dict[str, Any]] = [{"type": modality, modality: source} for modality, source in media]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
 def ask_once(backend: Backend, media: Media, question: str, isolated: bool = False) -> str:
-    """Print one answer as it comes, then what was seen. Returns the answer."""
+    """Prints one answer as it is generated, then what the model saw. Returns the answer."""
     for modality, source in media:
         check(backend, modality, source, isolated)
     return _answer(backend, [user_message(media, question)])
@@ -119,7 +118,7 @@ def _answer(backend: Backend, messages: Sequence[chat.Message]) -> str:
 
 
 def converse(backend: Backend, media: Media | None = None, isolated: bool = False) -> None:
-    """Read questions until /quit or end of input; history is kept, recordings wait for the next question."""
+    """Reads questions until /quit or end of input; recordings are attached to the next question."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

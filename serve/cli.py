@@ -1,7 +1,7 @@
-"""`mllm serve` and `mllm chat`; `mllm index` and `mllm search` come from `serve.library` when called.
+"""`mllm serve` and `mllm chat`; `mllm index` and `mllm search` are imported from `serve.library` on demand.
 
-Both verbs here take words they don't know: `serve` hands flags on to vLLM, `chat` keeps the order in which
-recordings of different kinds were named.
+Both commands here accept unknown arguments: `serve` passes flags on to vLLM, `chat` preserves the order of
+recordings of different kinds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mllm.errors import MllmError
 
 FORWARDING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-# vLLM's flags that take several words, and those that take a folder which may be a checkpoint's.
+# Flags of vLLM that take several values, and those whose value may be a checkpoint folder.
 LIST_FLAGS = (
     "--allowed-media-domains",
     "--api-key",
@@ -174,10 +174,10 @@ chat.context_settings = FORWARDING  # type: ignore[attr-defined]
 
 
 def parse_serve_words(words: Sequence[str], model: str | None) -> tuple[str | Path, list[str]]:
-    """`[CKPT] [vLLM flag …]` and --model -> checkpoint, vLLM's flags.
+    """Parses `[CKPT] [vLLM flag …]` and --model into the checkpoint and vLLM's flags.
 
     Raises:
-        MllmError: the checkpoint is named twice, or behind flags, where vLLM would pass it over.
+        MllmError: the checkpoint is named twice, or after flags, where vLLM would ignore it.
     """
     from mllm.models.checkpoint import find_default_checkpoint
 

@@ -1,4 +1,4 @@
-"""`make demo`: a real vLLM server, clips that nobody has seen, the official OpenAI client, the right answers.
+"""`make demo`: serves a model with vLLM, asks it about newly generated clips, and counts the right answers.
 
 python -m serve.demo                                       three new clips from the generated world
 python -m serve.demo --media clip.mp4 --question "What is heard?"
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 Conversation = tuple[str, list[Message], str | None]  # clip, messages without the answer, truth
 
-SCENES = 12  # made, so that there are enough with picture and sound among the silent and the still ones
+SCENES = 12  # generated, so that enough of them have both picture and sound
 CLIPS = 3  # asked about
 QUESTIONS_PER_CLIP = 5
-PASS = 2 / 3  # share of right answers below which the demo fails; guessing gets a quarter right
+PASS = 2 / 3  # share of right answers below which the demo fails; guessing reaches a quarter
 OUT = Path("runs/demo")
 
 
 @dataclass
-class Asked:
-    """One question and what became of it; latencies in seconds."""
+class Answered:
+    """A question with its answer; latencies in seconds."""
 
     clip: str
     question: str
@@ -58,7 +58,7 @@ class Asked:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; the exit status is 0 if at least two thirds of the answers are right."""
+    """Runs the demo; the exit status is 0 if at least two thirds of the answers are right."""
     parser = argparse.ArgumentParser(prog="make demo", description="Ask a served model about recordings.")
     parser.add_argument("--media", help="your own recording instead of new clips")
     parser.add_argument("--question", help="what to ask about it")
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(checkpoint: str | None, media: str | None, question: str | None, out: Path) -> int:
-    """Start the server, ask, print. Returns the exit status."""
+    """Starts the server, asks and prints. Returns the exit status."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -105,17 +105,17 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
         else:
             conversations = questions(finish(maker, out))
             console.print(f"{CLIPS} clips that the model has never seen: {out}")
-        asked = ask_all(server, conversations, console)
+        answers = ask_all(server, conversations, console)
     finally:
         server.stop()
         if maker is not None and maker.poll() is None:
             maker.kill()
             maker.wait()
-    return conclude(asked, console, server, out)
+    return conclude(answers, console, server, out)
 
 
 def make_clips(out: Path) -> subprocess.Popen:
-    """Begin to make clips with a random seed; vLLM starts meanwhile."""
+    """Starts to generate clips with a random seed, while vLLM starts."""
     shutil.rmtree(out, ignore_errors=True)
     seed = random.SystemRandom().randrange(10**6, 10**9)
     words = ["data", "world", "--split", "val", "--clips", str(SCENES), "--questions", "6"]
@@ -130,10 +130,10 @@ def make_clips(out: Path) -> subprocess.Popen:
 
 
 def finish(maker: subprocess.Popen | None, out: Path) -> list[Record]:
-    """Wait for the clips and read their records.
+    """Waits for the clips and reads their records.
 
     Raises:
-        MllmError: if they could not be made.
+        MllmError: if they could not be generated.
     """
     assert maker is not None
     _, errors = maker.communicate()
@@ -143,14 +143,14 @@ def finish(maker: subprocess.Popen | None, out: Path) -> list[Record]:
 
 
 def questions(records: list[Record]) -> Iterator[Conversation]:
-    """(clip, messages without the answer, truth): several questions of each video, of different kinds."""
+    """Yields (clip, messages without the answer, truth): several questions of different types per video."""
     videos: dict[str, dict[str, Record]] = {}
     random.shuffle(records)
     for record in records:
         media = [part for part in record["messages"][0]["content"] if part["type"] != "text"]
         if len(media) != 1 or media[0]["type"] != "video" or len(record["messages"]) != 2:
             continue
-        # A description can be right in other words: ask what has one answer.
+        # No captions: they can be right in other words.
         if record.get("answer") and not record["task"].startswith("caption"):
             videos.setdefault(str(media[0]["video"]), {}).setdefault(record["task"], record)
     for clip in sorted(videos, key=lambda clip: -len(videos[clip]))[:CLIPS]:
@@ -159,7 +159,7 @@ def questions(records: list[Record]) -> Iterator[Conversation]:
 
 
 def own_question(media: str, question: str | None) -> Conversation:
-    """The user's recording; what kind it is decides how it is sent."""
+    """A question about the user's recording, which is sent as the modality it has."""
     from mllm.media.recording import probe
 
     info = probe(media)
@@ -169,21 +169,21 @@ def own_question(media: str, question: str | None) -> Conversation:
     return media, [{"role": "user", "content": content}], None
 
 
-def ask_all(server: Server, conversations: Iterable[Conversation], console: Console) -> list[Asked]:
-    """Ask one after another, streaming; the table grows with the answers."""
+def ask_all(server: Server, conversations: Iterable[Conversation], console: Console) -> list[Answered]:
+    """Asks one question after another, adding each answer to the table."""
     from rich.live import Live
 
     answerer = RemoteAnswerer(server.api, server.model, Generation(max_tokens=64))
-    asked: list[Asked] = []
-    with Live(table_of(asked), console=console, refresh_per_second=8) as live:
+    answers: list[Answered] = []
+    with Live(table_of(answers), console=console, refresh_per_second=8) as live:
         for clip, messages, truth in conversations:
-            asked.append(ask(answerer, clip, messages, truth))
-            live.update(table_of(asked))
-    return asked
+            answers.append(ask(answerer, clip, messages, truth))
+            live.update(table_of(answers))
+    return answers
 
 
-def ask(answerer: RemoteAnswerer, clip: str, messages: list[Message], truth: str | None) -> Asked:
-    """One streamed request.
+def ask(answerer: RemoteAnswerer, clip: str, messages: list[Message], truth: str | None) -> Answered:
+    """Sends one streamed request.
 
     Raises:
         MllmError: if the server refuses it.
@@ -196,17 +196,17 @@ def ask(answerer: RemoteAnswerer, clip: str, messages: list[Message], truth: str
         pieces.append(piece)
     whole = time.perf_counter() - began
     question = " ".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text").strip()
-    return Asked(Path(clip).name, question, "".join(pieces).strip(), truth, first or whole, whole)
+    return Answered(Path(clip).name, question, "".join(pieces).strip(), truth, first or whole, whole)
 
 
-def table_of(asked: list[Asked]) -> Table:
-    """The answers so far, each clip under its name."""
+def table_of(answers: list[Answered]) -> Table:
+    """The answers so far, grouped by clip."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("question", "answer", "truth", "", "first token", "whole", box=None, pad_edge=False)
     clip = None
-    for one in asked:
+    for one in answers:
         if one.clip != clip:
             table.add_row(Text(one.clip, style="dim"))
             clip = one.clip
@@ -222,25 +222,21 @@ def table_of(asked: list[Asked]) -> Table:
     return table
 
 
-def conclude(asked: list[Asked], console: Console, server: Server, out: Path) -> int:
-    """Count what is right, say what to try next, return the exit status."""
-    judged = [one for one in asked if one.truth is not None]
+def conclude(answers: list[Answered], console: Console, server: Server, out: Path) -> int:
+    """Counts the right answers and suggests what to try next. Returns the exit status."""
+    judged = [one for one in answers if one.truth is not None]
     right = sum(one.right for one in judged)
     if judged:
         share = right / len(judged)
         console.print(f"\n[bold]{right} of {len(judged)}[/] answers are right.")
-    elif not asked:
+    elif not answers:
         console.print("no questions were asked: the clips have no records", style="red")
         share = 0.0
     else:
         share = 1.0
-    clip = (
-        next(iter(sorted(out.rglob("*.mp4"))), "clip.mp4")
-        if judged
-        else asked[0].clip
-        if asked
-        else "clip.mp4"
-    )
+    clip: str | Path = answers[0].clip if answers else "clip.mp4"
+    if judged:
+        clip = min(out.rglob("*.mp4"), default="clip.mp4")
     console.print("\nTry next:", style="bold")
     for line in (
         'make demo MEDIA=path/to/clip.mp4 QUESTION="What is heard?"',

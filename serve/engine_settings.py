@@ -1,6 +1,6 @@
-"""What vLLM is started with: flags and environment for one checkpoint on this machine.
+"""The flags and environment with which vLLM is started for one checkpoint on this machine.
 
-Whatever the user says, as a flag or in the environment, wins over what is chosen here.
+Flags and environment variables of the user take precedence over the values chosen here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serve.adapter_flags import check_served_folders
 
 MEGABYTE = 1_000_000
 
-# Another value than this one, and vLLM needs a process for each worker.
+# With any other value vLLM needs a process for each worker.
 ONE_WORKER = {
     "--tensor-parallel-size": "1",
     "-tp": "1",
@@ -29,22 +29,22 @@ ONE_WORKER = {
 }
 WIDTH_PER_THREAD = 512  # of a decoder's hidden size
 
-Flag = tuple[str, ...]  # a flag of vLLM and its values, each a word of the command line
+Flag = tuple[str, ...]  # a flag of vLLM and its values, as command-line arguments
 
 
 @dataclass
 class EngineSettings:
-    """One checkpoint, and how vLLM serves it.
+    """How vLLM serves one checkpoint.
 
     Args:
         checkpoint: what `checkpoint.load` takes: a folder, a run, a PEFT adapter folder, a hub id.
-        allowed_media: folders that `file://` URLs may name.
-        max_media_mb, max_media_seconds: what the server accepts; None keeps the defaults of `MediaLimits`.
+        allowed_media: folders from which `file://` URLs may read.
+        max_media_mb, max_media_seconds: limits on a recording; None keeps the defaults of `MediaLimits`.
         media_fetch_seconds: deadline for fetching one recording; None keeps the default of `media.fetch`.
-        allow_private_media: whether recordings are fetched from inside the network, too.
-        flags: further vLLM flags; they win over the defaults chosen here.
+        allow_private_media: also fetch recordings from inside the network.
+        flags: further vLLM flags.
         environment: further environment variables for vLLM.
-        fast_start: do not compile the decoder: ready sooner, slower afterwards.
+        fast_start: do not compile the decoder: starts faster, answers more slowly.
     """
 
     checkpoint: str | Path
@@ -59,7 +59,7 @@ class EngineSettings:
 
     @property
     def model(self) -> str:
-        """The name that requests give: the folder's, unless --served-model-name says otherwise."""
+        """The model's name in requests: that of the folder, or --served-model-name."""
         name = Path(self.checkpoint).resolve().name if self._is_local else str(self.checkpoint)
         return value_of("--served-model-name", self.flags) or name
 
@@ -83,7 +83,7 @@ class EngineSettings:
         return [*server, "--model", model, *chosen, *self.flags]
 
     def _model_flags(self) -> tuple[str, list[Flag]]:
-        """The model to load, and the flags that serve LoRA deltas beside it under its name."""
+        """The model to load, and the flags that serve an adapter beside it under its name."""
         from mllm.models.checkpoint import resolve
 
         base, adapter = resolve(self.checkpoint)
@@ -108,7 +108,7 @@ class EngineSettings:
         flags: list[Flag] = [("--block-size", "32"), ("--max-num-seqs", "64")]
         flags.append(("--disable-uvicorn-access-log",))
         if self.engines > 1 and self._one_worker():
-            # For several engines vLLM would give each a worker's process again.
+            # With several engines vLLM would otherwise start a worker process for each.
             flags.append(("--distributed-executor-backend", "uni"))
         if not self.compiled:
             flags.append(("--enforce-eager",))
@@ -119,25 +119,22 @@ class EngineSettings:
 
     @property
     def engines(self) -> int:
-        """Engines that share the requests: vLLM's data parallelism."""
-        said = value_of("--data-parallel-size", self.flags) or value_of("-dp", self.flags) or ""
-        return int(said) if said.isdecimal() else 1
+        """Number of engines that share the requests: vLLM's data parallelism."""
+        size = value_of("--data-parallel-size", self.flags) or value_of("-dp", self.flags) or ""
+        return int(size) if size.isdecimal() else 1
 
     @property
     def compiled(self) -> bool:
-        """Whether torch.compile makes the decoder faster: not with LoRA, where vLLM does without."""
+        """Whether vLLM compiles the decoder with torch.compile, which it does not with LoRA."""
         if is_given("--enforce-eager", self.flags):
             return any(word.replace("_", "-") == "--no-enforce-eager" for word in self.flags)
-        lora = is_given("--enable-lora", self.flags) or self._adapter() is not None
-        return not (self.fast_start or lora)
-
-    def _adapter(self) -> Path | None:
         from mllm.models.checkpoint import resolve
 
-        return resolve(self.checkpoint)[1]
+        lora = is_given("--enable-lora", self.flags) or resolve(self.checkpoint)[1] is not None
+        return not (self.fast_start or lora)
 
     def variables(self) -> dict[str, str]:
-        """Environment for vLLM, over the current one."""
+        """Environment variables for vLLM, in addition to the current ones."""
         chosen = {"VLLM_NO_USAGE_STATS": "1", "VLLM_MEDIA_CONNECTOR": "mllm"}
         chosen["PYTHONFAULTHANDLER"] = "1"  # a crash in native code leaves its traceback in the log
         chosen["PYTHONSAFEPATH"] = "1"  # no process of vLLM imports a user's train.py or serve.py as ours
@@ -149,21 +146,21 @@ class EngineSettings:
         return chosen | self._media_variables() | self.environment
 
     def _cpu_variables(self) -> dict[str, str]:
-        # What vLLM 0.32 keeps of a compilation on a CPU it cannot load again, and compiles anew; without it,
-        # inductor's own cache makes later starts some 20 s shorter.
+        # vLLM 0.32 cannot reload its ahead-of-time compilation on a CPU and compiles again; without it,
+        # inductor's own cache makes later starts some 20 s faster.
         variables = {"VLLM_USE_AOT_COMPILE": "0"}
         if not is_given("--kv-cache-memory-bytes", self.flags):
             variables["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
         if self._one_worker():
-            # The worker lives in the engine's process, which else busy-waits for it with a core of its own.
-            # vLLM then leaves OpenMP alone; threads that spin at barriers would starve all others.
+            # Run the worker in the engine's process, which would otherwise busy-wait for it on another core.
+            # vLLM then does not configure OpenMP, whose threads must not spin at barriers.
             variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             variables["OMP_NUM_THREADS"] = str(threads_for(self.width, cores()))
             variables["OMP_WAIT_POLICY"] = "PASSIVE"
         return variables
 
     def _media_variables(self) -> dict[str, str]:
-        """What flags of `mllm serve` say about media; they win over the environment."""
+        """Media settings from flags of `mllm serve`; they take precedence over the environment."""
         variables = {}
         if self.allowed_media:
             folders = [str(Path(folder).resolve()) for folder in self.allowed_media]
@@ -193,7 +190,7 @@ class EngineSettings:
         return MllmConfig.from_pretrained(base).text_config.hidden_size
 
     def choices(self) -> str:
-        """One line: what was chosen for this machine, and what changes it; empty where vLLM chooses."""
+        """One line about the settings chosen for this machine; empty if vLLM chooses them."""
         if not vllm_is_for_cpu():
             return ""
         variables = os.environ | self.variables()
@@ -209,21 +206,21 @@ class EngineSettings:
 
 
 def threads_for(width: int, cores: int) -> int:
-    """OpenMP threads that a decoder of this hidden size is served with best.
+    """The best number of OpenMP threads to serve a decoder of this hidden size.
 
-    Two threads share a matrix of 576 rows at a loss when one request runs, and gain a sixth at sixteen: below
-    some 1,000 their barriers cost more than the second core gives, and the core is free for the API process.
+    On a matrix of 576 rows, two threads are slower than one for a single request and a sixth faster for
+    sixteen. Below some 1,000 rows barriers cost more than the second core gains, which the API process needs.
     """
     return max(1, min(cores, width // WIDTH_PER_THREAD))
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_given(flag: str, flags: Sequence[str]) -> bool:
-    """Whether vLLM's `flag` is among words of the command line, in any of its spellings."""
+    """Whether `flag` is among the command-line arguments, in any spelling that vLLM accepts."""
     # vLLM takes --block-size and --block_size, and --flag=value.
     names = {word.split("=")[0].replace("_", "-") for word in flags if word.startswith("-")}
     return flag in names or flag.replace("--", "--no-", 1) in names
@@ -238,7 +235,7 @@ def value_of(flag: str, flags: Sequence[str]) -> str | None:
 
 
 def _lora_rank(rank: int) -> int:
-    """vLLM reserves room for one of these ranks."""
+    """The smallest rank that vLLM supports and that is not below `rank`."""
     return next((allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= allowed), rank)
 
 

@@ -1,10 +1,10 @@
-"""Start vLLM on a checkpoint, wait until it answers, stop it without leaving anything behind.
+"""Starts vLLM on a checkpoint, waits until it is ready, and stops it without leaving anything behind.
 
     with Server(checkpoint) as server:
         openai.OpenAI(base_url=server.api, api_key="none")
 
-vLLM runs as a process group of its own and writes to a log file; nothing here imports vLLM, so the
-launcher works for the CPU and the GPU build alike.
+vLLM runs in its own process group and writes to a log file. Nothing here imports vLLM, so the launcher works
+with both the CPU and the GPU build.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ from serve.vllm_log import how_it_ended, last_line
 from serve.warm_up import warm_up
 
 HEALTH_TIMEOUT = 900.0  # seconds: compiling a large model on a CPU takes minutes
-STOP_TIMEOUT = 15.0  # seconds between asking vLLM to stop and killing it
-
-GROUP_TIMEOUT = 1.0  # seconds for processes that are left, before they are killed
+STOP_TIMEOUT = 15.0  # seconds between SIGTERM and SIGKILL
+GROUP_TIMEOUT = 1.0  # seconds for remaining processes to end, before they are killed
 
 
 class ServerError(MllmError):
-    """vLLM did not start, or died; the message carries its own last word."""
+    """vLLM did not start, or ended; the message contains its last error."""
 
     code, status = "server_failed", 503
 
@@ -47,8 +46,8 @@ class Server(EngineSettings):
     """A vLLM server for one checkpoint; a context manager.
 
     Args:
-        host, port: where to listen; port 0 takes a free one.
-        log: file for vLLM's output; a temporary one by default, removed after a clean stop.
+        host, port: where to listen; port 0 picks a free one.
+        log: file for vLLM's output; by default a temporary one, removed after a clean stop.
     """
 
     host: str = "127.0.0.1"
@@ -68,7 +67,7 @@ class Server(EngineSettings):
 
     @property
     def api(self) -> str:
-        """What the OpenAI client takes as `base_url`."""
+        """The `base_url` for the OpenAI client."""
         return f"{self.url}/v1"
 
     def __enter__(self) -> Server:
@@ -79,10 +78,10 @@ class Server(EngineSettings):
         self.stop()
 
     def start(self, tick: Callable[[float, str], None] = lambda seconds, line: None) -> None:
-        """Start, wait until healthy, ask a first question.
+        """Starts vLLM, waits until it is healthy, and sends a first question.
 
         Args:
-            tick: called twice a second with the seconds so far and the last line of the log.
+            tick: called twice a second with the elapsed seconds and the last line of the log.
 
         Raises:
             MllmError: no such checkpoint, vLLM not installed, or the port is taken.
@@ -98,7 +97,7 @@ class Server(EngineSettings):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self._scratch_variables() | self.variables(),
-                start_new_session=True,  # its own process group: Ctrl-C reaches it through stop() alone
+                start_new_session=True,  # its own process group: Ctrl-C reaches it only through stop()
                 preexec_fn=_die_with_parent,
             )
         try:
@@ -111,7 +110,7 @@ class Server(EngineSettings):
         self.seconds_to_start = time.monotonic() - began
 
     def _open_log(self) -> BinaryIO:
-        """The log: a new one, or after a restart the same one, to be gone on with."""
+        """Opens the log; after a restart, to append to it."""
         if self.log is None:
             handle, name = tempfile.mkstemp(prefix="mllm-serve-", suffix=".log")
             os.close(handle)
@@ -122,8 +121,8 @@ class Server(EngineSettings):
         return file
 
     def _scratch_variables(self) -> dict[str, str]:
-        """A folder for vLLM's sockets, temporary files and what is being read: gone when the server is."""
-        # torch keeps what it compiled beside the temporary files: that stays, for the next start.
+        """Makes a scratch folder for sockets, temporary files and recordings in flight; `stop` deletes it."""
+        # By default torch caches compiled code among the temporary files: keep it for the next start.
         compiled = Path(tempfile.gettempdir()) / f"torchinductor_mllm_{os.getuid()}"
         self._scratch = tempfile.TemporaryDirectory(prefix="mllm-serve-", ignore_cleanup_errors=True)
         variables = {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
@@ -147,7 +146,7 @@ class Server(EngineSettings):
             time.sleep(0.5)
 
     def warm_up(self) -> None:
-        """Ask a first question, so that nobody's first question is slow."""
+        """Sends a first question, which is slow, before the users do."""
         warm_up(self.api, self.model, self.flags)
 
     def healthy(self) -> bool:
@@ -159,17 +158,17 @@ class Server(EngineSettings):
             return False
 
     def wait(self) -> None:
-        """Block until the server ends by itself.
+        """Blocks until the server ends by itself.
 
         Raises:
-            ServerError: always, since a server has no reason to end.
+            ServerError: always, since a server is not expected to end.
         """
         assert self.process is not None
         self.process.wait()
         raise ServerError(f"vLLM ended: {self._how_it_ended()} (whole log: {self.log})")
 
     def _how_it_ended(self) -> str:
-        """How, and which recordings were being read."""
+        """How vLLM ended, and which recordings were being read."""
         assert self.process is not None
         assert self.log is not None
         how = how_it_ended(self.process.wait(), self.log, self._log_start)
@@ -177,7 +176,7 @@ class Server(EngineSettings):
         return how + (f"; it was reading {' and '.join(reading[:3])}" if reading else "")
 
     def stop(self, keep_log: bool = False) -> None:
-        """Ask vLLM to stop, kill what is left of its process group. Safe to call again."""
+        """Terminates vLLM, then kills what is left of its process group. Safe to call again."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -199,14 +198,14 @@ class Server(EngineSettings):
             self.log, self._started = None, False
 
     def curl(self) -> str:
-        """One line to try the server with."""
+        """A shell command to try the server with."""
         messages = [{"role": "user", "content": "Hello!"}]
         body = json.dumps({"model": self.model, "messages": messages, "max_tokens": 32})
         return f"curl {self.api}/chat/completions -H 'Content-Type: application/json' -d '{body}'"
 
 
 def _wait_for_group(group: int) -> None:
-    """Give the processes that vLLM leaves a moment to end by themselves: they free shared memory."""
+    """Gives the remaining processes of vLLM a moment to end by themselves, as they free shared memory."""
     end = time.monotonic() + GROUP_TIMEOUT
     with contextlib.suppress(ProcessLookupError, PermissionError):
         while time.monotonic() < end:
@@ -215,7 +214,7 @@ def _wait_for_group(group: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """In the child: SIGTERM when the parent is killed and cannot stop it (Linux: PR_SET_PDEATHSIG)."""
+    """In the child: requests SIGTERM for when the parent is killed (Linux: PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         import ctypes
 
@@ -223,10 +222,10 @@ def _die_with_parent() -> None:
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port itself, or a free one for 0.
+    """Returns the port itself, or a free one for 0.
 
     Raises:
-        ConfigError: if somebody listens there, or the host is not this machine's.
+        ConfigError: if the port is in use, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,4 +1,4 @@
-"""`mllm index` and `mllm search`: fill an index with recordings, and find them by what is seen and heard."""
+"""`mllm index` and `mllm search`: index recordings, and find them by what is seen and heard in them."""
 
 from __future__ import annotations
 
@@ -85,9 +85,8 @@ def add(
     if not (report.added or report.unchanged or report.updated or report.failed or report.pruned):
         console.print("no media file found there")
     elif report.added:
-        console.print(
-            'next: mllm search "what you look for"' + _index_flag(index), highlight=False, soft_wrap=True
-        )
+        flag = "" if index == DEFAULT_INDEX else f" --index {index}"
+        console.print(f'next: mllm search "what you look for"{flag}', highlight=False, soft_wrap=True)
     if report.failed and not (report.added or report.unchanged or report.updated):
         raise typer.Exit(1)
 
@@ -189,26 +188,23 @@ def _json(hit: Hit) -> dict[str, Any]:
 
 
 def clock(seconds: float, up: bool = False) -> str:
-    """Seconds as mm:ss, rounded down, or up for the end of a span."""
+    """Formats seconds as mm:ss, rounded down, or up for the end of a span."""
     whole = int(-(-seconds // 1)) if up else int(seconds)
     return f"{whole // 60:02d}:{whole % 60:02d}"
 
 
 def _embedder(model: str | None, index: Path | None, features: Path | None = None) -> Embedder:
+    """Loads the given model, or else the one that filled the index, or else the shipped one."""
     from mllm.search.embedder import Embedder
-
-    return Embedder.from_pretrained(_model(model, index), features=features)
-
-
-def _model(model: str | None, index: Path | None) -> str | None:
-    """The model that was named, else the one that filled the index, else None: the one that ships."""
     from mllm.search.index import exists, filled_by
 
-    return filled_by(index) if model is None and index is not None and exists(index) else model
+    if model is None and index is not None and exists(index):
+        model = filled_by(index)
+    return Embedder.from_pretrained(model, features=features)
 
 
 def _open_to_search(model: str | None, index: Path) -> Index:
-    """The index with the text side of its model alone, if that will do: torch takes seconds to load."""
+    """Opens the index with just the text encoder of its model if possible, since torch is slow to import."""
     from mllm.errors import ConfigError
     from mllm.search.index import Index, filled_by
     from mllm.search.text_embedder import TextEmbedder
@@ -219,10 +215,10 @@ def _open_to_search(model: str | None, index: Path) -> Index:
         from mllm.models.checkpoint import find_default_checkpoint
 
         folder = str(find_default_checkpoint())
-    text_side = TextEmbedder.from_pretrained(folder)
-    if text_side is not None:
-        with suppress(ConfigError):  # another model's index: the whole model has the last word
-            return Index.open(index, cast("Embedder", text_side), create=False)  # it reads no recordings
+    text_embedder = TextEmbedder.from_pretrained(folder)
+    if text_embedder is not None:
+        with suppress(ConfigError):  # on a mismatch the full model decides
+            return Index.open(index, cast("Embedder", text_embedder), create=False)  # embeds text only
     return Index.open(index, _embedder(model, index), create=False)
 
 
@@ -231,7 +227,3 @@ def _short(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
-
-
-def _index_flag(index: Path) -> str:
-    return "" if index == DEFAULT_INDEX else f" --index {index}"

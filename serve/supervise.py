@@ -1,4 +1,4 @@
-"""What `mllm serve` does with its server: starts it, says where it listens, starts it again when it ends."""
+"""Runs the server of `mllm serve`: starts it, prints its address, restarts it when it ends."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RESTARTS = 5  # in a row
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; each pause is twice the one before
-STEADY = 600.0  # seconds: a server that ran as long as this may be started again as often as a new one
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart, doubled each time
+STEADY = 600.0  # seconds of uptime after which the count of restarts is reset
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the program as Ctrl-C does, so that its servers are stopped."""
+    """Treats SIGTERM and a closed terminal like Ctrl-C, so that servers are stopped."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -35,10 +35,10 @@ def stop_signals() -> Iterator[None]:
 
 
 def serve_forever(server: Server, restarts: int = RESTARTS) -> int:
-    """What `mllm serve` does: start with a spinner, say where it listens, run until told to stop.
+    """Starts the server with a spinner, prints its address, and keeps it running until interrupted.
 
     Args:
-        restarts: how often in a row vLLM is started again after it ended by itself.
+        restarts: how many times in a row vLLM is restarted after it ended by itself.
 
     Returns:
         The exit status: 0 after Ctrl-C or SIGTERM, 1 if vLLM did not start or ended too often.
@@ -78,10 +78,10 @@ def _start(server: Server, console: Console) -> None:
 
 
 def _keep_running(server: Server, console: Console, restarts: int) -> NoReturn:
-    """Wait for the server to end, start it again. Clients see refused connections meanwhile.
+    """Restarts the server whenever it ends; until then clients get refused connections.
 
     Raises:
-        ServerError: when it has ended once more than it may be started again.
+        ServerError: when the restarts are used up.
     """
     failures = 0
     while True:
@@ -91,7 +91,7 @@ def _keep_running(server: Server, console: Console, restarts: int) -> NoReturn:
                 _start(server, console)
             ready = time.monotonic()
             server.wait()
-        except MllmError as error:  # also one of start(): the port is taken, the checkpoint is gone
+        except MllmError as error:  # start() may fail too: the port is taken, the checkpoint is gone
             server.stop(keep_log=True)
             if time.monotonic() - ready > STEADY:
                 failures = 0

@@ -1,4 +1,4 @@
-"""What vLLM's log says: the reason why it ended, and what it does now."""
+"""Reads vLLM's log: why vLLM ended, and its current activity."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 import signal
 from pathlib import Path
 
-LAST_BYTES = 256 * 1024  # of the log that are looked at: an error of hours ago is not why it ended
+LAST_BYTES = 256 * 1024  # of the log that are read: older errors are not why it ended
 
 _ERROR = re.compile(r"(?:\b\w*(?:Error|Exception|NotFound)|\berror|Value error[,]?)[:,] ?(\S.*)")
-# Said about an error that stands elsewhere.
+# Consequences of an error that is logged elsewhere.
 _ECHO = re.compile(
     r"Engine core initialization failed|failed to start|Failed core proc|root cause above"
     r"|EngineDeadError|EngineCore encountered an issue"
 )
-_HARMLESS = re.compile(r"^(\(\w+ pid=\d+\) )?(INFO|WARNING|DEBUG) ")  # vLLM marks its own lines
+_HARMLESS = re.compile(r"^(\(\w+ pid=\d+\) )?(INFO|WARNING|DEBUG) ")  # log levels of vLLM's own lines
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?(\w+ \d\d-\d\d \d\d:\d\d:\d\d )?(\[[^\]]*\] )?")
-# Python's faulthandler, which the launcher switches on: the kind of crash, then the stack of each thread.
-# In the engine's process torch has a handler of its own: one stack, of C and of Python.
+# Written by Python's faulthandler, which the launcher enables: the kind of crash, then the stack of each
+# thread. In the engine's process torch's own handler writes a single stack of C and Python frames.
 _CRASH = re.compile(r"Fatal Python error: (.+)|!+ (\w+) encountered !+")
 _OURS = re.compile(r"/(mllm/(?:\w+/)?\w+\.py)$")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+),? in (\S+)')
@@ -33,11 +33,11 @@ _SIGNALS = {
 
 
 def how_it_ended(status: int, log: Path, start: int = 0) -> str:
-    """One line: the signal or the exit status, and the place or the error that the log names.
+    """One line with the signal or exit status, and the location or error found in the log.
 
     Args:
-        status: the return code of `subprocess`: minus the number of a signal.
-        start: where this run's lines begin in the log (bytes).
+        status: return code of `subprocess`, negative for a signal.
+        start: offset of this run in the log (bytes).
     """
     lines = _last_lines(log, start)
     crash = _crash(lines)
@@ -53,16 +53,16 @@ def how_it_ended(status: int, log: Path, start: int = 0) -> str:
 
 
 def last_error(log: Path, start: int = 0) -> str:
-    """The line of vLLM's log that says best why it ended."""
+    """The line of vLLM's log that best explains why it ended."""
     errors = _errors(_last_lines(log, start))
-    # Pydantic puts its reason on the line after "1 validation error for …".
+    # Pydantic prints its reason on the line after "1 validation error for …".
     reasons = [line for line in errors if line.startswith("Value error")]
     found = (reasons or errors or [last_line(log) or "it said nothing"])[-1]
     return re.sub(r"\s*\[type=.*", "", found).strip()[:300]
 
 
 def last_line(log: Path) -> str:
-    """The last line of a file that holds text, without vLLM's prefix."""
+    """The last non-blank line of a log, without vLLM's prefix."""
     lines = [line for line in _last_lines(log, max(0, log.stat().st_size - 4096)) if line.strip()]
     return _PREFIX.sub("", lines[-1]).strip() if lines else ""
 
@@ -83,7 +83,7 @@ def _errors(lines: list[str]) -> list[str]:
 
 
 def _crash(lines: list[str]) -> str | None:
-    """Kind and place of the last crash that faulthandler wrote: our own line where one is on the stack."""
+    """Kind and location of the last crash in the log, preferring a frame of our own code."""
     starts = [index for index, line in enumerate(lines) if _CRASH.search(line)]
     if not starts:
         return None
@@ -91,17 +91,17 @@ def _crash(lines: list[str]) -> str | None:
     assert kind is not None
     frames: list[re.Match[str]] = []
     for line in lines[starts[-1] + 1 :]:
-        if line.startswith("Thread ") and frames:  # the stacks of threads that did not crash
+        if line.startswith("Thread ") and frames:  # other threads, which did not crash
             break
         if line.startswith("Current thread"):
             frames = []
         if match := _FRAME.match(line):
             frames.append(match)
-    said = (kind[1] or kind[2]).strip()
+    reason = (kind[1] or kind[2]).strip()
     frames = [frame for frame in frames if "sigaction" not in frame[1]]
     ours = [frame for frame in frames if _OURS.search(frame[1])]
     for frame in ours[:1] or frames[:1]:
         own = _OURS.search(frame[1])
         file = own[1] if own else "/".join(Path(frame[1]).parts[-2:])
-        return f"{said} in {file}, line {frame[2]} ({frame[3]})"
-    return said
+        return f"{reason} in {file}, line {frame[2]} ({frame[3]})"
+    return reason

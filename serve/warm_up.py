@@ -1,6 +1,6 @@
-"""The first question of a new server, asked before anybody else can: it takes a tenth of a second longer.
+"""Warms up a new server with a first question, which takes a tenth of a second longer than later ones.
 
-Decoders, towers and kernels are loaded by their first use; a small recording of picture and sound uses all.
+Decoders, towers and kernels are loaded on first use; a small recording with picture and sound uses them all.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from mllm.records.openai_parts import media_url
 from serve.engine_settings import value_of
 
-QUESTIONS = 2  # at once, for more than one worker decodes
-TIMEOUT = 120.0  # seconds for an answer
+QUESTIONS = 2  # at once, since several workers decode
+TIMEOUT = 120.0  # seconds
 
 
 def warm_up(api: str, model: str, flags: Sequence[str] = ()) -> None:
-    """Ask about small recordings. What the server answers does not matter, not even that it refuses.
+    """Sends questions about small recordings; answers and refusals are ignored.
 
     Args:
         api: base URL of the API, with /v1.
-        model: the name that it serves.
-        flags: those the server was started with; an API key among them is sent.
+        model: name of the served model.
+        flags: the server's flags, which may contain an API key.
     """
     headers = {"Content-Type": "application/json"}
     if key := value_of("--api-key", flags) or os.environ.get("VLLM_API_KEY"):
@@ -39,7 +39,7 @@ def warm_up(api: str, model: str, flags: Sequence[str] = ()) -> None:
         ]
         body = {"model": model, "messages": [{"role": "user", "content": parts}], "max_tokens": 2}
         request = urllib.request.Request(f"{api}/chat/completions", json.dumps(body).encode(), headers)
-        # A server of embeddings has no chat, one may take no videos: those are not warmed, and work.
+        # A server without chat or video input refuses; it needs no warm-up to work.
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             response.read()
 
@@ -48,7 +48,7 @@ def warm_up(api: str, model: str, flags: Sequence[str] = ()) -> None:
 
 
 def synthetic_clip(seed: int, seconds: float = 4.0, size: int = 128, rate: int = 12) -> bytes:
-    """An mp4 (H.264 + AAC) of drifting colours and a tone; another seed is another recording."""
+    """An mp4 (H.264 + AAC) of drifting colours and a tone, which depend on the seed."""
     import av
     import numpy as np
 

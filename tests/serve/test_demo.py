@@ -10,7 +10,7 @@ from rich.console import Console
 from mllm.answerer_remote import RemoteAnswerer
 from mllm.media.recording import load_clip, probe
 from serve import demo
-from serve.demo import Asked, ask, conclude, main, own_question, questions, table_of
+from serve.demo import Answered, ask, conclude, main, own_question, questions, table_of
 from serve.launcher import Server
 from serve.warm_up import synthetic_clip
 
@@ -45,7 +45,7 @@ def test_own_recording_is_sent_as_what_it_is(media):
 
 @pytest.mark.parametrize(("right", "status"), [(5, 0), (4, 0), (3, 1)])
 def test_exit_status_counts_the_right_answers(right, status, tmp_path):
-    asked = [Asked("a.mp4", "?", "Red." if i < right else "blue", "red", 0.1, 0.2) for i in range(5)]
+    asked = [Answered("a.mp4", "?", "Red." if i < right else "blue", "red", 0.1, 0.2) for i in range(5)]
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(table_of(asked))
     assert conclude(asked, console, Server("model"), tmp_path) == status
