@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data_prep.shard_build import Form, build, make_plan
+from data_prep.shard_build import Storage, build, make_plan
 from mllm.command.bench import JsonOption, report
 from mllm.command.bench_media import made_up
 from mllm.media.recording import SAMPLE_RATE
@@ -127,7 +127,7 @@ def _build(folder: Path, records: Path, size: int) -> dict[str, float]:
         ("uint8", "uint8", 1),
     ]
     for name, frames, workers in builds:
-        plan = make_plan(records, Form(spec, frames), 16)
+        plan = make_plan(records, Storage(spec, frames), 16)
         os.sync()  # or what was written before is written now
         begin = time.perf_counter()
         count = build(plan, "bench", folder / f"{frames}{workers}", workers=workers)
@@ -150,7 +150,7 @@ def _plain(spec: WindowSpec, path: Path, sound: bool = True, jpeg: bool = False)
         decord.AudioReader(str(path), sample_rate=SAMPLE_RATE, mono=True)[:].asnumpy()
     if jpeg:
         for frame in frames:
-            Image.fromarray(frame).save(io.BytesIO(), "JPEG", quality=Form.quality)
+            Image.fromarray(frame).save(io.BytesIO(), "JPEG", quality=Storage.quality)
 
 
 def _rate(work: Callable[[Any], Any], items: Iterable[Any]) -> float:

@@ -1,6 +1,6 @@
-"""One recording put to the test: does it open, decode, last as long as it says, and is it more than silence?
+"""Checks one recording: whether it opens, decodes, lasts as long as it claims, and is not silent.
 
-Runs in worker processes of `check.py`, so that a file which hangs or crashes a decoder costs one of them.
+Runs in worker processes of `check.py`, so that a file that hangs or crashes a decoder costs just one of them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from mllm.media.sources import MediaLimits
 
 Severity = Literal["error", "warning"]
 
-SILENCE = 1e-4  # peak of a waveform between -1 and 1 (-80 dB), below which nobody hears anything
-LONGEST = MediaLimits().max_seconds or math.inf  # s: longer ones are not listened to
-SAMPLED_FRAMES = 4  # decoded over the length of a picture, the last one included
+SILENCE = 1e-4  # peak of a waveform between -1 and 1 (-80 dB), below which it counts as silent
+LONGEST = MediaLimits().max_seconds or math.inf  # s; the sound of longer recordings is not checked
+SAMPLED_FRAMES = 4  # decoded over the length of a video, including the last frame
 THUMBNAIL = 96  # pixels
 
 
 @dataclass
 class MediaFacts:
-    """What is known of a recording after a look at it.
+    """What a check finds out about one recording.
 
     Attributes:
         error: why it cannot be read; None if it can.
-        problems: (severity, what) of one that can be read.
+        problems: (severity, description), if it can be read.
         info: duration (s), fps, rotation (degrees), width, height, codecs, has_video, has_audio, and when the
-            last frame leaves the screen and the sound ends (picture_ends, sound_ends, s).
+            picture and the sound end (picture_ends, sound_ends, s).
         thumbnail: JPEG of a frame.
     """
 
@@ -43,7 +43,7 @@ class MediaFacts:
 
 
 def look(path: str, audio: str | None = None) -> MediaFacts:
-    """Opens, samples and listens to a recording; never raises a MediaError.
+    """Opens, samples and checks a recording; never raises a MediaError.
 
     Args:
         audio: a separate recording of its sound.
@@ -52,21 +52,21 @@ def look(path: str, audio: str | None = None) -> MediaFacts:
     try:
         found = probe(path)
         facts.info = {key: value for key, value in vars(found).items() if value not in (None, 0, False)}
-        # Rows may ask for a short span of what is long as a whole, whose sound would fill the memory.
+        # Rows may use short spans of a long recording, whose whole sound would fill the memory.
         limits = MediaLimits(max_seconds=None)
         heard = found.duration <= LONGEST
         clip = load_clip(path, size=THUMBNAIL, choose=_sampled, audio=audio, want_audio=heard, limits=limits)
-        for place, info in [(path, found), *([(audio, probe(audio))] if audio else [])]:
+        for source, info in [(path, found), *([(audio, probe(audio))] if audio else [])]:
             facts.problems += [
                 ("error", what)
-                for what in find_damage(place, info, _sampled, limits, info.duration <= LONGEST)
+                for what in find_damage(source, info, _sampled, limits, info.duration <= LONGEST)
             ]
     except MediaError as error:
         facts.error = str(error)
         return facts
     if found.clock_jumps:
-        told = "its clock jumps: such gaps are closed, and its times are not those that a player shows"
-        facts.problems.append(("warning", told))
+        problem = "its clock jumps: such gaps are closed, and its times are not those that a player shows"
+        facts.problems.append(("warning", problem))
     if clip.frames is not None:
         facts.thumbnail = _jpeg(clip.frames[len(clip.frames) // 2])
         facts.info["picture_ends"] = round(clip.picture_until(), 3)

@@ -1,4 +1,4 @@
-"""What a check found: a table for the terminal, JSON for programs, a page with pictures for eyes."""
+"""Reports of a check: a table for the terminal, JSON for programs, a page with thumbnails for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 200  # findings of one kind on the page; the JSON has them all
 
 
 def summary(checked: Checked) -> dict[str, Any]:
-    """Counts of rows, recordings and findings, and what the recordings are like."""
+    """Counts of rows, recordings and findings, and statistics of the recordings."""
     infos = [facts.info for facts in checked.facts.values() if not facts.error]
     durations = [info["duration"] for info in infos if info.get("duration")]
     return {
@@ -42,7 +42,7 @@ def summary(checked: Checked) -> dict[str, Any]:
 
 
 def table(checked: Checked) -> Any:
-    """Findings by kind, the worst first, each with its first place."""
+    """Findings by kind, the most severe first, each with its first occurrence."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -50,9 +50,9 @@ def table(checked: Checked) -> Any:
     grid = Table("", "kind", "rows", "first", box=box.SIMPLE)
     for findings in _by_kind(checked.findings):
         one = findings[0]
-        place = f"{one.file} row {one.row}: {one.what}"
+        first = f"{one.file} row {one.row}: {one.what}"
         colour = "red" if one.severity == "error" else "yellow"
-        grid.add_row(f"[{colour}]{one.severity}[/]", one.kind, str(len(findings)), escape(place))
+        grid.add_row(f"[{colour}]{one.severity}[/]", one.kind, str(len(findings)), escape(first))
     return grid
 
 
@@ -70,11 +70,11 @@ def write_json(checked: Checked, path: Path) -> None:
 
 
 def write_page(checked: Checked, path: Path, title: str) -> None:
-    """One HTML file that needs no other: findings by kind, with a picture of every recording that has one."""
+    """Writes a self-contained HTML page: findings by kind, with thumbnails of the recordings."""
     thumbnails = {key.partition("\n")[0]: facts.thumbnail for key, facts in checked.facts.items()}
     counts = summary(checked)
     facts = "".join(
-        f"<div><b>{html.escape(_told(value))}</b><span>{name.replace('_', ' ')}</span></div>"
+        f"<div><b>{html.escape(_formatted(value))}</b><span>{name.replace('_', ' ')}</span></div>"
         for name, value in counts.items()
         if value not in (None, {}, [])
     )
@@ -102,9 +102,9 @@ def _row(finding: Finding, thumbnails: dict[str, bytes | None]) -> str:
     image = ""
     if picture:
         image = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}">'
-    place = html.escape(f"{finding.file} row {finding.row}")
+    location = html.escape(f"{finding.file} row {finding.row}")
     id = f"<br><code>{html.escape(finding.id)}</code>" if finding.id else ""
-    return f"<tr><td class=picture>{image}<td class=place>{place}{id}<td>{html.escape(finding.what)}</tr>"
+    return f"<tr><td class=picture>{image}<td class=place>{location}{id}<td>{html.escape(finding.what)}</tr>"
 
 
 def _by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
@@ -114,7 +114,7 @@ def _by_kind(findings: Iterable[Finding]) -> list[list[Finding]]:
     return [kinds[key] for key in sorted(kinds, key=lambda key: (key[0], -len(kinds[key])))]
 
 
-def _told(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} ({count})" for key, count in value.items())
     return f"{value:,}" if isinstance(value, (int, float)) else str(value)

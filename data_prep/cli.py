@@ -1,4 +1,4 @@
-"""`mllm data …`: makes and shows data."""
+"""`mllm data …`: generates, imports, checks and shows data."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def import_command(
     report = import_records(
         name, annotations or [], media, out, localised, held, encoding, columns or [], stretch
     )
-    apart = f", {report.held_out} held out" if report.held_out else ""
-    typer.echo(f"{report.records} records in {out}{apart}; next: mllm data check {out}")
+    held_out_note = f", {report.held_out} held out" if report.held_out else ""
+    typer.echo(f"{report.records} records in {out}{held_out_note}; next: mllm data check {out}")
     for reason, count in report.left_out.items():
         typer.echo(f"left out: {count} × {reason}")
     for what, count in report.noted.items():
@@ -147,12 +147,12 @@ def check(
         from data_prep.check_fix import fix as write_fixed
 
         for fixed, done in write_fixed(checked).items():
-            told = ", ".join(f"{count} {what}" for what, count in done.items())
+            counted = ", ".join(f"{count} {what}" for what, count in done.items())
             if done["kept"]:
-                typer.echo(f"{fixed}: {told}")
+                typer.echo(f"{fixed}: {counted}")
             else:
                 typer.echo(
-                    f"error: {fixed}: no row is left to write ({told}): mend the rows by hand", err=True
+                    f"error: {fixed}: no row is left to write ({counted}): mend the rows by hand", err=True
                 )
     if counts["errors"] or (strict and counts["warnings"]):
         raise typer.Exit(1)
@@ -172,7 +172,7 @@ def build(
     engine: EngineOption = "local",
 ) -> None:
     """Decode recordings once, at the model's size, into shards that training maps into memory."""
-    from data_prep.shard_build import Form, make_plan
+    from data_prep.shard_build import Storage, make_plan
     from data_prep.shard_build import build as run
     from mllm.experiment import load_experiment
     from mllm.models.build import window_spec
@@ -182,7 +182,7 @@ def build(
     shards = experiment.data.shards
     start = experiment.start
     spec = window_spec(experiment.model) if start is None else load_processor(start).spec
-    form = Form(spec, shards.frames, shards.quality)
+    storage = Storage(spec, shards.frames, shards.quality)
     files = [
         (key, Path(name))
         for key, name in (("train", experiment.data.train), ("val", experiment.data.val))
@@ -193,10 +193,10 @@ def build(
             f"{config}: data.train is {experiment.data.train}, data.val {experiment.data.val}: name a JSONL "
             "file of records in one; generated worlds need no shards"
         )
-    alike = len({file for _, file in files}) > len({file.stem for _, file in files})
+    same_stem = len({file for _, file in files}) > len({file.stem for _, file in files})
     for key, file in files:
-        folder = out / (f"{file.parent.name}-{file.stem}" if alike else file.stem)
-        plan = make_plan(file, form, shards.size)
+        folder = out / (f"{file.parent.name}-{file.stem}" if same_stem else file.stem)
+        plan = make_plan(file, storage, shards.size)
         decoded = run(plan, str(file), folder, workers, restart, engine, _bar(file.name), typer.echo)
         size = sum(path.stat().st_size for path in folder.iterdir())
         typer.echo(
@@ -240,7 +240,9 @@ def features(
 def transcribe(
     path: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
     model: Annotated[str, typer.Option(help="A whisper model: base, small, … or a .pt file.")] = "base",
-    language: Annotated[str | None, typer.Option(help="Such as en; told by the model unless given.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Such as en; detected by the model unless given.")
+    ] = None,
     engine: EngineOption = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder; that of the records unless given.")] = None,
@@ -252,15 +254,17 @@ def transcribe(
     out = out or path.parent
     language = language_code(language) if language else None
     if engine == "local" and workers == 1:
-        load_whisper(model)  # an unknown name is told before anything is read
-    ears = Whisper(model, language)
-    new, old = run(path, ears, out, engine, workers, _track("Listening"), partial(typer.echo, err=True))
+        load_whisper(model)  # reports an unknown name before anything is read
+    transcriber = Whisper(model, language)
+    new, old = run(
+        path, transcriber, out, engine, workers, _track("Listening"), partial(typer.echo, err=True)
+    )
     typer.echo(f"{out / TRANSCRIPTS}: {new} recordings transcribed, {old} were there")
     typer.echo(f"{out / f'{path.stem}.subtitled.jsonl'}: the records with subtitles")
 
 
 def _track(name: str):
-    """A progress bar over things of a known number, with time left."""
+    """A progress bar over a known number of items, with the time left."""
 
     def progress(items, total: int):
         from rich.progress import track
@@ -271,7 +275,7 @@ def _track(name: str):
 
 
 def _bar(name: str):
-    """A progress bar over shards that counts recordings, with rate and time left."""
+    """A progress bar over shards that counts recordings, with their rate and the time left."""
 
     def progress(counts, done: int, total: int):
         from tqdm import tqdm

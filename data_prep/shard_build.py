@@ -1,8 +1,8 @@
-"""`mllm data build`: recordings decoded once, into shards that training maps into memory.
+"""`mllm data build`: decodes recordings once, into shards that training memory-maps.
 
-A shard is a fixed stretch of the recordings, made by one worker, written beside its place and renamed. So the
-folder holds whole shards at every moment, the same command goes on with those that are missing, and what
-comes out does not depend on how often it was stopped, nor on the number of workers.
+A shard holds a fixed range of the recordings; one worker writes it to a temporary file and renames it. So the
+folder contains only complete shards at any time, the same command resumes with the missing ones, and the
+result depends neither on interruptions nor on the number of workers.
 """
 
 from __future__ import annotations
@@ -41,24 +41,28 @@ from mllm.records.shards import (
     write_shard,
 )
 
-SAMPLED = 16  # recordings at most that the disk estimate is made from
-ONE_IN = 64  # and one in so many, or the estimate would take longer than it is worth
-SPARE = 1.1  # times the estimate must be free
-ROW_BYTES = 2_000  # of a row beside frames and sound
-SHARDS = 32  # that a build has at least, so that the work can be shared and its progress be seen,
-LEAST = 8  # of at least so many recordings
-PARTIAL = ("shard-*.part", f"{MANIFEST}.*.part", f"{RECORDS}.*.part")  # what a build leaves half-written
+SAMPLED = 16  # maximum number of recordings decoded to estimate the disk space
+ONE_IN = 64  # fraction of the recordings decoded for the estimate
+SPARE = 1.1  # free disk space required, as a multiple of the estimate
+ROW_BYTES = 2_000  # of a row without frames and sound
+SHARDS = 32  # minimum number of shards, to share the work and show progress,
+LEAST = 8  # unless they would hold fewer recordings than this
+PARTIAL = (
+    "shard-*.part",
+    f"{MANIFEST}.*.part",
+    f"{RECORDS}.*.part",
+)  # incomplete files of an interrupted build
 
 Medium = tuple[str, str, dict[str, Any]]  # kind, path, options
 
 
 @dataclass(frozen=True)
-class Form:
-    """How recordings are kept.
+class Storage:
+    """How recordings are stored.
 
     Attributes:
-        windows: how they are cut; only frames that the windows need are kept, at their size.
-        frames: as JPEG of this `quality` (1 to 100), or as they are.
+        windows: how they are split into windows; only the frames of these are stored, at their size.
+        frames: as JPEG of this `quality` (1 to 100), or raw.
     """
 
     windows: WindowSpec
@@ -71,16 +75,16 @@ class Plan:
     """What a folder is built from.
 
     Attributes:
-        stretches: for each shard its recordings; a different span or separate sound is another recording.
+        stretches: the recordings of each shard; another span or separate sound counts as another recording.
         records: with `shard://<number>` in place of recordings.
     """
 
     stretches: list[list[Medium]]
     records: list[Record]
-    form: Form
+    storage: Storage
 
     def manifest(self, source: str) -> dict[str, Any]:
-        """What build.json says; equal for equal plans over unchanged recordings."""
+        """The content of build.json; equal for equal plans over unchanged recordings."""
         listed = hashlib.sha256()
         for stretch in self.stretches:
             listed.update(json.dumps([[*medium, *_traces(medium)] for medium in stretch]).encode())
@@ -89,15 +93,15 @@ class Plan:
             "source": source,
             "recordings": sum(map(len, self.stretches)),
             "rows": [len(stretch) for stretch in self.stretches],
-            "frames": self.form.frames,
-            "quality": self.form.quality if self.form.frames == "jpeg" else None,
-            "windows": asdict(self.form.windows),
+            "frames": self.storage.frames,
+            "quality": self.storage.quality if self.storage.frames == "jpeg" else None,
+            "windows": asdict(self.storage.windows),
             "listed": listed.hexdigest(),
         }
 
 
-def make_plan(path: Path, form: Form, shard_size: int) -> Plan:
-    """The plan for a record file, with at most that many recordings in a shard.
+def make_plan(path: Path, storage: Storage, shard_size: int) -> Plan:
+    """Plans the build of a record file, with at most `shard_size` recordings in a shard.
 
     Raises:
         RecordError: a bad row.
@@ -118,7 +122,7 @@ def make_plan(path: Path, form: Form, shard_size: int) -> Plan:
         records.append(record | {"messages": record["messages"].with_media(numbered)})
     shard_size = min(shard_size, max(LEAST, -(-len(media) // SHARDS)))
     stretches = [media[first : first + shard_size] for first in range(0, len(media), shard_size)]
-    return Plan(stretches, records, form)
+    return Plan(stretches, records, storage)
 
 
 def build(
@@ -129,23 +133,23 @@ def build(
     restart: bool = False,
     engine: Engine = "local",
     progress: Callable[[Iterable[Any], int, int], Iterable[Any]] = lambda items, done, total: items,
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> int:
-    """Builds a folder, or goes on with it; returns the number of recordings that were decoded now.
+    """Builds a folder, or resumes its build; returns the number of recordings decoded now.
 
     Args:
-        source: what the folder was built from, for people.
+        source: what the folder is built from, for display.
         engine: where recordings are decoded.
-        progress: wraps the recordings as they come, given how many were done before and how many there are.
-        tell: is given what is about to be done, and how much disk it will take.
+        progress: wraps the decoded recordings, given how many were done before and the total.
+        notify: receives one line about the work ahead and the disk space it needs.
 
     Raises:
         ConfigError: the folder was built from something else, or the disk is too small.
-        MediaError: a recording that cannot be read; shards that are done stay.
-        MllmError: another build works in the folder, or it cannot be written.
+        MediaError: a recording cannot be read; finished shards are kept.
+        MllmError: another build is running in the folder, or it is not writable.
     """
     with alone_in(out, "mllm data build"):
-        return _build(plan, source, out, workers, restart, engine, progress, tell)
+        return _build(plan, source, out, workers, restart, engine, progress, notify)
 
 
 def _build(
@@ -156,7 +160,7 @@ def _build(
     restart: bool,
     engine: Engine,
     progress: Callable[[Iterable[Any], int, int], Iterable[Any]],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> int:
     manifest = plan.manifest(source)
     written = out / MANIFEST
@@ -164,7 +168,7 @@ def _build(
     if any(out.iterdir()) and not written.is_file():
         raise ConfigError(f"{out} holds something else: give another --out")
     if restart:
-        _remove(out, RECORDS, "shard-*.arrow", MANIFEST)  # last what tells that the rest is ours
+        _remove(out, RECORDS, "shard-*.arrow", MANIFEST)  # the manifest last, since it marks the rest as ours
     if written.is_file():
         before = json.loads(written.read_text(encoding="utf-8"))
         changed = [key for key in manifest if key != "source" and before.get(key) != manifest[key]]
@@ -180,24 +184,26 @@ def _build(
     }
     to_do = sum(map(len, missing.values()))
     with _remedy(source):
-        needed = _require_room([medium for stretch in missing.values() for medium in stretch], plan.form, out)
+        needed = _require_room(
+            [medium for stretch in missing.values() for medium in stretch], plan.storage, out
+        )
     if needed:
-        tell(f"{out}: {to_do} recordings to decode, about {_told(needed)}")
+        notify(f"{out}: {to_do} recordings to decode, about {_format_size(needed)}")
     write_atomically(written, json.dumps(manifest, indent=1))
     total = manifest["recordings"]
-    items = {path: (path, stretch, plan.form) for path, stretch in missing.items()}
+    items = {path: (path, stretch, plan.storage) for path, stretch in missing.items()}
     try:
         with _remedy(source), closing(run(build_shard, items, engine, workers, isolated=False)) as outcomes:
             decoded = sum(progress((outcome.result() for outcome in outcomes), total - to_do, total))
     finally:
-        _remove(out, *PARTIAL)  # of workers that were stopped
+        _remove(out, *PARTIAL)  # of stopped workers
     write_records(out / RECORDS, plan.records)
     return decoded
 
 
 @contextmanager
 def _remedy(source: str) -> Iterator[None]:
-    """Says of a recording that cannot be read how to build without it."""
+    """Adds to the error of an unreadable recording how to build without it."""
     try:
         yield
     except MediaError as error:
@@ -212,17 +218,17 @@ def _remove(out: Path, *patterns: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
-    """Decodes recordings into one shard, whole or not at all; returns how many there are.
+def build_shard(path: Path, stretch: Sequence[Medium], storage: Storage) -> int:
+    """Decodes recordings into one shard, written atomically; returns their number.
 
     Raises:
-        MediaError: a recording that cannot be read.
-        MllmError: the disk is full, or the folder not writable.
+        MediaError: a recording cannot be read.
+        MllmError: the disk is full, or the folder is not writable.
     """
-    # A name of its own: the workers of a killed build may live a moment longer than the build.
+    # A unique name, since workers may briefly outlive a killed build.
     partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        write_shard(partial, _rows(stretch, form))
+        write_shard(partial, _rows(stretch, storage))
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         build_process = parent_process()
@@ -240,8 +246,8 @@ def build_shard(path: Path, stretch: Sequence[Medium], form: Form) -> int:
     return len(stretch)
 
 
-def _rows(media: Iterable[Medium], form: Form) -> Iterator[pa.RecordBatch]:
-    """A row for each; neighbouring spans of one file are read from one open recording."""
+def _rows(media: Iterable[Medium], storage: Storage) -> Iterator[pa.RecordBatch]:
+    """Yields a row for each recording; adjacent spans of one file share an open recording."""
     for (path, audio), spans in groupby(media, lambda medium: (medium[1], medium[2].get("audio"))):
         with open_recording(path, audio=audio, isolated=True) as recording:
             size = os.path.getsize(path) if os.path.isfile(path) else None
@@ -249,43 +255,43 @@ def _rows(media: Iterable[Medium], form: Form) -> Iterator[pa.RecordBatch]:
                 clip = recording.clip(
                     options.get("start"),
                     options.get("end"),
-                    size=form.windows.image_size,
-                    choose=lambda duration: form.windows.frame_times(duration).ravel(),
+                    size=storage.windows.image_size,
+                    choose=lambda duration: storage.windows.frame_times(duration).ravel(),
                     want_video=kind != "audio",
                     want_audio=kind != "image",
                 )
                 provenance = {"path": path[:1000], "bytes": size} | options
-                yield to_row(clip, provenance, form.frames, form.quality)
+                yield to_row(clip, provenance, storage.frames, storage.quality)
 
 
-def _require_room(media: Sequence[Medium], form: Form, out: Path) -> float:
-    """Decodes a few recordings to see how large all will be, in bytes.
+def _require_room(media: Sequence[Medium], storage: Storage, out: Path) -> float:
+    """Decodes a few recordings to estimate the size of all, in bytes.
 
     Raises:
-        ConfigError: the disk has less.
+        ConfigError: the disk has less free space.
     """
     if not media:
         return 0.0
     count = min(SAMPLED, max(-(-len(media) // ONE_IN), 4), len(media))
     sample = media[:: len(media) // count][:count]
-    sizes = [row.nbytes + ROW_BYTES for row in _rows(sample, form)]
+    sizes = [row.nbytes + ROW_BYTES for row in _rows(sample, storage)]
     needed = sum(sizes) / len(sizes) * len(media) * SPARE
     free = shutil.disk_usage(out).free
     if needed > free:
         raise ConfigError(
-            f"{out}: {len(media)} recordings need about {_told(needed)}, {_told(free)} are free: give another"
-            " --out, or data.shards.frames=jpeg"
+            f"{out}: {len(media)} recordings need about {_format_size(needed)}, {_format_size(free)} are "
+            "free: give another --out, or data.shards.frames=jpeg"
         )
     return needed
 
 
-def _told(size: float) -> str:
-    """Bytes for people."""
+def _format_size(size: float) -> str:
+    """Formats a number of bytes."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _traces(medium: Medium) -> list[Any]:
-    """What tells whether a recording and its separate sound are still the same."""
+    """Fingerprints of a recording and its separate sound, to detect changes."""
     _, path, options = medium
     return [_trace(source) for source in (path, options.get("audio")) if isinstance(source, str)]
 
@@ -296,7 +302,7 @@ def _trace(path: str) -> Any:
         if os.path.isdir(path):
             return sorted((entry.name, *_stamp(entry.stat())) for entry in os.scandir(path))
         return _stamp(os.stat(path))
-    except OSError:  # decoding says what is wrong with it
+    except OSError:  # decoding reports the error
         return None
 
 

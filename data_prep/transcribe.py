@@ -1,11 +1,11 @@
-"""`mllm data transcribe`: what is said, and when, by openai-whisper (Radford et al. 2022), as subtitles.
+"""`mllm data transcribe`: timed transcripts by openai-whisper (Radford et al. 2022), as subtitles.
 
-    transcripts.jsonl        a row a recording: {"media", "by", "file": [bytes, time of the last change],
+    transcripts.jsonl        a row per recording: {"media", "by", "file": [bytes, modification time],
                              "language", "sub": [{"text", "start", "end"}]}
-    <name>.subtitled.jsonl   the records, with what is said written before the question
+    <name>.subtitled.jsonl   the records, with the transcript before the question
 
-A row is written as soon as its recording is done: killed at any moment, the same command goes on with the
-next one. One that cannot be read stops no other.
+A row is written as soon as its recording is done, so the same command resumes after a kill. Unreadable
+recordings do not stop the others.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ TRANSCRIPTS = "transcripts.jsonl"
 
 
 class Hear(Protocol):
-    """16 kHz sound -> {"language", "sub"}; `told_by` says who listened, so that another listens again."""
+    """16 kHz sound -> {"language", "sub"}; recordings are transcribed again if `transcriber` has changed."""
 
     @property
-    def told_by(self) -> str: ...
+    def transcriber(self) -> str: ...
 
     def __call__(self, waveform: np.ndarray) -> dict[str, Any]: ...
 
@@ -47,9 +47,9 @@ class Whisper:
     """A whisper model as a function; loaded once in each process that calls it.
 
     Attributes:
-        name: one that openai-whisper knows, or the path of a `.pt` file.
-        language: such as "en"; None lets the model tell.
-        options: further ones of `whisper.transcribe`.
+        name: a model of openai-whisper, or the path of a `.pt` file.
+        language: such as "en"; None lets the model detect it.
+        options: further options of `whisper.transcribe`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Whisper:
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def told_by(self) -> str:
+    def transcriber(self) -> str:
         return " ".join(filter(None, ("whisper", self.name, self.language)))
 
     def __call__(self, waveform: np.ndarray) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class Whisper:
 
 
 def language_code(name: str) -> str:
-    """A language as whisper writes it: "en" for "en" or "English".
+    """The code that whisper uses for a language: "en" for "en" or "English".
 
     Raises:
-        ConfigError: whisper does not know it.
+        ConfigError: whisper does not support the language.
     """
     from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -92,7 +92,7 @@ def language_code(name: str) -> str:
 
 @cache
 def load_whisper(name: str) -> Any:
-    """A whisper model.
+    """Loads a whisper model.
 
     Raises:
         ConfigError: there is no such model.
@@ -101,7 +101,7 @@ def load_whisper(name: str) -> Any:
 
     try:
         return whisper.load_model(name)
-    except Exception as error:  # torch, the network or whisper itself, each with errors of its own
+    except Exception as error:  # of torch, the network or whisper itself
         known = ", ".join(whisper.available_models())
         raise ConfigError(f"--model {name}: {error}; give a .pt file or one of {known}") from None
 
@@ -113,23 +113,23 @@ def transcribe(
     engine: Engine = "local",
     workers: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
-    tell: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> tuple[int, int]:
     """Transcribes every recording of a record file that has sound, and writes the records with subtitles.
 
     Args:
-        hear: importable and picklable, where other processes listen.
-        engine, workers: see `engine.run`; one local worker listens in this process.
-        progress: wraps the recordings that are left, given their number.
-        tell: is told of each recording that cannot be read.
+        hear: must be importable and picklable if other processes run it.
+        engine, workers: see `engine.run`; a single local worker runs in this process.
+        progress: wraps the remaining recordings, given their number.
+        warn: receives one line for each unreadable recording.
 
     Returns:
-        How many recordings were transcribed now, and how many had been before.
+        The numbers of recordings transcribed now and before.
 
     Raises:
         RecordError: a bad row.
-        MllmError: recordings that cannot be read, once the others are done; another process transcribes into
-            `out`, or it holds what was made of another record file.
+        MllmError: unreadable recordings, once the others are done; another process transcribes into `out`, or
+            it holds the output of another record file.
     """
     records = list(read_records(path))
     media = {_key(source, options, out): (source, options) for _, source, options in _heard(records)}
@@ -139,7 +139,7 @@ def transcribe(
         _refuse_another(subtitled, origin)
         done = _whole_rows(file)
         heads = {
-            key: {"media": key, "by": hear.told_by, "file": _file(source, options)}
+            key: {"media": key, "by": hear.transcriber, "file": _file(source, options)}
             for key, (source, options) in media.items()
         }
         left = {
@@ -151,12 +151,12 @@ def transcribe(
             if isinstance(outcome.error, (MediaError, ProcessDied)):
                 lost = isinstance(outcome.error, ProcessDied)
                 failed.append(f"{outcome.key}: it crashed the decoder" if lost else str(outcome.error))
-                tell(failed[-1])
-                done.pop(outcome.key, None)  # what was said by a file that lay there before
+                warn(failed[-1])
+                done.pop(outcome.key, None)  # the transcript of an earlier file
                 continue
             done[outcome.key] = heads[outcome.key] | outcome.result()
             _append(file, done[outcome.key])
-        # Those of other record files first, then in the order of these records, however many listened.
+        # Those of other record files first, then in record order, however many workers there were.
         order = [*(key for key in done if key not in media), *(key for key in media if key in done)]
         write_atomically(file, "".join(json.dumps(done[key], ensure_ascii=False) + "\n" for key in order))
         if failed:
@@ -169,7 +169,7 @@ def transcribe(
 
 
 def listen(hear: Hear, source: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What is said in one recording; nothing where there is no sound."""
+    """Transcribes one recording; the transcript is empty if it has no sound."""
     audio = options.get("audio")
     with open_recording(source, audio=audio, isolated=True) as recording:
         sounds = audio or recording.info.has_audio
@@ -189,14 +189,14 @@ def _subtitled(
             for part in turn.parts:
                 parts.append(part)
                 if isinstance(part, MediaPart) and part.modality != "image":
-                    said = subtitle_block(transcripts[_key(part.source, part.options, out)]["sub"])
-                    parts += [TextPart(type="text", text=said)] if said else []
+                    text = subtitle_block(transcripts[_key(part.source, part.options, out)]["sub"])
+                    parts += [TextPart(type="text", text=text)] if text else []
             turns.append(turn.with_parts(parts))
         yield record | {"messages": Conversation(turns), "subtitled_from": origin}
 
 
 def _refuse_another(subtitled: Path, origin: str) -> None:
-    """Importers call every record file alike: what was made of another must not be written over."""
+    """Importers name all record files the same, so refuses to overwrite the output of another one."""
     found = origin
     if subtitled.is_file():
         with subtitled.open("rb") as lines, suppress(ValueError, AttributeError):
@@ -213,13 +213,13 @@ def _heard(records: Iterable[Record]) -> Iterator[tuple[str, str, dict[str, Any]
 
 
 def _key(source: str, options: dict[str, Any], out: Path) -> str:
-    """A recording with its span and separate sound; times in its transcript count from the span's start."""
+    """The key of a recording with its span and separate sound; transcript times start at the span."""
     named = {name: _name(value, out) if name == "audio" else value for name, value in options.items()}
     return _name(source, out) + "".join(f" {name}={value}" for name, value in sorted(named.items()))
 
 
 def _name(source: str, out: Path) -> str:
-    """Relative to the folder where it lies in it, so that the folder can be moved."""
+    """The path relative to `out` if it lies inside, so that the folder can be moved."""
     if "://" in source or source.startswith("data:"):
         return media_name(source)
     inside = os.path.relpath(source, out)
@@ -227,7 +227,7 @@ def _name(source: str, out: Path) -> str:
 
 
 def _file(source: str, options: dict[str, Any]) -> list[int]:
-    """Bytes and time of the last change (s), and those of a separate sound: another file has others."""
+    """Size in bytes and modification time (s), also of a separate sound, to detect changed files."""
     found = []
     for path in filter(None, (source, options.get("audio"))):
         with suppress(OSError, ValueError):
@@ -250,7 +250,7 @@ def _append(file: Path, row: dict[str, Any]) -> None:
 
 
 def _whole_rows(file: Path) -> dict[str, Any]:
-    """Rows by recording; what a kill left half-written at the end is cut off."""
+    """Reads rows by recording, and truncates an incomplete last row."""
     rows: dict[str, Any] = {}
     whole = 0
     if not file.is_file():

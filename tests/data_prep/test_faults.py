@@ -50,12 +50,12 @@ def records_in(folder: Path, count: int = 48, seconds: Callable[[int], float] = 
 
 
 def build_shards(rows: Path, model: Path, out: Path) -> None:
-    shard_build.build(shard_build.make_plan(rows, shard_build.Form(SPEC), 2), "rows", out, workers=1)
+    shard_build.build(shard_build.make_plan(rows, shard_build.Storage(SPEC), 2), "rows", out, workers=1)
 
 
 def build_shards_side_by_side(rows: Path, model: Path, out: Path) -> None:
     """Its workers outlive it for a moment when it is killed."""
-    shard_build.build(shard_build.make_plan(rows, shard_build.Form(SPEC), 2), "rows", out, workers=2)
+    shard_build.build(shard_build.make_plan(rows, shard_build.Storage(SPEC), 2), "rows", out, workers=2)
 
 
 def fill_features(rows: Path, model: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ from tests.media_files import make, tone
 from tests.tiny import tiny
 
 pytestmark = pytest.mark.slow
-FORM = shard_build.Form(WindowSpec(1.0, 2, 3, 32))
+FORM = shard_build.Storage(WindowSpec(1.0, 2, 3, 32))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.shard_build import Form, build, build_shard, make_plan
+from data_prep.shard_build import Storage, build, build_shard, make_plan
 from mllm.command import bench, cli
 from mllm.errors import ConfigError, MediaError, MllmError, RecordError
 from mllm.files import alone_in
@@ -31,7 +31,7 @@ from tests.tiny import SETTINGS
 from train.data import QuestionCollator
 
 SPEC = WindowSpec(window_seconds=1.0, frames_per_window=2, max_windows=3, image_size=32)
-EXACT = Form(SPEC, "uint8")
+EXACT = Storage(SPEC, "uint8")
 
 
 def row(number: int, part: dict, answer: str = "a bell") -> dict:
@@ -99,7 +99,7 @@ def test_windows_from_shards_are_those_of_the_recordings(records: Path, tmp_path
 
 def test_jpeg_is_smaller_and_near(records: Path, tmp_path: Path) -> None:
     sizes = {}
-    for name, form in (("uint8", EXACT), ("jpeg", Form(SPEC, "jpeg", 95))):
+    for name, form in (("uint8", EXACT), ("jpeg", Storage(SPEC, "jpeg", 95))):
         build(make_plan(records, form, 8), "rows", tmp_path / name, workers=1)
         sizes[name] = (tmp_path / name / "shard-00000.arrow").stat().st_size
     exact, near = (ShardSource(tmp_path / name).clip(0).frames for name in ("uint8", "jpeg"))
@@ -128,8 +128,8 @@ def test_another_form_needs_another_folder(records: Path, tmp_path: Path) -> Non
     out = tmp_path / "built"
     build(make_plan(records, EXACT, 8), "rows", out, workers=1)
     with pytest.raises(ConfigError, match=r"built from something else \(frames, quality differ\)"):
-        build(make_plan(records, Form(SPEC), 8), "rows", out)
-    build(make_plan(records, Form(SPEC), 8), "rows", out, workers=1, restart=True)
+        build(make_plan(records, Storage(SPEC), 8), "rows", out)
+    build(make_plan(records, Storage(SPEC), 8), "rows", out, workers=1, restart=True)
     assert ShardSource(out).frames == "jpeg"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
@@ -249,7 +249,7 @@ def test_a_restart_takes_away_its_own_files_and_none_else(records: Path, tmp_pat
 
 
 def test_a_damaged_jpeg_is_named(records: Path, tmp_path: Path) -> None:
-    build(make_plan(records, Form(SPEC), 8), "rows", tmp_path / "built", workers=1)
+    build(make_plan(records, Storage(SPEC), 8), "rows", tmp_path / "built", workers=1)
     shard = tmp_path / "built" / "shard-00000.arrow"
     shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0", 1))
     with pytest.raises(RecordError, match="recording 0 is damaged .*: build it afresh with --restart"):

@@ -41,7 +41,7 @@ def records(tmp_path: Path) -> Path:
 class MockedEars:
     """Says how long it listened: the mechanics need no model."""
 
-    told_by = "mock"
+    transcriber = "mock"
 
     def __init__(self, stop_after: int = 99):
         self.lengths: list[float] = []
@@ -105,7 +105,7 @@ def test_other_files_keep_their_transcripts_and_another_model_listens_again_with
     assert transcribe(tmp_path / "mute.jsonl", MockedEars(), out) == (0, 1)
     assert len((out / "transcripts.jsonl").read_text().splitlines()) == 3
     other = MockedEars()
-    other.told_by = "another"
+    other.transcriber = "another"
     assert transcribe(records, other, out) == (3, 0)
 
 
@@ -173,7 +173,7 @@ def test_a_recording_that_cannot_be_read_stops_no_other_with_mocked_ears(
     with pytest.raises(
         MllmError, match="1 of 4 recordings cannot be read.*`mllm data check .* --fix` leaves"
     ):
-        transcribe(records, MockedEars(), out, tell=told.append)
+        transcribe(records, MockedEars(), out, warn=told.append)
     assert len(told) == 1
     assert "bad.mp4: it is text" in told[0]
     assert not (out / "rows.subtitled.jsonl").exists()
