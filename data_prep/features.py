@@ -13,9 +13,10 @@ from data_prep.engine import Engine, run
 from mllm.media.clip import Clip
 from mllm.media.windows import WindowSpec
 from mllm.models.checkpoint import load
+from mllm.models.encoded import MediaFeatures, collate_media
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 from mllm.models.model import MllmForConditionalGeneration
-from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
+from mllm.models.processor import MllmProcessor
 from mllm.records.chat import validate_messages
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source

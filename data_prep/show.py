@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mllm.media.windows import Window
-    from mllm.models.processor import Encoded, MllmProcessor
+    from mllm.models.encoded import Encoded
+    from mllm.models.processor import MllmProcessor
 
 # Pixels of the contact sheet.
 THUMBNAIL = 96

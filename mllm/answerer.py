@@ -25,7 +25,8 @@ import torch
 
 from mllm.errors import MediaError
 from mllm.models.checkpoint import find_default_checkpoint, load
-from mllm.models.processor import IGNORE, Encoded, MediaFeatures, MllmProcessor, collate_media
+from mllm.models.encoded import IGNORE, Encoded, MediaFeatures, collate_media
+from mllm.models.processor import MllmProcessor
 from mllm.records import chat
 from mllm.records.answers import Generation, Progress, Ranking, Unread, check_options
 from mllm.records.conversation import Conversation

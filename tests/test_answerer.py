@@ -10,7 +10,7 @@ import torch
 
 from mllm.answerer import Answerer
 from mllm.errors import ChatError, MediaError
-from mllm.models.processor import IGNORE
+from mllm.models.encoded import IGNORE
 from mllm.records.answers import Generation, Ranking, Unread
 from tests.media_files import make
 from tests.tiny import ask, clip, still, tiny

@@ -19,7 +19,8 @@ from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.media.clip import Clip
 from mllm.media.recording import load_clip
-from mllm.models.processor import Encoded, MediaFeatures, MllmProcessor
+from mllm.models.encoded import Encoded, MediaFeatures
+from mllm.models.processor import MllmProcessor
 from mllm.records import chat
 from mllm.records.conversation import Conversation, MediaPart, TextPart
 from mllm.records.record import Record, answered

@@ -1,9 +1,9 @@
 """Makes `AutoConfig`, `AutoProcessor`, `AutoModel` and `AutoModelForCausalLM` know our checkpoints.
 
-`import mllm` calls `add_to_transformers`, which must cost nothing: it imports neither transformers nor our
-model, and importing our model in the middle of transformers' own import would go round in circles. So only
-names are entered, as for transformers' own models: the classes are imported when a checkpoint asks for them,
-and then register themselves.
+`import mllm` calls `add_to_transformers`, which must cost nothing, so it imports neither transformers nor our
+model; importing our model in the middle of transformers' own import would be circular. Only names are
+registered, as for transformers' own models: the classes are imported when a checkpoint needs them, and then
+register themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TABLES = {
 
 
 class _Home(ModuleType):
-    """Stands where transformers looks for our classes."""
+    """The module in which transformers looks for our classes."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in CLASSES:
@@ -36,7 +36,7 @@ class _Home(ModuleType):
 
 
 class _AfterImport:
-    """A finder that enters our names into a table as soon as its module has been imported."""
+    """A finder that adds our names to a table as soon as its module has been imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -51,22 +51,22 @@ class _AfterImport:
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_enter(module: ModuleType) -> None:
+            def execute_and_register(module: ModuleType) -> None:
                 execute(module)
-                _enter(module)
+                _register(module)
 
-            spec.loader.exec_module = execute_and_enter  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
 def add_to_transformers() -> None:
-    """Enters our names now, or when transformers is imported."""
+    """Registers our names now, or when transformers is imported."""
     sys.meta_path.insert(0, _AfterImport())  # type: ignore[arg-type]
     for name in TABLES.keys() & sys.modules.keys():
-        _enter(sys.modules[name])
+        _register(sys.modules[name])
 
 
-def _enter(module: ModuleType) -> None:
+def _register(module: ModuleType) -> None:
     sys.modules.setdefault(HOME, _Home(HOME))
     table, name = TABLES[module.__name__]
     getattr(module, table)[MODEL_TYPE] = name

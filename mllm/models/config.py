@@ -1,4 +1,4 @@
-"""The architecture of one model: what it is built of, never how it was trained."""
+"""The architecture of a model, without how it was trained."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OF_EARLIER_VERSIONS = (
 
 @dataclass
 class Side:
-    """One way in: a tower, and the Q-Former that reads it.
+    """One input side: a tower and the Q-Former that reads it.
 
     Attributes:
         tower: config of the tower; its `model_type` names the class in `mllm.models.towers`.
-        queries: learned queries, which is what a window costs the decoder, in tokens.
+        queries: number of learned queries, which is the decoder's token cost per window.
     """
 
     tower: PreTrainedConfig
@@ -34,10 +34,10 @@ class Side:
 
     @classmethod
     def read(cls, values: Mapping[str, Any] | Side) -> Side:
-        """From JSON values.
+        """A side from JSON values.
 
         Raises:
-            ConfigError: no tower of that `model_type`.
+            ConfigError: if there is no tower of that `model_type`.
         """
         if isinstance(values, Side):
             return values
@@ -56,19 +56,19 @@ class MllmConfig(PreTrainedConfig):
     Attributes:
         text_config: the decoder.
         sides: `video` and `audio`, or one of them; each a `Side`.
-        space_config: the text tower of the shared space; None: a model that answers but does not search.
+        space_config: the text tower of the shared space; None for a model that answers but cannot search.
         space_tokenizer: whether the text tower has its own tokenizer; otherwise it reads the decoder's ids.
         qformer_width, qformer_layers, qformer_heads: size of every Q-Former.
         window_seconds, frames_per_window, max_windows: how a recording is cut (see `windows.py`).
         embedding_dim: size of the shared space.
         video_token_id, audio_token_id, image_token_id: the placeholders that features replace.
-        new_token_ids: tokens that a pretrained decoder did not know; their embeddings always train.
+        new_token_ids: tokens added to a pretrained decoder's vocabulary; their embeddings always train.
     """
 
     model_type = "mllm"
     sub_configs = {"text_config": AutoConfig, "space_config": AutoConfig}
 
-    # Each a dict, a transformers config or None; always a config after construction.
+    # Each may be given as a dict, a transformers config or None, and is a config after construction.
     text_config: Any = None
     space_config: Any = None
     sides: Any = None
@@ -114,7 +114,7 @@ class MllmConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels of what the video tower sees; 1 where there is none."""
+        """Height and width of the video tower's input in pixels; 1 without a video tower."""
         return self.inputs("video").image_size if "video" in self.sides else 1
 
     @property

@@ -1,8 +1,8 @@
-"""The language models that can be the decoder, and what each family does behind its head.
+"""The language models that can be the decoder, and how each family transforms its logits.
 
-Our model has the family's decoder and a head of its own, so whatever the family's ForCausalLM does to the
-logits stands here. A family is in the list once tests/test_decoders.py finds its logits equal to those of
-transformers, before and after saving.
+Our model combines the family's decoder with a head of its own, so whatever the family's ForCausalLM does to
+the logits is repeated here. A family is listed once tests/models/test_decoders.py finds its logits equal to
+those of transformers, before and after saving.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ DECODERS: dict[str, Behind] = {
 
 
 def require_decoder(config: Any) -> None:
-    """Raises ConfigError for a family whose logits nobody has compared."""
+    """Raises ConfigError for a family whose logits are not tested."""
     if config.model_type not in DECODERS:
         raise ConfigError(
             f"the decoder is a '{config.model_type}', a family that is not tested: choose from "
@@ -78,10 +78,10 @@ def require_decoder(config: Any) -> None:
 
 
 def attention_of(config: Any) -> dict[str, str]:
-    """How a decoder has to attend, for `from_config`: PyTorch's fused kernel leaves out Gemma 2's cap."""
+    """Options for `from_config`: eager attention for Gemma 2, whose cap PyTorch's fused kernel ignores."""
     return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
 
 
 def behind_head(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """The logits of the plain head as the decoder's family gives them; config is the decoder's."""
+    """Transforms the plain head's logits as the decoder's family does; config is the decoder's."""
     return DECODERS[config.model_type](logits, config)

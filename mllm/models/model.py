@@ -1,8 +1,8 @@
-"""The model: windows of picture and sound become tokens that a LLaMA reads, and vectors that an index finds.
+"""The model: windows of picture and sound become decoder tokens, and vectors for the search index.
 
-Layout follows transformers (`model` holds everything but `lm_head`), so that Trainer, TRL, PEFT and
-`generate()` work unmodified. `MediaEncoder` is the part that vLLM shares: same attribute names, so the same
-weights load in both.
+The layout follows transformers (`model` holds everything but `lm_head`), so Trainer, TRL, PEFT and
+`generate()` work unmodified. vLLM shares `MediaEncoder`, with the same attribute names, so the same weights
+load in both.
 
 Notation: B batch, S sequence tokens, W windows in the batch, F frames, C channels, K audio chunks, Q queries.
 """
@@ -29,7 +29,7 @@ from mllm.models.config import MllmConfig
 from mllm.models.decoders import attention_of, behind_head, require_decoder
 from mllm.models.towers import TextTower, Tower, find_tower
 
-SIDE_OF = {"video": "video", "image": "video", "audio": "audio"}  # that reads each kind of item
+SIDE_OF = {"video": "video", "image": "video", "audio": "audio"}  # the side that encodes each modality
 
 
 class MediaQueries(TypedDict, total=False):
@@ -43,8 +43,8 @@ class MediaQueries(TypedDict, total=False):
 class MediaEncoder:
     """Mixin of the Hugging Face model and the vLLM model: a tower, a Q-Former and a projector for each side.
 
-    They are registered as `<side>_tower` and so on, so that a weight has one name in memory, in a checkpoint,
-    in an adapter and in vLLM.
+    They are registered as `<side>_tower`, `<side>_qformer` and `<side>_projector`, so a weight has the same
+    name in memory, in a checkpoint, in an adapter and in vLLM.
     """
 
     config: MllmConfig
@@ -72,22 +72,22 @@ class MediaEncoder:
     def side_queries(
         self, side: str, values: torch.Tensor, counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What a side's Q-Former makes of prepared chunks: [W, Q, qformer width].
+        """The Q-Former outputs of a side for prepared chunks: [W, Q, qformer width].
 
         Args:
-            values: [K, …]; of pictures, a chunk is a window.
-            counts: [K], how many windows each chunk holds, from its start; None: one.
+            values: [K, …]; for pictures, a chunk is a window.
+            counts: [K], how many windows each chunk holds, from its start; None means one.
         """
         return self.qformer(side)(self.towers[side].windows(values, counts))
 
     def image_queries(self, values: torch.Tensor) -> torch.Tensor:
-        """uint8 [images, C, height, width] -> [images, Q, qformer width]: a video that stands still."""
+        """uint8 [images, C, height, width] -> [images, Q, qformer width], read as a video of equal frames."""
         frames = self.config.frames_per_window
         return self.side_queries("video", values.unsqueeze(1).expand(-1, frames, -1, -1, -1))
 
 
 class SharedSpace(nn.Module):
-    """Text, image, video and sound to unit vectors of one space, compared by their dot product."""
+    """Maps text, image, video and sound to unit vectors in one space, compared by dot product."""
 
     def __init__(self, config: MllmConfig):
         super().__init__()
@@ -96,7 +96,7 @@ class SharedSpace(nn.Module):
         self.text_head = nn.Linear(self.text_tower.width, dim)
         for name, side in config.sides.items():
             setattr(self, f"{name}_head", EmbeddingHead(side.queries, width, dim, config.max_windows))
-        # CLIP's start (Radford et al., 2021): temperature 0.07, learned as a logarithm.
+        # Initialised as in CLIP (Radford et al., 2021): temperature 0.07, learned as a logarithm.
         self.logit_scale = nn.Parameter(torch.tensor(2.659))
 
     def text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ class SharedSpace(nn.Module):
 
     @staticmethod
     def fuse(*vectors: torch.Tensor) -> torch.Tensor:
-        """Sound and picture of the same clips, each [clips, embedding_dim] -> one unit vector a clip."""
+        """Sound and picture of the same clips, each [clips, embedding_dim] -> one unit vector per clip."""
         return functional.normalize(torch.stack(vectors).sum(0), dim=-1)
 
 
@@ -127,9 +127,9 @@ class MllmPreTrainedModel(PreTrainedModel):
             module.reset_queries()
 
     def enable_input_require_grads(self) -> None:
-        """Nothing to do: gradient checkpointing here is never re-entrant, so its inputs need no gradients.
+        """Does nothing: gradient checkpointing is never re-entrant here, so its inputs need no gradients.
 
-        transformers and PEFT call this; the stock hook breaks on TimeSformer, whose patch embedding returns a
+        transformers and PEFT call this; their hook breaks on TimeSformer, whose patch embedding returns a
         tuple.
         """
 
@@ -153,7 +153,7 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         self.language_model.set_input_embeddings(value)
 
     def match_projectors(self) -> None:
-        """Media tokens as long as words: before the adapters are trained for the first time."""
+        """Scales media tokens to the norm of the word embeddings, before the adapters are first trained."""
         table = self.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
         with torch.no_grad():  # looked up, since some families scale what they look up
@@ -168,7 +168,7 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         input_features: torch.Tensor | None = None,
         window_counts: torch.Tensor | None = None,
     ) -> MediaQueries:
-        """Run towers and Q-Formers once. The outputs do not depend on the question: keep them over turns."""
+        """Runs towers and Q-Formers. The outputs do not depend on the question: reuse them across turns."""
         queries: MediaQueries = {}
         if pixel_values is not None and len(pixel_values):
             queries["video"] = self.side_queries("video", pixel_values)
@@ -179,21 +179,21 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         return queries
 
     def embed_tokens_and_media(self, input_ids: torch.Tensor, queries: MediaQueries) -> torch.Tensor:
-        """Token embeddings [B, S, hidden] with every placeholder replaced, row by row, by a projected query.
+        """Token embeddings [B, S, hidden] with every placeholder replaced, in order, by a projected query.
 
         Raises:
-            ValueError: if the count of placeholders is not the count of media tokens.
+            ValueError: if the number of placeholders differs from the number of media tokens.
         """
         embeds = self.get_input_embeddings()(input_ids)
         for modality, outputs in queries.items():
             projector = self.projector(SIDE_OF[modality])
             features = projector(outputs).flatten(0, 1).to(embeds.dtype)
-            places = torch.eq(input_ids, getattr(self.config, f"{modality}_token_id"))
-            if int(places.sum()) != len(features):
+            mask = torch.eq(input_ids, getattr(self.config, f"{modality}_token_id"))
+            if int(mask.sum()) != len(features):
                 raise ValueError(
-                    f"found {int(places.sum())} {modality} placeholders for {len(features)} {modality} tokens"
+                    f"found {int(mask.sum())} {modality} placeholders for {len(features)} {modality} tokens"
                 )
-            embeds = embeds.masked_scatter(places.unsqueeze(-1), features)
+            embeds = embeds.masked_scatter(mask.unsqueeze(-1), features)
         return embeds
 
     def forward(
@@ -214,8 +214,8 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         """Hidden states of the decoder [B, S, hidden].
 
         Args:
-            attention_mask: [B, S], or boolean [B, 1, S, S] where several questions share one media prefix.
-            media_queries: outputs of `query_outputs`; the towers then don't run.
+            attention_mask: [B, S], or boolean [B, 1, S, S] if several questions share one media prefix.
+            media_queries: outputs of `query_outputs`; if given, the towers do not run.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -236,7 +236,7 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
         )
 
     def _block_mask(self, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        # A boolean mask is right under SDPA and silently wrong under eager attention, which adds it.
+        # SDPA takes a boolean mask; eager attention would add it to the scores, silently wrong.
         if self.language_model.config._attn_implementation == "sdpa":
             return allowed
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
@@ -252,7 +252,7 @@ class MllmOutput(CausalLMOutputWithPast):
 
 
 class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
-    """`generate()` answers; `model` embeds."""
+    """The model with its language-model head: `generate()` answers, `model` embeds."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
@@ -271,7 +271,7 @@ class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
         self.lm_head = value
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states of the decoder [..., hidden] -> its family's logits [..., vocabulary]."""
+        """Hidden states of the decoder [..., hidden] -> logits [..., vocabulary], scaled as in its family."""
         return behind_head(self.lm_head(hidden), self.config.text_config)
 
     def forward(
@@ -291,7 +291,7 @@ class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> MllmOutput:
-        """Next-token logits, and the loss where labels [B, S] are given (-100 is not trained).
+        """Next-token logits, and the loss if labels [B, S] are given (-100 is not trained).
 
         Arguments as in `MllmModel.forward`; `logits_to_keep` counts from the end (0: all).
         """
@@ -356,7 +356,7 @@ class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
 
 
 def weight_shapes(config: MllmConfig) -> dict[str, tuple[int, ...]]:
-    """The weights of a checkpoint with this config, by name; a tied head is none of its own."""
+    """The shapes of a checkpoint's weights by name, given its config; without the head if it is tied."""
     with torch.device("meta"):
         state = MllmForConditionalGeneration(config).state_dict()
     if config.tie_word_embeddings:

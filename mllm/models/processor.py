@@ -1,17 +1,16 @@
 """Conversation and media in; ids, loss mask and features out. Training, `generate()` and vLLM all call this.
 
-Ids and mask are written in one pass over the same segments, so that they cannot drift apart, and what
-inference feeds the model is by construction a prefix of what training fed it.
+Ids and mask are built in one pass over the same segments, so they cannot drift apart, and an inference
+prompt is by construction a prefix of what training saw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from operator import eq
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE, load_clip
 from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load_windows, time_mark
 from mllm.models.config import MllmConfig
+from mllm.models.encoded import IGNORE, Encoded, MediaFeatures, block_mask, collate_media
 from mllm.models.processor_calls import TransformersCalls
 from mllm.models.sides import SIDES, Described, inputs_of, sides_of_processor
 from mllm.models.towers import find_tower
@@ -31,73 +31,24 @@ from mllm.records.chat_form import Segment, render, special_tokens
 from mllm.records.chat_form import chat_template as template_of
 from mllm.records.chat_probe import chat_form_of
 
-IGNORE = -100  # the label of a token that is not trained
 REMEMBERED_TEXTS = 20_000
 SPACE_TOKENIZER = "space_tokenizer"  # folder inside a checkpoint folder
 
 PLACEHOLDERS = {"video": chat.VIDEO_TOKEN, "audio": chat.AUDIO_TOKEN, "image": chat.IMAGE_TOKEN}
 
 
-@dataclass
-class MediaFeatures:
-    """One recording, ready for the model.
-
-    Attributes:
-        modality: "video", "audio" or "image".
-        pixel_values: uint8 [windows with picture, frames, 3, height, width]; an image: [1, 3, height, width].
-        input_features: float32 [chunks, …] or None, as the audio tower takes it.
-        window_counts: int64 [chunks], windows with sound in each chunk.
-        layout: of each window, in order.
-        seen: what part of the recording the model sees.
-    """
-
-    modality: str
-    pixel_values: torch.Tensor | None
-    input_features: torch.Tensor | None
-    window_counts: torch.Tensor
-    layout: list[WindowLayout]
-    seen: Seen | None = None
-
-
-class MediaTensors(TypedDict, total=False):
-    """What the model reads of the recordings of a batch, one after another; what does not occur has no key.
-
-    Keys:
-        pixel_values: uint8 [windows with picture, frames, 3, height, width].
-        image_values: uint8 [images, 3, height, width].
-        input_features: float32 [chunks, mel bins, mel frames].
-        window_counts: int64 [chunks], windows with sound in each chunk.
-    """
-
-    pixel_values: torch.Tensor
-    image_values: torch.Tensor
-    input_features: torch.Tensor
-    window_counts: torch.Tensor
-
-
-@dataclass
-class Encoded:
-    """One training or inference example; position_ids and segment_ids only where questions share a prefix."""
-
-    input_ids: list[int]
-    labels: list[int]
-    media: list[MediaFeatures] = field(default_factory=list)
-    position_ids: list[int] | None = None
-    segment_ids: list[int] | None = None
-
-
 class MllmProcessor(TransformersCalls):
-    """The tokenizer plus what the towers need to know about pixels and sound.
+    """The tokenizer plus the preprocessing of pixels and sound that the towers expect.
 
     Args:
-        tokenizer: any fast tokenizer that holds the placeholders of `chat.PLACEHOLDERS`.
-        chat_template: Jinja; by default that of the tokenizer's own form, with media placeholders.
-        sides: how recordings are prepared for each side's tower, and the tokens that a window costs; see
+        tokenizer: any fast tokenizer whose vocabulary contains `chat.PLACEHOLDERS`.
+        chat_template: Jinja; by default the tokenizer's own chat format, with media placeholders.
+        sides: for each side, how its tower's input is prepared and how many tokens a window costs; see
             `mllm.models.sides`.
         window_seconds, frames_per_window, max_windows: see `windows.WindowSpec`.
 
     Attributes:
-        space_tokenizer: of a text tower that has one of its own; kept in a folder of that name.
+        space_tokenizer: the text tower's own tokenizer, if it has one; saved in a subfolder of that name.
     """
 
     attributes = ["tokenizer"]
@@ -131,7 +82,7 @@ class MllmProcessor(TransformersCalls):
         self.token_ids = {
             name: tokenizer.convert_tokens_to_ids(token) for name, token in PLACEHOLDERS.items()
         }
-        # The tokenizer's own would drop the media, without a word.
+        # The tokenizer's own template would silently drop the media.
         self.chat_template = tokenizer.chat_template = chat_template or template_of(self.form)
         self.space_tokenizer: Any = None
         self._no_chunks: dict[str, torch.Tensor] = {}
@@ -152,7 +103,7 @@ class MllmProcessor(TransformersCalls):
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
-        """See ProcessorMixin; also takes what earlier versions wrote."""
+        """See ProcessorMixin; also reads files written by earlier versions."""
         values = processor_dict | {"sides": sides_of_processor(processor_dict)}
         return super().from_args_and_dict(args, values, **kwargs)
 
@@ -173,12 +124,12 @@ class MllmProcessor(TransformersCalls):
 
     @property
     def windows_per_chunk(self) -> int:
-        """Windows of sound that the audio tower hears at once; 1 where there is none."""
+        """Windows of sound in one chunk of the audio tower; 1 without an audio tower."""
         sound = self.inputs.get("audio")
         return windows_per_chunk(sound.chunk_seconds, self.window_seconds) if sound else 1
 
     def media(self, source: Any, modality: str, **options) -> MediaFeatures:
-        """Read one recording. `options` go to `media.load_clip` (start, end, audio, limits).
+        """Reads one recording. `options` go to `media.load_clip` (start, end, audio, limits).
 
         Raises:
             MediaError: if the source cannot be read or lacks what the modality needs.
@@ -188,7 +139,7 @@ class MllmProcessor(TransformersCalls):
                 raise MediaError("this model looks at nothing (model.video is null): ask it about sound")
             clip = source
             if not isinstance(source, Clip):
-                # One frame is enough to know that it is a film.
+                # One frame is enough to tell a video from an image.
                 clip = load_clip(source, size=self.image_size, choose=lambda _: np.zeros(1), **options)
             if clip.frames is None:
                 raise MediaError(f"{clip.source}: it has no picture to take as an image: send it as audio")
@@ -206,7 +157,7 @@ class MllmProcessor(TransformersCalls):
     def media_from_windows(
         self, windows: Sequence[Window], modality: str, seen: Seen | None = None
     ) -> MediaFeatures:
-        """Features of windows that are already cut; an audio item keeps the sound alone."""
+        """Features of windows that are already cut; an audio item keeps only the sound."""
         if modality == "image":
             return MediaFeatures(
                 "image", _pixels(windows)[:, 0], None, torch.zeros(0, dtype=torch.long), [], seen
@@ -226,9 +177,9 @@ class MllmProcessor(TransformersCalls):
         )
 
     def sound_features(self, waveforms: Sequence[np.ndarray]) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Windows of sound -> prepared chunks [chunks, …] and how many windows each holds [chunks].
+        """Windows of sound -> prepared chunks [chunks, …] and the number of windows in each [chunks].
 
-        Windows stand side by side in the audio tower's native chunk; what is left of the last one is silence.
+        Windows are packed into the audio tower's native chunk; the rest of the last chunk is silence.
         """
         if not waveforms:
             return None, torch.zeros(0, dtype=torch.long)
@@ -238,14 +189,14 @@ class MllmProcessor(TransformersCalls):
         samples = np.zeros((len(counts), round(sound.chunk_seconds * SAMPLE_RATE)), np.float32)
         lengths = torch.zeros(len(counts), dtype=torch.long)
         for index, waveform in enumerate(waveforms):
-            chunk, place = divmod(index, per_chunk)
+            chunk, slot = divmod(index, per_chunk)
             waveform = waveform[:per_window]
-            lengths[chunk] = place * per_window + len(waveform)
-            samples[chunk, place * per_window : lengths[chunk]] = waveform
+            lengths[chunk] = slot * per_window + len(waveform)
+            samples[chunk, slot * per_window : lengths[chunk]] = waveform
         return sound.prepare(torch.from_numpy(samples), lengths), torch.tensor(counts)
 
     def no_chunks(self, side: str) -> torch.Tensor:
-        """[0, …], of the shape and type that the side's tower takes."""
+        """An empty batch [0, …] with the shape and dtype of the side's tower input."""
         if side not in self._no_chunks:
             size, sound = self.image_size, self.inputs[side]
             if side == "video":
@@ -257,9 +208,9 @@ class MllmProcessor(TransformersCalls):
         return self._no_chunks[side]
 
     def placeholder_ids(self, modality: str, layout: Sequence[WindowLayout] = ()) -> list[int]:
-        """The ids that one media item becomes: per window `[mm:ss]`, video tokens, audio tokens.
+        """The ids that replace one media item: per window `[mm:ss]`, video tokens, audio tokens.
 
-        vLLM's prompt replacement calls this too, so that both write the same prompt.
+        vLLM's prompt replacement calls this too, so both produce the same prompt.
         """
         if modality == "image":
             return [self.token_ids["image"]] * self.queries["video"]
@@ -271,7 +222,7 @@ class MllmProcessor(TransformersCalls):
         return ids
 
     def _tokens(self, text: str) -> tuple[int, ...]:
-        """Ids of a text without added tokens; short ones are remembered: marks and stock questions recur."""
+        """Ids of a text without added tokens; short ones are cached: time marks and questions recur."""
         ids = self._ids.get(text)
         if ids is None:
             ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
@@ -285,15 +236,15 @@ class MllmProcessor(TransformersCalls):
         add_generation_prompt: bool = False,
         media: list[MediaFeatures] | None = None,
     ) -> Encoded:
-        """One conversation to ids and labels, in one pass.
+        """Turns one conversation into ids and labels, in one pass.
 
         Args:
             messages: see `chat.validate_messages`.
             add_generation_prompt: end with the assistant's role marker, for inference.
-            media: features already read, in order of appearance; read from the messages otherwise.
+            media: features already read, in order of appearance; by default they are read from the messages.
 
         Raises:
-            ChatError: for malformed messages, or if `media` has another count than the messages.
+            ChatError: for malformed messages, or if `media` does not match their number of recordings.
             MediaError: for a recording that cannot be read.
         """
         conversation = chat.validate_messages(messages)
@@ -316,9 +267,9 @@ class MllmProcessor(TransformersCalls):
         return encoded
 
     def _ids_and_mask(self, segments: Sequence[Segment]) -> tuple[tuple[int, ...], list[bool]]:
-        """Ids of a conversation, each recording one placeholder, and which of them are trained.
+        """Ids of a conversation, with one placeholder per recording, and which of them are trained.
 
-        The text becomes ids as a whole, as in vLLM: pieces need not become the same ones.
+        The whole text is tokenized at once, as in vLLM: tokenizing its pieces may give other ids.
         """
         ids = self._tokens("".join(segment.text for segment in segments))
         trained = [False] * len(ids)
@@ -332,11 +283,12 @@ class MllmProcessor(TransformersCalls):
         return ids, trained
 
     def encode_group(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Encoded:
-        """Several conversations on the same recordings, packed behind one copy of the media.
+        """Packs several conversations about the same recordings behind one copy of the media.
 
-        The prefix up to the last placeholder is shared, or, without recordings, all that is alike. Each rest
-        follows with positions that go on from the prefix, and the block mask of `collate` keeps the rests
-        blind to each other. Each question's loss is what it would be alone, at a third of the cost.
+        They share the prefix up to the last placeholder or, without recordings, the longest common prefix.
+        The remainders follow, each with positions that continue from the prefix, and the block mask of
+        `collate` hides them from each other. Each question's loss is what it would be alone, at a third of
+        the cost.
 
         Raises:
             ChatError: if the conversations don't begin with the same recordings.
@@ -366,7 +318,7 @@ class MllmProcessor(TransformersCalls):
     def collate(
         self, batch: Sequence[Encoded], padding_side: str = "right", pad_to_multiple_of: int = 1
     ) -> dict[str, torch.Tensor]:
-        """Pad to the longest and stack: what `model(**…)` takes. Media of the batch follow one another."""
+        """Pads to the longest and stacks into the arguments of `model(**…)`; media are concatenated."""
         length = max(len(encoded.input_ids) for encoded in batch)
         length += -length % pad_to_multiple_of
         pad = self.tokenizer.pad_token_id
@@ -374,10 +326,10 @@ class MllmProcessor(TransformersCalls):
         def padded(rows: list[list[int]], value: int) -> torch.Tensor:
             table = torch.full((len(rows), length), value, dtype=torch.long)
             for row, values in zip(table, rows, strict=True):
-                where = (
+                span = (
                     slice(0, len(values)) if padding_side == "right" else slice(length - len(values), length)
                 )
-                row[where] = torch.tensor(values)
+                row[span] = torch.tensor(values)
             return table
 
         tensors = {
@@ -387,56 +339,19 @@ class MllmProcessor(TransformersCalls):
         }
         if any(encoded.segment_ids for encoded in batch):
             segments = padded([encoded.segment_ids or [0] * len(encoded.input_ids) for encoded in batch], -1)
-            places = [encoded.position_ids or list(range(len(encoded.input_ids))) for encoded in batch]
-            tensors["position_ids"] = padded(places, 0)
+            positions = [encoded.position_ids or list(range(len(encoded.input_ids))) for encoded in batch]
+            tensors["position_ids"] = padded(positions, 0)
             tensors["attention_mask"] = block_mask(segments)
         tensors.update(collate_media([item for encoded in batch for item in encoded.media]))  # type: ignore[arg-type]
         return tensors
 
     def batch(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
-        """Conversations that end with a user's message -> left-padded inputs for `generate()`."""
+        """Conversations that end with a user message -> left-padded inputs for `generate()`."""
         tensors = self.collate(
             [self.encode(messages, add_generation_prompt=True) for messages in conversations], "left"
         )
         tensors.pop("labels")
         return tensors
-
-
-def take_media(batch: dict[str, Any]) -> MediaTensors:
-    """Takes the media tensors out of a batch."""
-    return cast(
-        MediaTensors, {name: batch.pop(name) for name in MediaTensors.__annotations__ if name in batch}
-    )
-
-
-def collate_media(media: Sequence[MediaFeatures]) -> MediaTensors:
-    """Features of several items in order of appearance."""
-    tensors: MediaTensors = {}
-    for name, modality in (("pixel_values", "video"), ("image_values", "image")):
-        pictures = [
-            item.pixel_values for item in media if item.modality == modality and item.pixel_values is not None
-        ]
-        if pictures:
-            tensors[name] = torch.cat(pictures)  # type: ignore[literal-required]
-    sounds = [item for item in media if item.input_features is not None]
-    if sounds:
-        tensors["input_features"] = torch.cat([item.input_features for item in sounds])  # type: ignore[misc]
-        tensors["window_counts"] = torch.cat([item.window_counts for item in sounds])
-    return tensors
-
-
-def block_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom: boolean [batch, 1, S, S].
-
-    Args:
-        segments: [batch, S], 0 for the shared prefix, i for question i, -1 for padding.
-    """
-    length = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]
-    shared = (segments == 0)[:, None, :].expand_as(same)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    # Padding attends to itself: a row with nothing to attend to would be NaN.
-    return ((same | shared) & causal | torch.eye(length, dtype=torch.bool)).unsqueeze(1)
 
 
 def _pixels(windows: Sequence[Window]) -> torch.Tensor:

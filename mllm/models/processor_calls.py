@@ -1,11 +1,11 @@
-"""The processor as users of transformers call it: with conversations, or with texts and lists of media.
+"""The processor's transformers interface: calls with conversations, or with texts and lists of media.
 
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     ids = model.generate(**inputs, max_new_tokens=48)
 
-No recording is dropped: it is encoded, or the call is refused and the right one is named.
+No recording is silently dropped: it is encoded, or the error names the right call.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import BatchFeature, ProcessorMixin
 
 from mllm.errors import ChatError
+from mllm.models.encoded import IGNORE, Encoded
 from mllm.records import chat
 
 if TYPE_CHECKING:
-    from mllm.models.processor import Encoded, MllmProcessor
+    from mllm.models.processor import MllmProcessor
 
 RIGHT_CALL = "processor.apply_chat_template(messages, tokenize=True, return_dict=True) encodes both together"
 HUB_KEYS = ("url", "path")  # how transformers names the source of a media part
@@ -27,7 +28,7 @@ HONOURED: dict[str, tuple[Any, ...]] = {"return_tensors": ("pt",), "padding": (T
 
 
 class TransformersCalls(ProcessorMixin):
-    """The two calls of a processor that transformers' users know."""
+    """The two processor calls that users of transformers know."""
 
     def __call__(
         self,
@@ -37,7 +38,7 @@ class TransformersCalls(ProcessorMixin):
         audio: Any = None,
         **options: Any,
     ) -> BatchFeature:
-        """Texts in the chat form and the recordings of their placeholders; see `encode_texts`."""
+        """Encodes rendered texts together with the recordings of their placeholders; see `encode_texts`."""
         media = {"image": images, "video": videos, "audio": audio}
         texts = [text] if isinstance(text, str) else text or []
         if any(token in one for one in texts for token in chat.PLACEHOLDERS.values()) or any(
@@ -55,12 +56,12 @@ class TransformersCalls(ProcessorMixin):
         return_dict: bool = False,
         **options: Any,
     ) -> Any:
-        """A conversation, or a list of them, as text or (`tokenize`) as what `generate()` takes.
+        """Renders a conversation, or a list of them, as text or (`tokenize`) as inputs of `generate()`.
 
-        A media part may also name its source by `url` or `path`, as transformers does.
+        A media part may also name its source by `url` or `path`, as in transformers.
 
         Raises:
-            ChatError: for malformed messages, or where the recordings would be left out.
+            ChatError: for malformed messages, or if the recordings would be left out.
             MediaError: for a recording that cannot be read.
         """
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
@@ -87,16 +88,16 @@ def encode_texts(
     media: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> BatchFeature:
-    """Texts in the chat form and their recordings -> what `generate()` takes, padded on the left.
+    """Rendered texts and their recordings -> left-padded inputs of `generate()`.
 
     Args:
-        text: as `apply_chat_template(messages, tokenize=False)` writes it.
-        media: by modality, a source (path, bytes, data: URI, Clip) or a list of them, one for each
-            placeholder in the texts.
-        options: of the call; only those that ask for what happens anyway are taken.
+        text: the output of `apply_chat_template(messages, tokenize=False)`.
+        media: by modality, a source (path, bytes, data: URI, Clip) or a list of them, one per placeholder in
+            the texts.
+        options: the call's other arguments; only values that match the fixed behaviour are accepted.
 
     Raises:
-        ChatError: if the texts have another number of placeholders than there are recordings.
+        ChatError: if the number of placeholders differs from the number of recordings.
         MediaError: for a recording that cannot be read.
     """
     _refuse_options(options)
@@ -119,7 +120,7 @@ def encode_conversations(
     add_generation_prompt: bool,
     options: Mapping[str, Any],
 ) -> BatchFeature:
-    """Conversations -> what `generate()` takes, padded on the left.
+    """Conversations -> left-padded inputs of `generate()`.
 
     Raises:
         ChatError: for malformed messages, or an option that would not be honoured.
@@ -130,7 +131,7 @@ def encode_conversations(
 
 
 def in_our_form(messages: Sequence[Mapping[str, Any]]) -> list[chat.Message]:
-    """Copies of messages in which every media part names its source as `mllm.records.chat` does."""
+    """Copies of messages whose media parts name their source the way `mllm.records.chat` expects."""
 
     def renamed(part: Any) -> Any:
         if not isinstance(part, Mapping) or part.get("type") not in chat.PLACEHOLDERS:
@@ -146,8 +147,6 @@ def in_our_form(messages: Sequence[Mapping[str, Any]]) -> list[chat.Message]:
 
 
 def _encode_text(processor: MllmProcessor, text: str, waiting: Mapping[str, Iterator[Any]]) -> Encoded:
-    from mllm.models.processor import IGNORE, Encoded
-
     modality_of = {token: modality for modality, token in processor.token_ids.items()}
     encoded = Encoded([], [])
     for token in processor.tokenizer.encode(text, add_special_tokens=False):
@@ -180,7 +179,7 @@ def _refuse_options(options: Mapping[str, Any]) -> None:
 
 
 def _flat(given: Any) -> list[Any]:
-    """Sources out of a source, a list of them, or a list for each text."""
+    """Flattens a source, a list of sources, or a list per text."""
     if given is None:
         return []
     if not isinstance(given, list | tuple):

@@ -1,9 +1,9 @@
-"""The sides of a model, what it looks and listens with, as a checkpoint's files describe them.
+"""The sides of a model, video and audio, as a checkpoint's files describe them.
 
     config.json            sides: {video: {queries: 8, tower: {model_type: timesformer, …}}, audio: {…}}
     processor_config.json  sides: {video: {queries: 8, type: timesformer, image_size: 64, …}, audio: {…}}
 
-Earlier versions wrote the same without `sides`, and knew two towers. torch is not imported here.
+Earlier versions wrote the same fields without `sides`, for two fixed towers. torch is not imported here.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# What each side reads of a window, in the order in which its tokens stand in a prompt.
+# Which part of a window each side encodes, in the order of their tokens in a prompt.
 SIDES = {"video": "frames", "audio": "waveform"}
 
 Described = dict[str, dict[str, Any]]  # by side
 
 
 def sides_of_config(values: Mapping[str, Any]) -> Described:
-    """Sides in the values of a config.json, of this version or an earlier one, which left defaults out."""
+    """The sides in a config.json of this version or an earlier one, which omitted defaults."""
     if values.get("sides") is not None:
         return _in_order(values["sides"])
     pixels = {name: values[name] for name in ("image_mean", "image_std") if name in values}
@@ -34,7 +34,7 @@ def sides_of_config(values: Mapping[str, Any]) -> Described:
 
 
 def sides_of_processor(values: Mapping[str, Any]) -> Described:
-    """Sides in the values of a processor_config.json, of this version or an earlier one."""
+    """The sides in a processor_config.json of this version or an earlier one."""
     if "sides" in values:
         return _in_order(values["sides"])
     return {
@@ -59,7 +59,7 @@ def _in_order(sides: Mapping[str, Any]) -> Described:
 
 
 def inputs_of(side: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a side in a processor_config.json, what decides how a recording is prepared."""
+    """The fields of a side in a processor_config.json that decide how a recording is prepared."""
     return {name: value for name, value in side.items() if name not in ("queries", "type")}
 
 
@@ -69,10 +69,10 @@ def cut_settings(
     frames_per_window: int,
     vocabulary: Iterable[tuple[str, int]],
 ) -> bytes:
-    """All that decides, besides weights, which vector a recording or a text has.
+    """Everything besides weights that decides the vector of a recording or a text, as JSON.
 
-    Pictures' mean and deviation stand as `pixels`, and names of different sides side by side: indexes of
-    earlier versions are stamped with that.
+    Image mean and deviation appear as `pixels`, and the fields of all sides in one object, because indexes
+    made by earlier versions are stamped with that.
     """
     settings: dict[str, Any] = {"window_seconds": window_seconds, "frames_per_window": frames_per_window}
     for side in sides.values():

@@ -20,9 +20,10 @@ from mllm.media.recording import open_recording
 from mllm.media.sources import MediaLimits
 from mllm.media.windows import Window, load_windows
 from mllm.models.config import MllmConfig
+from mllm.models.encoded import MediaFeatures, collate_media
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 from mllm.models.model import MllmForConditionalGeneration
-from mllm.models.processor import MediaFeatures, MllmProcessor, collate_media
+from mllm.models.processor import MllmProcessor
 from mllm.models.sides import cut_settings
 from mllm.models.towers import TextTower, find_tower
 from mllm.records.chat_form import escape

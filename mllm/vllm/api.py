@@ -37,7 +37,8 @@ from mllm.vllm.api_usage import MediaUsage
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from mllm.models.processor import MediaFeatures, MllmProcessor
+    from mllm.models.encoded import MediaFeatures
+    from mllm.models.processor import MllmProcessor
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

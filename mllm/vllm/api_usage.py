@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mllm.models.processor import MediaFeatures, MllmProcessor
+from mllm.models.encoded import MediaFeatures
+from mllm.models.processor import MllmProcessor
 
 
 @dataclass

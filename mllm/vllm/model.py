@@ -48,8 +48,9 @@ from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE
 from mllm.media.windows import Window, WindowLayout
 from mllm.models.checkpoint_check import check_weights
+from mllm.models.encoded import MediaFeatures
 from mllm.models.model import SIDE_OF, MediaEncoder, weight_shapes
-from mllm.models.processor import PLACEHOLDERS, MediaFeatures, MllmProcessor
+from mllm.models.processor import PLACEHOLDERS, MllmProcessor
 from mllm.models.sides import SIDES
 from mllm.vllm.recordings import Recording, read_recording, settings_of, use_processor
 

@@ -32,7 +32,8 @@ from mllm.media.sources import MediaLimits
 from mllm.vllm.in_flight import in_flight
 
 if TYPE_CHECKING:
-    from mllm.models.processor import MediaFeatures, MllmProcessor
+    from mllm.models.encoded import MediaFeatures
+    from mllm.models.processor import MllmProcessor
 
 MEGABYTE = 1_000_000
 CACHE_BYTES = 256 * MEGABYTE  # features of recent recordings: a follow-up question need not decode again

@@ -15,8 +15,8 @@ from mllm.errors import ConfigError
 from mllm.experiment import Model
 from mllm.models.build import build_model
 from mllm.models.checkpoint import save
+from mllm.models.encoded import collate_media
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep, keep_features, tower_digest
-from mllm.models.processor import collate_media
 from mllm.records.record import write_records
 from mllm.search.embedder import Embedder
 from tests.media_files import make, tone

@@ -8,7 +8,7 @@ import torch
 
 from mllm.models.adapters import EmbeddingHead, QFormer
 from mllm.models.config import MllmConfig
-from mllm.models.processor import collate_media
+from mllm.models.encoded import collate_media
 from tests.tiny import SETTINGS, ask, clip, still, tiny
 
 CONVERSATIONS = [

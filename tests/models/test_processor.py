@@ -8,7 +8,8 @@ import torch
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from mllm.errors import MediaError
-from mllm.models.processor import IGNORE, MllmProcessor, block_mask
+from mllm.models.encoded import IGNORE, block_mask
+from mllm.models.processor import MllmProcessor
 from mllm.records.chat import ChatError
 from tests.media_files import make
 from tests.tiny import ask, clip, still, tiny

@@ -14,8 +14,9 @@ from mllm.experiment import Model
 from mllm.models import checkpoint
 from mllm.models.build import build_model, window_spec
 from mllm.models.config import MllmConfig
+from mllm.models.encoded import collate_media
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
-from mllm.models.processor import MllmProcessor, collate_media
+from mllm.models.processor import MllmProcessor
 from mllm.models.sides import sides_of_processor
 from mllm.models.towers import WindowSize, find_tower, known_towers
 from mllm.models.towers.base import TextTower

@@ -14,7 +14,7 @@ import torch
 
 from mllm.media.fetch import FetchBusy
 from mllm.media.windows import Seen, WindowLayout
-from mllm.models.processor import MediaFeatures
+from mllm.models.encoded import MediaFeatures
 from mllm.vllm.api import ApiMiddleware, current, note, one_line
 
 pytest.importorskip("vllm", reason="vLLM is not installed")

@@ -10,7 +10,7 @@ import torch
 from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.media.clip import Clip
-from mllm.models.processor import IGNORE
+from mllm.models.encoded import IGNORE
 from mllm.records import chat
 from mllm.records.record import answered, write_records
 from mllm.records.source import open_source

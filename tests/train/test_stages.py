@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mllm.errors import ConfigError
-from mllm.models.processor import IGNORE
+from mllm.models.encoded import IGNORE
 from train.data import PairCollator, TextCollator, by_prefix
 from train.objectives.contrastive import ContrastiveObjective
 from train.objectives.space import longest_caption

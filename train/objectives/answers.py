@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mllm.models.model import MediaQueries, MllmForConditionalGeneration
-from mllm.models.processor import IGNORE
+from mllm.models.encoded import IGNORE
 from train.objectives.base import Objective
 
 

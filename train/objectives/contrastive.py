@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mllm.models.model import MllmForConditionalGeneration
-from mllm.models.processor import take_media
+from mllm.models.encoded import take_media
 from train.objectives.answers import answer_loss
 from train.objectives.base import Objective
 from train.objectives.space import space_losses, weighted

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from mllm.models.model import MllmForConditionalGeneration
-from mllm.models.processor import take_media
+from mllm.models.encoded import take_media
 from train.objectives.base import Objective
 from train.objectives.space import space_losses, weighted
 

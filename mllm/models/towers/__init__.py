@@ -1,6 +1,6 @@
 """Towers: pretrained or random encoders behind one contract (`base`), one file each.
 
-Another package adds one with one class, named under its config's `model_type`:
+Another package adds one with a class and an entry point named after its config's `model_type`:
 
     [project.entry-points."mllm.towers"]
     vivit = "vivid:VivitTower"
@@ -43,7 +43,7 @@ TOWERS = {
 
 @cache
 def known_towers() -> dict[str, str]:
-    """Where the class of each tower is, `module:class`, by its config's `model_type`."""
+    """The class of each tower as `module:class`, by its config's `model_type`."""
     return TOWERS | {entry.name: entry.value for entry in entry_points(group=GROUP)}
 
 
@@ -52,7 +52,7 @@ def find_tower(kind: str, base: type = Tower) -> Any:
     """The class of a tower, a subclass of `base`.
 
     Raises:
-        ConfigError: no tower has that `model_type`, it cannot be imported, or it is of another kind.
+        ConfigError: if no tower has that `model_type`, it cannot be imported, or it is no subclass of `base`.
     """
     known = known_towers()
     if kind not in known:
@@ -72,7 +72,7 @@ def find_tower(kind: str, base: type = Tower) -> Any:
 
 
 def config_from(values: Mapping[str, Any], base: type = Tower) -> PreTrainedConfig:
-    """The config of a tower from its plain values, of which `model_type` names the tower.
+    """The config of a tower from plain values; `model_type` names the tower.
 
     Raises:
         ConfigError: see `find_tower`.

@@ -1,11 +1,10 @@
-"""The contract of a tower: what it takes, how it divides time, and what it gives.
+"""The contract of a tower: its inputs, how it divides time, and its outputs.
 
-A tower is one class. Before there are any weights, its class methods say from a transformers config how a
-recording has to be prepared (`inputs`) and how many tokens a window is worth (`tokens_in_window`); the
-processor, the vLLM plugin and the data workers need no more. As a module it turns prepared chunks into
-tokens.
+A tower is one class. Without weights, its class methods derive from a transformers config how a recording is
+prepared (`inputs`) and how many tokens a window yields (`tokens_in_window`); the processor, the vLLM plugin
+and the data workers need no more. As a module it turns prepared chunks into tokens.
 
-A *window* is what the rest of the model counts in (see `media.windows`). A *chunk* is what the tower reads at
+A *window* is the unit of the rest of the model (see `media.windows`). A *chunk* is what the tower reads at
 once: one window of pictures, or, for a tower with a native length, as many whole windows of sound as fit.
 """
 
@@ -55,31 +54,33 @@ class SoundInputs:
     """Sound at 16 kHz, prepared chunk by chunk where the recording is read.
 
     Attributes:
-        chunk_seconds: what the tower hears at once.
+        chunk_seconds: length of a chunk.
     """
 
     chunk_seconds: float
 
     def prepare(self, samples: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """float32 [chunks, samples], of which the first `lengths` [chunks] are sound and the rest silence ->
-        [chunks, …], the tower's input."""
+        """float32 [chunks, samples] -> [chunks, …], the tower's input.
+
+        The first `lengths` [chunks] samples of each chunk are sound, the rest silence.
+        """
         raise NotImplementedError
 
 
 class Tower(nn.Module):
-    """The contract. A subclass sets `config_class` and `encoder_class` and writes `tokens_in_window`.
+    """The contract. A subclass sets `config_class` and `encoder_class` and implements `tokens_in_window`.
 
     Attributes:
-        reads: what of a window: its frames, or its waveform.
-        config_class, encoder_class: transformers' own.
-        inputs_class: of what `inputs` returns.
+        reads: which part of a window it encodes: frames or waveform.
+        config_class, encoder_class: the classes of transformers.
+        inputs_class: the type that `inputs` returns.
         fixed: parameters that are never trained.
-        own_fields: fields that transformers keeps in a preprocessor's file, with their defaults.
+        own_fields: fields that transformers keeps in the preprocessor's file, with their defaults.
         width: size of a token.
-        tokens_per_chunk: tokens that `forward` gives for a chunk.
+        tokens_per_chunk: tokens that `forward` returns for a chunk.
         tokens_per_window: tokens of one window, at most `tokens_per_chunk`.
-        windows_per_chunk: windows that stand side by side in a chunk.
-        kept: in place of `forward`, from a feature cache.
+        windows_per_chunk: windows packed into one chunk.
+        kept: a feature cache's replacement for `forward`, or None.
     """
 
     reads: ClassVar[Literal["frames", "waveform"]]
@@ -96,17 +97,17 @@ class Tower(nn.Module):
         super().__init__()
         self.check(config, window)
         self.encoder = self.encoder_class(config)
-        self._no_split_modules = self.encoder._no_split_modules  # where transformers looks for them
+        self._no_split_modules = self.encoder._no_split_modules  # transformers looks for them here
         self.width: int = config.hidden_size
         self.tokens_per_window = self.tokens_in_window(config, window)
         self.windows_per_chunk = 1
         self.tokens_per_chunk = self.tokens_per_window
 
-    # --- known before there are weights ---------------------------------------------------------------------
+    # --- without weights ------------------------------------------------------------------------------------
 
     @classmethod
     def decided_fields(cls, window: WindowSize) -> dict[str, Any]:
-        """Fields of the config that the cut of the windows decides."""
+        """Config fields that follow from the size of a window."""
         return {}
 
     @classmethod
@@ -120,13 +121,13 @@ class Tower(nn.Module):
 
     @classmethod
     def tokens_in_window(cls, config: PreTrainedConfig, window: WindowSize) -> int:
-        """How many tokens one window is worth."""
+        """How many tokens one window yields."""
         raise NotImplementedError
 
     # --- with weights ---------------------------------------------------------------------------------------
 
     def ready(self, values: torch.Tensor) -> torch.Tensor:
-        """Inputs as they travel -> as `forward` takes them, in the tower's own type."""
+        """Converts inputs as stored in a batch to the form and dtype that `forward` expects."""
         return values.to(self.encoder.dtype)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -134,11 +135,11 @@ class Tower(nn.Module):
         return self.encoder(values).last_hidden_state
 
     def windows(self, values: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
-        """What the model calls: prepared chunks -> [windows, tokens_per_window, width].
+        """The model's entry point: prepared chunks -> [windows, tokens_per_window, width].
 
         Args:
             values: [chunks, …], see `inputs`.
-            counts: [chunks], how many windows each chunk holds, from its start; None: one.
+            counts: [chunks], how many windows each chunk holds, from its start; None means one.
         """
         values = self.ready(values)
         features = self(values) if self.kept is None else self.kept(values)
@@ -153,19 +154,19 @@ class Tower(nn.Module):
 
     @classmethod
     def pretrained_state(cls, name: str) -> dict[str, torch.Tensor]:
-        """The encoder's weights in a hub id or a folder, float32."""
+        """The encoder's weights from a hub id or a folder, float32."""
         return whole_state(cls.encoder_class, name)
 
     @classmethod
     def fit(cls, key: str, value: torch.Tensor, wanted: torch.Size) -> torch.Tensor:
-        """A pretrained weight for a config that differs from its base's; unchanged by default."""
+        """Adapts a pretrained weight to a config that differs from its base's; unchanged by default."""
         return value
 
     def load_pretrained(self, name: str) -> None:
-        """Takes the encoder's weights from a hub id or a folder.
+        """Loads the encoder's weights from a hub id or a folder.
 
         Raises:
-            ConfigError: the weights do not fit the tower; names the first.
+            ConfigError: if a weight does not fit the tower; the message names the first one.
         """
         wanted = self.encoder.state_dict()
         state = self.pretrained_state(name)
@@ -194,7 +195,7 @@ class FrameTower(Tower):
 
     @classmethod
     def check(cls, config: PreTrainedConfig, window: WindowSize) -> None:
-        # Divided attention regroups tokens wrongly, and silently, on any other count.
+        # With any other number of frames, divided attention silently regroups tokens wrongly.
         if getattr(config, "num_frames", window.frames) != window.frames:
             raise ValueError(
                 f"frames_per_window is {window.frames} but the video tower takes {config.num_frames} frames: "
@@ -213,7 +214,7 @@ class FrameTower(Tower):
 
 
 class SoundTower(Tower):
-    """A tower that hears chunks of sound."""
+    """A tower that encodes chunks of sound."""
 
     reads = "waveform"
 
@@ -229,9 +230,9 @@ class SoundTower(Tower):
 
 
 class TextTower(nn.Module):
-    """The text side of the shared space: its own type, for it reads tokens and knows no windows.
+    """The text side of the shared space; not a `Tower`, since it reads tokens and has no windows.
 
-    It reads the decoder's token ids, or, with weights from a base, those of the base's own tokenizer.
+    It reads the decoder's token ids or, with weights from a base, those of the base's own tokenizer.
 
     Attributes:
         width: size of a token.
@@ -249,7 +250,7 @@ class TextTower(nn.Module):
 
     @classmethod
     def longest(cls, config: PreTrainedConfig) -> int:
-        """How many tokens it reads."""
+        """The longest text in tokens."""
         return config.max_position_embeddings
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -265,7 +266,7 @@ def whole_state(model_class: type[PreTrainedModel], name: str, **options: Any) -
     """The weights of a hub id or a folder, float32.
 
     Raises:
-        ConfigError: some weights of the model are not there, which transformers would fill in at random.
+        ConfigError: if weights of the model are missing, which transformers would initialise at random.
     """
     model, found = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
@@ -290,5 +291,5 @@ def windows_per_chunk(chunk_seconds: float, window_seconds: float) -> int:
 
 
 def described(inputs: PixelInputs | SoundInputs) -> dict[str, Any]:
-    """Inputs as JSON; `inputs_class(**values)` reads it."""
+    """Inputs as a JSON object; `inputs_class(**values)` reverses it."""
     return asdict(inputs)

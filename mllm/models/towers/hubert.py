@@ -18,13 +18,13 @@ class WaveformInputs(SoundInputs):
     """The waveform itself, [chunks, samples].
 
     Attributes:
-        do_normalize: mean 0 and variance 1, over what is sound.
+        do_normalize: scale each chunk's sound to mean 0 and variance 1.
     """
 
     do_normalize: bool
 
     def prepare(self, samples: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """As Wav2Vec2FeatureExtractor, which pads with zeros after it has normalised."""
+        """Normalises like Wav2Vec2FeatureExtractor, which pads with zeros afterwards."""
         if not self.do_normalize:
             return samples
         sound = torch.arange(samples.shape[1]) < lengths.unsqueeze(1)
@@ -44,7 +44,7 @@ class HubertTower(SoundTower):
 
     @classmethod
     def decided_fields(cls, window: WindowSize) -> dict[str, Any]:
-        # Masks are for its own training; here `data.augment` changes recordings.
+        # Masking belongs to its pretraining; here `data.augment` varies recordings.
         return {"apply_spec_augment": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A tower as an experiment gives it: a hub id, a folder, `{type: …}`, or `{from: …}` with changes."""
+"""A tower as an experiment specifies it: a hub id, a folder, `{type: …}`, or `{from: …}` with changes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")  
 
 
 def base_of(part: Part | None) -> str | None:
-    """Where a tower's weights come from, a hub id or a folder; None where they begin at random."""
+    """The hub id or folder of a tower's weights; None if they are initialised at random."""
     return part if isinstance(part, str) or part is None else part.get("from")
 
 
 def tower_config(part: Part, name: str, window: WindowSize, **decided: Any) -> PreTrainedConfig:
-    """The config of a tower: that of its base or its type, with the fields that the experiment gives.
+    """The config of a tower: that of its base or its type, updated with the experiment's fields.
 
     Args:
         name: `video`, `audio` or `text`, for errors.
-        decided: fields that the rest of the model decides, beside `Tower.decided_fields`.
+        decided: fields fixed by the rest of the model, in addition to `Tower.decided_fields`.
 
     Raises:
-        ConfigError: an unknown type or field, or a base that cannot be read.
+        ConfigError: for an unknown type or field, or a base that cannot be read.
     """
     kind = TextTower if name == "text" else Tower
     fields = {} if isinstance(part, str) else {key: part[key] for key in part if key not in ("from", "type")}
@@ -62,7 +62,7 @@ def tower_config(part: Part, name: str, window: WindowSize, **decided: Any) -> P
 
 
 def preprocessing(base: str, wanted: Iterable[str]) -> dict[str, Any]:
-    """Those of the `wanted` fields that a base keeps in the file of its preprocessor."""
+    """Those of the `wanted` fields that are in the base's preprocessor files."""
     found: dict[str, Any] = {}
     for file in PREPROCESSORS if wanted else ():
         path = cached_file(base, file, _raise_exceptions_for_missing_entries=False)
@@ -74,7 +74,7 @@ def preprocessing(base: str, wanted: Iterable[str]) -> dict[str, Any]:
 def check_fields(
     fields: Mapping[str, Any], known: set[str], decided: Mapping[str, Any], part: str, config_name: str
 ) -> None:
-    """Raises ConfigError for a field that the config does not know, or that the rest of the model decides."""
+    """Raises ConfigError for a field that the config does not have, or that the rest of the model fixes."""
     for name, value in fields.items():
         if value != decided.get(name, value):
             raise ConfigError(

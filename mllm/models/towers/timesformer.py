@@ -21,8 +21,8 @@ class TimesformerTower(FrameTower):
 
     def __init__(self, config: PreTrainedConfig, window: WindowSize):
         super().__init__(config, window)
-        # transformers starts these near zero, where a tower that begins from nothing can't tell which way a
-        # thing moves: next to the pixels, place and time are too faint. Pretrained weights overwrite both.
+        # transformers initialises these near zero: next to the pixels, position and time are then too faint
+        # for a tower trained from scratch to see which way a thing moves. Pretrained weights overwrite both.
         init.normal_(self.encoder.embeddings.position_embeddings, std=1.0)
         init.normal_(self.encoder.embeddings.time_embeddings, std=1.0)
 
@@ -32,7 +32,7 @@ class TimesformerTower(FrameTower):
 
     @classmethod
     def fit(cls, key: str, value: torch.Tensor, wanted: torch.Size) -> torch.Tensor:
-        """Time embeddings are stretched to another number of frames."""
+        """Interpolates time embeddings to another number of frames."""
         if value.shape == wanted or not key.endswith("time_embeddings"):
             return value
         return functional.interpolate(value.transpose(1, 2), wanted[1], mode="linear").transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Whisper's encoder over native chunks of sound, and the log-mel spectrogram that it reads."""
+"""Whisper's encoder over native chunks of sound, and its log-mel spectrogram."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class LogMelInputs(SoundInputs):
     """A log-mel spectrogram, [chunks, mel_bins, spectra].
 
     Attributes:
-        mel_bins: of the spectrogram.
+        mel_bins: number of mel bands.
     """
 
     mel_bins: int
 
     def prepare(self, samples: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """As WhisperFeatureExtractor, chunk by chunk: one batched STFT is several times faster, and equal."""
+        """Equals WhisperFeatureExtractor on each chunk; one batched STFT is several times faster."""
         spectrum = torch.stft(samples, FFT, HOP, window=torch.hann_window(FFT), return_complex=True)
         power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
         log_power = (_mel_filters(self.mel_bins) @ power).clamp(min=1e-10).log10()
@@ -76,5 +76,5 @@ class WhisperTower(SoundTower):
 
     @classmethod
     def fit(cls, key: str, value: torch.Tensor, wanted: torch.Size) -> torch.Tensor:
-        """The first positions of a longer chunk: sinusoids, which do not depend on how many there are."""
+        """Truncates the positions to a shorter chunk: sinusoids do not depend on their number."""
         return value[: wanted[0]] if key == "embed_positions.weight" else value
