@@ -1,4 +1,4 @@
-"""What a recording is once it is read: the `Clip`, and what `probe` tells of one without reading it."""
+"""A recording in memory, the `Clip`, and the `MediaInfo` that `probe` returns without decoding it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ ON_TIME = 1e-6  # s: a frame that appears this much later counts as on screen
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a source holds.
+    """A description of a source.
 
     Attributes:
         duration: s; 0 for an image.
-        has_video: there is a picture, moving or still. Album art is none.
-        has_audio: there is sound.
+        has_video: whether there is a picture, moving or still; album art does not count.
+        has_audio: whether there is sound.
         is_image: a single still picture.
         width, height: pixels, upright; 0 without a picture.
         rotation: degrees clockwise (0, 90, 180, 270) by which the stored picture is turned.
-        video_codec, audio_codec: as FFmpeg (or Pillow) calls them; None where missing.
+        video_codec, audio_codec: names used by FFmpeg (or Pillow); None if missing.
         fps: frames per second on average; None for an image or without a picture.
         clock_jumps: how often the container's clock jumps by seconds or more; such gaps are closed.
     """
@@ -50,9 +50,9 @@ class Clip:
         frame_times: float64 [frames] s, ascending, when each frame appears.
         waveform: float32 [samples], 16 kHz mono, from time 0; None without sound.
         duration: s.
-        source: what messages call it.
+        source: its name in messages.
         is_image: a single still picture.
-        picture_end: s, when the last frame leaves the screen; None: after as long as frames last on average.
+        picture_end: s, when the last frame leaves the screen; None if it lasts as long as frames on average.
         clock_jumps: see `MediaInfo`.
 
     Raises:
@@ -86,7 +86,7 @@ class Clip:
             self.waveform = self.waveform.astype(np.float32, copy=False)
 
     def on_screen(self, times: np.ndarray) -> np.ndarray:
-        """int64, for each time (s) which frame is seen: the last that has appeared, or else the first."""
+        """int64, the frame on screen at each time (s): the last that has appeared, or else the first."""
         return on_screen(self.frame_times, times)
 
     def picture_until(self) -> float:
@@ -94,12 +94,12 @@ class Clip:
         if self.picture_end is not None or self.frames is None:
             return self.picture_end or 0.0
         count = len(self.frame_times)
-        if count == 1:  # a still that accompanies the sound
+        if count == 1:  # a still shown as long as the sound lasts
             return max(self.duration, float(self.frame_times[0]))
         return float(self.frame_times[-1] + (self.frame_times[-1] - self.frame_times[0]) / (count - 1))
 
     def digest(self) -> str:
-        """sha256, hex, of all that a model may see or hear."""
+        """sha256, hex, of everything that a model may see or hear."""
         shape = None if self.frames is None else self.frames.shape
         digest = hashlib.sha256(f"{shape} {self.duration!r} {self.is_image} {self.picture_end!r}".encode())
         for part in (self.frames, self.frame_times, self.waveform):
@@ -108,5 +108,5 @@ class Clip:
 
 
 def on_screen(appear: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """int64, for each time (s) which of the frames that appear then (s, ascending) is seen."""
+    """int64, the frame on screen at each time (s), given when frames appear (s, ascending)."""
     return np.maximum(np.searchsorted(appear, times + ON_TIME, "right") - 1, 0)

@@ -27,17 +27,17 @@ try:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-except (ImportError, OSError):  # no wheel for this platform: PyAV does it all
+except (ImportError, OSError):  # no wheel for this platform: PyAV decodes everything
     decord = None
 
 DECORD_CONTAINERS = {"mov", "matroska"}  # decord loses the timestamps of the rest
-DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # those it has and PyAV agrees with; not AV1
+DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}  # supported, with the same result as PyAV; not AV1
 SAME_TIME = 2e-3  # s: decord's timestamps are float32
 SOUND_SEEKABLE = {"mov", "matroska", "wav", "flac"}  # elsewhere the time after a seek is a guess
 PREROLL = 1.0  # s decoded before a cut and dropped: codecs overlap their blocks
-AT_ONCE = 8192  # samples that a resampler gives: a call for every frame of a codec took longer than its work
-BREAK = 0.05  # s: sound whose timestamps jump by more is placed anew
-PACKED = "flt"  # channels side by side in one plane: of planar sound, PyAV 18.1 reads past the eighth plane
+AT_ONCE = 8192  # samples per call of the resampler: a call per codec frame costs more than the resampling
+BREAK = 0.05  # s: if timestamps jump by more, the sound is placed by its timestamp again
+PACKED = "flt"  # interleaved channels: of planar sound, PyAV 18.1 reads past the eighth plane
 
 # --- frames ---
 
@@ -46,27 +46,27 @@ class FrameReader:
     """Frames of one recording.
 
     Args:
-        source, found: the recording and its scan, with a picture.
-        max_pixels: of one picture.
+        source, found: the recording and its scan, which has a picture.
+        max_pixels: largest picture accepted.
     """
 
     def __init__(self, source: Source, found: Scan, max_pixels: int | None = None):
         assert found.picture is not None
         self.source, self.picture, self.max_pixels = source, found.picture, max_pixels
         self.by_decord = suits_decord(found)
-        # decord's, and its size: kept, since it reads every packet to begin.
+        # decord's reader and its frame size; kept, since opening one reads every packet.
         self._reader: tuple[int | None, Any] | None = None
 
     def read(self, wanted: np.ndarray, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes some frames, upright.
+        """Decodes frames at given positions, upright.
 
         Args:
             wanted: int64 [frames], positions in the picture's `times`, in any order.
             size: pixels, height = width; None keeps the recording's own.
 
         Returns:
-            uint8 [frames, height, width, 3] and the positions that they really are, int64 [frames]: a damaged
-            frame is replaced by the one before it.
+            uint8 [frames, height, width, 3], and their actual positions, int64 [frames]: a damaged frame is
+            replaced by the one before it.
 
         Raises:
             MediaError: if no frame can be decoded.
@@ -84,13 +84,13 @@ class FrameReader:
         self._reader = None
 
     def _decord_frames(self, positions: np.ndarray, size: int | None) -> np.ndarray | None:
-        """uint8 [positions, height, width, 3]; None if decord cannot, or sees other frames."""
+        """uint8 [positions, height, width, 3]; None if decord fails or finds other frames."""
         picture = self.picture
         try:
             if self._reader is None or self._reader[0] != size:
                 self._reader = size, _decord_reader(self.source, picture, size)
             batch = self._reader[1].get_batch(positions.tolist())
-        except Exception:  # decord's errors share no base class; whatever it trips over, PyAV may read
+        except Exception:  # decord's errors share no base class; PyAV tries again
             return None
         frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # a bridge may be set
         height, width = (picture.height, picture.width) if size is None else (size, size)
@@ -98,14 +98,14 @@ class FrameReader:
 
 
 def suits_decord(found: Scan) -> bool:
-    """Whether decord reads this recording as PyAV does; it is the faster one, and the more fragile."""
+    """Whether decord, which is faster but more fragile, reads this recording as PyAV does."""
     picture = found.picture
     return (
         decord is not None
         and picture is not None
         and found.container in DECORD_CONTAINERS
         and picture.codec in DECORD_CODECS
-        and picture.depth == 8  # deeper ones it converts with other colours
+        and picture.depth == 8  # it converts deeper ones to other colours
         and picture.plain
         and picture.clock == "pts"
         and not picture.mirrored
@@ -113,7 +113,7 @@ def suits_decord(found: Scan) -> bool:
 
 
 def _decord_reader(source: Source, picture: Picture, size: int | None) -> Any:
-    """decord's reader; ValueError if it counts other frames than the packets."""
+    """decord's reader. Raises ValueError if its frames do not match the packets."""
     shape = {} if size is None else {"width": size, "height": size}
     threads = 0 if picture.width * picture.height >= LARGE_PICTURE else 1
     reader = decord.VideoReader(source.handle(), num_threads=threads, **shape)
@@ -140,7 +140,7 @@ def _pyav_frames(
         walk = FrameWalk(source.name, container, video, picture)
         for place, position in enumerate(positions.tolist()):
             real[place], frame = walk.at(position)
-            # Bilinear is what decord uses: both engines give the same picture, to a level or so.
+            # decord uses bilinear, too: both give the same picture, within a level or so.
             frame = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BILINEAR)
             upright = np.rot90(frame.to_ndarray(), -picture.turns)
             frames[place] = upright[:, ::-1] if picture.mirrored else upright
@@ -148,7 +148,7 @@ def _pyav_frames(
 
 
 class FrameWalk:
-    """Frames of a track in ascending order, jumping to a keyframe where that saves decoding."""
+    """Frames of a track in ascending order, seeking to a keyframe if that saves decoding."""
 
     def __init__(self, name: str, container: Any, video: Any, picture: Picture):
         self.name, self.container, self.video, self.picture = name, container, video, picture
@@ -158,7 +158,7 @@ class FrameWalk:
         self.decoded = self._decoded()
 
     def at(self, position: int) -> tuple[int, Any]:
-        """The frame at this position, or the nearest before it that is not damaged; with its own position."""
+        """(position, frame) at this position, or the nearest before it that is not damaged."""
         keys = self.picture.keys[self.picture.keys <= position]
         key = int(keys[-1]) if len(keys) else 0
         reached = max((item[0] for item in (self.held, self.ahead) if item), default=0)
@@ -171,7 +171,7 @@ class FrameWalk:
                 break
             self.held, self.ahead = self.ahead, None
         if jumped and (self.held is None or self.held[0] < key):
-            # The jump went too far, or the keyframe is damaged: walk from the beginning.
+            # The seek went too far, or the keyframe is damaged: decode from the start.
             self.may_jump, self.held = False, None
             self._jump(0)
             return self.at(position)
@@ -185,7 +185,7 @@ class FrameWalk:
         self.ahead, self.decoded = None, self._decoded()
 
     def _decoded(self) -> Iterator[tuple[int, Any]]:
-        """(position, frame) from wherever the container stands."""
+        """Yields (position, frame) from the container's current position."""
         count = -1
         for packet in chain(packets(self.container, [self.video], self.picture.shifts), [None]):
             for frame in decode(packet, self.video):
@@ -201,12 +201,12 @@ class FrameWalk:
 
 
 def read_sound(source: Source, found: Scan, start: float, end: float, rate: int) -> np.ndarray | None:
-    """Decode the sound between start and end (s).
+    """Decodes the sound between start and end (s).
 
-    Channels are averaged. Silence fills what lies before the sound begins, and gaps between timestamps.
+    Channels are averaged. Silence fills the time before the sound begins, and gaps between timestamps.
 
     Returns:
-        float32 [samples] at `rate` Hz, up to where the sound ends; None if there is none in the cut.
+        float32 [samples] at `rate` Hz, up to the end of the sound; None if there is none in the cut.
 
     Raises:
         MediaError: if the sound cannot be decoded.
@@ -238,7 +238,7 @@ def read_sound(source: Source, found: Scan, start: float, end: float, rate: int)
 
 
 def interleaved(frame: Any) -> np.ndarray:
-    """float32 [samples, channels] of a frame with any number of channels, at its own rate."""
+    """A frame's samples, float32 [samples, channels], at its own rate."""
     if frame.format.name == PACKED:
         return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
     packed = av.AudioResampler(PACKED, frame.layout, frame.sample_rate).resample(frame)
@@ -246,7 +246,7 @@ def interleaved(frame: Any) -> np.ndarray:
 
 
 def _pieces(container: Any, audio: Any, rate: int, moves: Shifts) -> Iterator[tuple[float, np.ndarray]]:
-    """(time in s, mono samples at `rate`) in order."""
+    """Yields (time in s, mono samples at `rate`) in order."""
     resampler: Any = None
     form, begun, given, expected = None, 0.0, 0, 0.0
 
@@ -267,7 +267,7 @@ def _pieces(container: Any, audio: Any, rate: int, moves: Shifts) -> Iterator[tu
             ):
                 if resampler is not None:
                     yield from mono(None)
-                # The layout stays: FFmpeg's own downmix to floats would be louder than the average.
+                # Keeps the layout: FFmpeg's own downmix to floats would be louder than the average.
                 resampler = av.AudioResampler(PACKED, frame.layout, rate, AT_ONCE)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
                 begun, given, expected = time, 0, time

@@ -1,11 +1,11 @@
-"""Fetches what strangers name by URL, without letting them reach into the network or hold anybody up.
+"""Fetches URLs from untrusted clients without giving them access to the network or letting them block others.
 
     fetcher = Fetcher(FetchLimits())
     data = await fetcher.fetch("https://example.org/clip.mp4", max_bytes=200_000_000, client="203.0.113.7")
 
-Every host is resolved once, its addresses are checked, and the connection goes to one of just these; so does
-every redirect. All of it, waiting, redirects and further attempts included, ends at one deadline. Fetches run
-in an event loop of their own: neither a silent host nor a slow name server takes a thread from anybody.
+Every host, redirects included, is resolved once, its addresses are checked, and the connection goes to one of
+these. One deadline covers everything: waiting, redirects and retries. Fetches run in an event loop of their
+own, so neither a silent host nor a slow name server blocks anyone else's thread.
 
     MLLM_MEDIA_FETCH_SECONDS        deadline for one recording (s)
     MLLM_MEDIA_FETCHES              fetches at a time, over all
@@ -62,18 +62,18 @@ class FetchBusy(FetchError):
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """How much fetching may cost.
+    """Limits on fetching.
 
     Attributes:
-        seconds: for one recording, from asking to the last byte.
-        connect_seconds: until a connection stands, TLS included.
-        silent_seconds: without a byte from the host.
-        patience: how long a fetch waits for its turn (s) before it is told to come back.
-        total, per_client, per_host: fetches at a time.
-        lookups, lookups_per_client: host names being resolved at a time; each takes a thread.
-        buffered_bytes: held by all unfinished fetches together.
+        seconds: deadline for one recording, from the request to the last byte.
+        connect_seconds: time to connect, TLS included.
+        silent_seconds: longest wait for a byte from the host.
+        patience: how long a fetch waits for its turn (s) before it is refused as busy.
+        total, per_client, per_host: concurrent fetches.
+        lookups, lookups_per_client: concurrent host name lookups; each takes a thread.
+        buffered_bytes: memory of all unfinished fetches together.
         redirects: followed for one recording.
-        allow_private: fetch from addresses inside the network, too, and through the environment's proxy.
+        allow_private: also fetch from addresses inside the network, and through the environment's proxy.
     """
 
     seconds: float = 30.0
@@ -91,7 +91,7 @@ class FetchLimits:
 
     @classmethod
     def from_environment(cls) -> FetchLimits:
-        """Raises ValueError if a variable does not hold what it should."""
+        """Raises ValueError if a variable has an invalid value."""
         private = os.environ.get("MLLM_ALLOW_PRIVATE_MEDIA", "").lower()
         if private not in ("", "0", "1", "false", "true"):
             raise ValueError(
@@ -127,13 +127,13 @@ def positive_from_environment(name: str, default: Any, kind: type) -> Any:
 
 
 class Turns:
-    """At most `limit` holders for each key at a time; others wait in line."""
+    """At most `limit` holders per key at a time; others queue."""
 
     def __init__(self, limit: int, patience: float, what: str):
         self.limit = limit
         self.patience = patience
         self.what = what
-        # A line lives as long as somebody stands in it.
+        # A queue lives as long as something waits in it.
         self._lines: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
@@ -154,10 +154,10 @@ class Turns:
 
 
 class Fetcher:
-    """Fetches URLs within limits; one for a whole process, since it counts what is in flight.
+    """Fetches URLs within limits; a process needs exactly one, since it counts the fetches in flight.
 
     Args:
-        lookup: addresses of a host; raises OSError if it has none.
+        lookup: returns the addresses of a host; raises OSError if it has none.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Fetcher:
     ):
         self.limits = limits = limits or FetchLimits()
         self.lookup = lookup
-        patience = min(limits.patience, limits.seconds / 2)  # else who waits would seem to be slow himself
+        patience = min(limits.patience, limits.seconds / 2)  # else waiting would look like a slow host
         self._all = Turns(limits.total, patience, "recordings")
         self._clients = Turns(limits.per_client, patience, "recordings for you")
         self._hosts = Turns(limits.per_host, patience, "recordings from that host")
@@ -183,15 +183,15 @@ class Fetcher:
         """The bytes at `url`.
 
         Args:
-            max_bytes: most bytes accepted, unpacked; None for no limit.
-            client: address of who asks; "" where nobody knows.
-            domains: hosts that may be fetched from, wherever they are; empty for all that are public.
+            max_bytes: largest size accepted, uncompressed; None for no limit.
+            client: address of the client; "" if unknown.
+            domains: the only hosts allowed, public or not; if empty, all public hosts are.
             follow: whether redirects are followed.
-            attempts: how often a connection that breaks, or a status from 500 on, is tried.
+            attempts: how often to try in case of broken connections and statuses from 500 on.
 
         Raises:
-            FetchBusy: if it is not its turn in time.
-            FetchError: if it cannot be fetched, is too large, takes too long, or must not be fetched.
+            FetchBusy: if its turn does not come in time.
+            FetchError: if it cannot be fetched, is too large, takes too long, or is not allowed.
         """
         return self._submit(self._fetch(url, **options)).result()
 
@@ -226,7 +226,7 @@ class Fetcher:
             raise FetchError(f"it took longer than {self.limits.seconds:g} s to fetch") from None
 
     async def _resolve(self, host: str, port: int, client: str) -> list[str]:
-        """Addresses of a host. A lookup that nobody waits for any more keeps its turn: it has its thread."""
+        """Addresses of a host. An abandoned lookup keeps its turn, since it still holds its thread."""
         work = asyncio.ensure_future(self._look_up(host, port, client))
         work.add_done_callback(
             lambda done: done.cancelled() or done.exception()
@@ -245,12 +245,12 @@ class Fetcher:
 
 
 class _Broken(FetchError):
-    """What another attempt may mend."""
+    """A failure that a retry may fix."""
 
 
 @dataclass
 class _Fetch:
-    """One recording on its way: its limits, and the hops that lead to it."""
+    """The fetch of one recording: its limits, and the hops that lead to it."""
 
     fetcher: Fetcher
     client: str
@@ -261,7 +261,7 @@ class _Fetch:
     async def run(self, url: URL) -> bytes:
         fetcher = self.fetcher
         for _ in range(self.redirects + 1):
-            # The host's turn comes first: who waits for a slow host must not use up a client's turns.
+            # The host's turn comes first: waiting for a slow host must not use up the client's turns.
             async with fetcher._hosts.hold(f"{url.raw_host}:{url.port}"), self._turn():
                 found = await self._hop(url)
             if isinstance(found, bytes):
@@ -283,7 +283,7 @@ class _Fetch:
             yield
 
     async def _hop(self, url: URL) -> bytes | URL:
-        """The body, or where a redirect leads."""
+        """The body, or the target of a redirect."""
         limits = self.fetcher.limits
         connector = self.fetcher._connector(await self._way_to(url))
         timeout = aiohttp.ClientTimeout(
@@ -296,7 +296,7 @@ class _Fetch:
                     timeout=timeout,
                     auto_decompress=False,
                     cookie_jar=aiohttp.DummyCookieJar(),
-                    # A proxy looks the host up itself: only where its address does not matter.
+                    # A proxy resolves the host itself, so it is used only if the address does not matter.
                     trust_env=limits.allow_private,
                     headers={"User-Agent": "mllm", "Accept-Encoding": "identity"},
                 ) as session,
@@ -323,10 +323,10 @@ class _Fetch:
             raise _Broken(f"its host does not answer as a web server does ({type(error).__name__})") from None
 
     async def _way_to(self, url: URL) -> Find:
-        """Where to connect to.
+        """The lookup that the connection uses.
 
         Raises:
-            FetchError: if the host is none to fetch from.
+            FetchError: if fetching from this host is not allowed.
         """
         assert url.raw_host is not None
         assert url.port is not None
@@ -344,18 +344,18 @@ class _Fetch:
         return pinned(addresses)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        """The recording, unpacked where the host insists on sending it packed."""
+        """The recording, decompressed if the host sends it compressed."""
         packing = response.headers.get("Content-Encoding", "identity").strip().lower()
         if packing not in ("identity", "", "gzip", "x-gzip", "deflate"):
             raise FetchError("its host sends it compressed: let it send the file as it is")
-        unpack = None if packing in ("identity", "") else zlib.decompressobj(47)  # zlib's or gzip's header
+        unpack = None if packing in ("identity", "") else zlib.decompressobj(47)  # accepts zlib and gzip
         if unpack is None and response.content_length is not None:
             self._check(response.content_length)
         chunks: list[bytes] = []
         size = 0
         try:
             async for chunk in response.content.iter_chunked(CHUNK):
-                # A bomb is never unpacked further than the limit, nor much of it at a time.
+                # A bomb is decompressed in small pieces, and never beyond the limit.
                 for piece in [chunk] if unpack is None else _unpacked(unpack, chunk):
                     size += len(piece)
                     self._check(size)
@@ -385,7 +385,7 @@ def _unpacked(unpack: Any, chunk: bytes) -> Any:
 
 
 def _cause(error: aiohttp.ClientError) -> str:
-    """Why there is no connection, without addresses."""
+    """Why the connection failed, without naming addresses."""
     inner = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
     if isinstance(inner, ConnectionRefusedError):
         return "connection refused"

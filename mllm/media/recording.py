@@ -8,9 +8,9 @@
 
 A source is a path, bytes, a `data:` URI, a folder of frames (png or jpg in the order of their names, with at
 most one sound file, and `fps.txt` where the rate is not 3), or a `Clip`. PyAV probes; decord decodes the
-frames at the size asked for, PyAV where decord cannot (AV1, AVI, open GOPs, deep colours, damage, no wheel);
-PyAV decodes the sound. What cannot be read ends in a MediaError of one line. Decoders are large and can be
-crashed: what a stranger sent is read with `isolated=True`, in a process that may be lost (`decode_pool`).
+frames at the requested size, PyAV where decord cannot (AV1, AVI, open GOPs, deep colours, damage, no wheel);
+PyAV decodes the sound. Unreadable media raise a MediaError of one line. Decoders are large and can be
+crashed, so untrusted media are read with `isolated=True`, in an expendable process (`decode_pool`).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ Choose: TypeAlias = Callable[[float], np.ndarray]
 
 
 class Recording(ABC):
-    """An open recording: scanned once, read as often as wanted, by one thread at a time.
+    """An open recording: scanned once, read as often as needed, by one thread at a time.
 
     Attributes:
-        name: what messages call it.
+        name: its name in messages.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Recording(ABC):
     @cached_property
     @abstractmethod
     def info(self) -> MediaInfo:
-        """What it holds."""
+        """Duration, tracks and size."""
 
     @cached_property
     @abstractmethod
     def digest(self) -> str:
-        """sha256, hex, of its bytes (of a `Clip`, of its arrays) and those of its separate sound."""
+        """sha256, hex, of its bytes (or a `Clip`'s arrays) and those of its separate sound."""
 
     @abstractmethod
     def clip(
@@ -70,25 +70,25 @@ class Recording(ABC):
         want_video: bool = True,
         want_audio: bool = True,
     ) -> Clip:
-        """Decodes it, or a cut of it.
+        """Decodes the whole recording or a part of it.
 
         Args:
-            start, end: s; times then count from start, and so does what `choose` sees.
-            size: pixels; frames are squashed to size×size. None keeps theirs, as a Clip always does.
-            choose: from the duration (s) to the times (s) whose frames are wanted: ascending; one frame for
-                each, the one on screen then. None: every frame once. Only what is needed is decoded.
-            want_video, want_audio: leave one out.
+            start, end: s; times in the result, and the duration given to `choose`, count from start.
+            size: pixels; frames are squashed to size×size. None keeps their size, as a Clip always does.
+            choose: maps the duration (s) to ascending times (s); the frame on screen at each is returned.
+                None returns every frame once. Only what is needed is decoded.
+            want_video, want_audio: set one to False to skip it.
 
         Raises:
-            MediaError: with source, cause and remedy, if it cannot be read, breaks a limit, ends before start
-                or changed since it was opened.
+            MediaError: with source, cause and remedy, if it cannot be read, exceeds a limit, ends before
+                start or has changed since it was opened.
         """
 
-    def begin(self) -> None:  # noqa: B027 (most are open once they exist)
-        """Opens it, where that waits for the first use otherwise."""
+    def begin(self) -> None:  # noqa: B027 (most are open once constructed)
+        """Opens it now, if it would otherwise be opened on first use."""
 
-    def close(self) -> None:  # noqa: B027 (most hold nothing that is not freed with them)
-        """Lets go of what reading it needs."""
+    def close(self) -> None:  # noqa: B027 (most have nothing to release)
+        """Releases its decoders."""
 
 
 MediaSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Source | Clip | Recording"
@@ -106,13 +106,13 @@ def open_recording(
 
     Args:
         source: path, bytes, `data:` URI, folder of frames, Clip, or an open recording, which stays open.
-        limits: what is too much.
-        audio: a separate recording of the sound, from the same moment on; replaces the source's own.
-        isolated: decode in a worker process that may be lost, for what a stranger sent: a crash, a hang or a
-            bomb ends in a MediaError, too. The arrays are the same, and writable.
+        limits: upper bounds on size, length and decoding cost.
+        audio: a separate recording of the sound, starting at the same moment; replaces the source's own.
+        isolated: decode untrusted media in a worker process, so that a crash, a hang or a decompression bomb
+            raises a MediaError, too. The arrays are the same, and writable.
 
     Raises:
-        MediaError: if it cannot be read or breaks a limit.
+        MediaError: if it cannot be read or exceeds a limit.
     """
     with _opening(source, limits, audio, isolated) as recording:
         recording.begin()
@@ -123,7 +123,7 @@ def open_recording(
 def _opening(
     source: MediaSource, limits: MediaLimits, audio: MediaSource | None, isolated: bool
 ) -> Iterator[Recording]:
-    """As `open_recording`, but a worker opens it with the first thing that is asked of it: one trip less."""
+    """Like `open_recording`, but a worker opens it with the first request, which saves a round trip."""
     if isinstance(audio, Clip):
         told = "a Clip cannot be the sound of another: give a path or bytes as `audio`"
         raise MediaError(f"{audio.source}: {told}")
@@ -136,7 +136,7 @@ def _opening(
     if isinstance(source, Clip):
         recording = _InMemory(source, limits, audio, isolated)
     elif isolated:
-        from mllm.media.decode_pool import shared_pool  # it is built on this module
+        from mllm.media.decode_pool import shared_pool  # which imports this module
 
         sound = None if audio is None else locate(audio, limits)
         recording = shared_pool().open(locate(source, limits), sound, limits)
@@ -162,24 +162,24 @@ def load_clip(
     """Opens a recording and reads one clip of it: see `open_recording` and `Recording.clip`.
 
     Raises:
-        MediaError: with source, cause and remedy, if it cannot be read, breaks a limit or ends before start.
+        MediaError: with source, cause and remedy, if it cannot be read, exceeds a limit or ends before start.
     """
     with _opening(source, limits, audio, isolated) as recording:
         return recording.clip(start, end, size, choose, want_video, want_audio)
 
 
 def probe(source: MediaSource, limits: MediaLimits = MediaLimits(), *, isolated: bool = False) -> MediaInfo:
-    """What a source holds, without decoding it: see `open_recording`.
+    """Describes a source without decoding it.
 
     Raises:
-        MediaError: as there.
+        MediaError: as `open_recording` does.
     """
     with _opening(source, limits, None, isolated) as recording:
         return recording.info
 
 
 class Decoding(Recording):
-    """One that this process decodes."""
+    """A recording that this process decodes."""
 
     def __init__(self, source: MediaSource, limits: MediaLimits, audio: MediaSource | None):
         self._limits = limits
@@ -241,11 +241,11 @@ class Decoding(Recording):
         self._media.close()
 
     def _picture_until(self) -> float:
-        """s; a lone frame accompanies all the sound."""
+        """When the picture ends, s; a single frame lasts as long as the sound."""
         return self._duration if len(self._media.times) == 1 else self._media.picture_end
 
     def _wanted(self, first: float, last: float, choose: Choose | None) -> np.ndarray:
-        """int64: positions of the frames that a cut (s) needs."""
+        """int64, positions of the frames needed between `first` and `last` (s)."""
         times = self._media.times
         if not len(times) or first > self._picture_until() + HOLD:
             return np.zeros(0, np.int64)
@@ -264,7 +264,7 @@ class _InMemory(Recording):
 
     @cached_property
     def _whole(self) -> Clip:
-        """With the separate sound in place of its own."""
+        """The clip, with the separate sound in place of its own."""
         clip = self._clip
         if self._audio is None:
             return clip
@@ -309,7 +309,7 @@ class _InMemory(Recording):
         want_video: bool = True,
         want_audio: bool = True,
     ) -> Clip:
-        """A Clip without what is not wanted; its frames keep their size. The same one if all is wanted."""
+        """The Clip itself, or a cut of it without what is not wanted; frames keep their size."""
         clip = self._whole
         if start is None and end is None and want_video and want_audio:
             return clip
@@ -332,7 +332,7 @@ class _InMemory(Recording):
         )
 
 
-@lru_cache(maxsize=1000)  # a recording may be read in many pieces
+@lru_cache(maxsize=1000)  # warns once, however many pieces are read
 def warn_of_jumps(name: str, jumps: int) -> None:
     if jumps:
         times = "once" if jumps == 1 else f"{jumps} times"
@@ -346,7 +346,7 @@ def _joined(*digests: str) -> str:
 
 
 def _span(name: str, duration: float, start: float | None, end: float | None) -> tuple[float, float]:
-    """From when to when, s, within the recording."""
+    """Start and end, s, clipped to the recording."""
     first, last = 0.0 if start is None else float(start), math.inf if end is None else float(end)
     if not 0.0 <= first < last:
         raise MediaError(

@@ -1,6 +1,6 @@
-"""One pass over a recording's packets: what is in it, and when. The lower half of `recording`.
+"""One pass over a recording's packets: its tracks and their timestamps. The lower half of `recording`.
 
-Times are seconds from the recording's beginning: the first thing to be seen or heard.
+Times are seconds from the start of the recording, the earlier of its first frame and its first sound.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mllm.media.clocks import JUMPING, Shifts, Stamp, moved, moved_by, shifts
 from mllm.media.encryption import is_encrypted
 from mllm.media.sources import Source, check_pixels, clear_errors
 
-# What FFmpeg may open. The others are no recordings: playlists that name further files or hosts, a screen,
-# a text that would be typeset into a film.
+# The formats that FFmpeg may open. The others are no recordings: playlists that refer to further files or
+# hosts, screen capture, text that would be rendered as video.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,av1,ivf,ogg,nut,mxf,"
     "dv,rm,mjpeg,yuv4mpegpipe,wav,w64,aiff,au,caf,mp3,aac,ac3,eac3,dts,flac,amr,amrnb,amrwb,tta,wv,ape,voc"
 )
 PADDING = 0.1  # s: more than any encoder needs to fill its last block
-LARGE_PICTURE = 1_000_000  # pixels: from here threads gain more than they cost
+LARGE_PICTURE = 1_000_000  # pixels, from which threads gain more than they cost
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,20 @@ class Picture:
     """A video track.
 
     Attributes:
-        index: of the stream in the container.
-        pts: int64 [frames], times of appearance in the stream's time base, ascending.
+        index: stream index in the container.
+        pts: int64 [frames], presentation timestamps in the stream's time base, ascending.
         times: float64 [frames] s, when each frame appears.
         keys: int64, positions in `pts` at which decoding can begin.
         end: s, when the last frame leaves the screen.
-        clock: which of a decoded frame's stamps is its `pts` here, "pts" or "dts"; None: only counting tells.
-        plain: nothing in it over which engines differ: damage, an edit list, frames that refer across a
-            keyframe, a second video stream.
-        turns, mirrored: quarter turns clockwise, then left-right, that put the picture upright.
+        clock: the attribute of a decoded frame that matches `pts`, "pts" or "dts"; None if frames can only
+            be counted.
+        plain: free of everything that decord and PyAV treat differently: damage, an edit list, frames that
+            refer across a keyframe, a second video stream.
+        turns, mirrored: quarter turns clockwise, then a left-right flip, that put the picture upright.
         width, height: pixels, upright.
         codec: FFmpeg's name of the format.
         depth: bits per colour.
-        shifts: see `clocks`; empty where the clock never jumps.
+        shifts: see `clocks`; empty if the clock never jumps.
     """
 
     index: int
@@ -69,7 +70,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound track: stream index, begin and end (s), codec, and how its clock jumps (see `clocks`)."""
+    """A sound track: stream index, start and end (s), codec, and the jumps of its clock (see `clocks`)."""
 
     index: int
     start: float
@@ -80,13 +81,13 @@ class Sound:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the packets say.
+    """The result of `scan`.
 
     Attributes:
         container: FFmpeg's name of the format.
-        origin: s, in the container's time, when the recording begins.
+        origin: start of the recording on the container's clock, s.
         duration: s.
-        undecodable: codec of a picture that is there and cannot be decoded; `picture` is None then.
+        undecodable: codec of a video track that cannot be decoded, in which case `picture` is None.
     """
 
     container: str
@@ -99,7 +100,7 @@ class Scan:
 
 @contextmanager
 def open_container(source: Source) -> Iterator[Any]:
-    """PyAV's container; recordings only."""
+    """Opens a PyAV container, of recordings only."""
     try:
         container = av.open(
             source.handle(), options={"format_whitelist": CONTAINERS}, metadata_errors="replace"
@@ -133,13 +134,13 @@ def _why_unreadable(head: bytes, error: Exception) -> str:
 
 
 def scan(source: Source, max_pixels: int | None = None) -> Scan:
-    """Reads every packet's time, and decodes one frame to know that it can be done.
+    """Reads the timestamps of all packets, and decodes one frame to make sure that it is possible.
 
-    Headers lie about duration (truncated files) or are silent (streamed WebM); packets do not.
+    Headers give a wrong duration (truncated files) or none (streamed WebM); packets do not.
 
     Args:
         source: a file or bytes.
-        max_pixels: of one picture.
+        max_pixels: largest picture accepted.
 
     Raises:
         MediaError: if there is nothing to see or hear, or a picture is larger than max_pixels.
@@ -168,7 +169,7 @@ def scan(source: Source, max_pixels: int | None = None) -> Scan:
             if not heard:
                 raise MediaError(cannot_decode(source.name, undecodable))
             shown = []
-        # start_time leaves out what the encoder put in front (priming); packets do not.
+        # Unlike the packets, start_time excludes the encoder's priming samples.
         primed = heard and audio.start_time is not None
         begins = [float((audio.start_time if primed else heard[0].time) * audio.time_base)] if heard else []
         if shown:
@@ -191,7 +192,7 @@ def cannot_decode(name: str, codec: str) -> str:
 
 
 def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Stamp], Any, set[str]]:
-    """Stamps of video and of audio packets in the order of the file, the first frame, what is unusual."""
+    """Stamps of video and audio packets in file order, the first frame, and what is unusual."""
     shown: list[Stamp] = []
     heard: list[Stamp] = []
     first, faults, numbered = None, set(), container.format.name == "avi"
@@ -210,13 +211,13 @@ def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Sta
         faults |= {name for name in ("is_corrupt", "is_discard") if getattr(packet, name)}
         faults |= {"unstamped"} if packet.pts is None else set()
         if not packet.is_discard:
-            # AVI numbers its frames; the pts that FFmpeg derives go to the wrong ones where order changes.
+            # AVI numbers its frames; FFmpeg derives a pts that is wrong where frames are reordered.
             time = packet.dts if numbered else time
             shown.append(Stamp(time, packet.is_keyframe, packet.duration or 0, number, decoded, place))
     if shown:
         first = first or _first_frame(None, video)
     if any(stamp.time is None for stamp in shown):
-        # A bare stream without timestamps, or with few: its frames follow each other at the nominal rate.
+        # A raw stream with few timestamps or none: its frames follow each other at the nominal rate.
         step = _step(video)
         known = ((stamp.time, place) for place, stamp in enumerate(shown) if stamp.time is not None)
         time, place = next(known, (0, 0))
@@ -229,7 +230,7 @@ def _read(container: Any, video: Any, audio: Any) -> tuple[list[Stamp], list[Sta
 
 
 def _streams(container: Any) -> tuple[Any, Any]:
-    """The video and audio stream to use; album art is no video, and a codec without a decoder is none."""
+    """The video and audio streams to use; album art does not count, nor does a codec without a decoder."""
     usable = [stream for stream in container.streams if stream.codec_context is not None]
     stills = Disposition.attached_pic | Disposition.timed_thumbnails
     chosen = {}
@@ -246,15 +247,15 @@ def configure(video: Any, max_pixels: int | None) -> None:
     large = video.codec_context.width * video.codec_context.height >= LARGE_PICTURE
     video.thread_type = "AUTO" if large else "NONE"
     video.codec_context.thread_count = 0 if large else 1
-    if max_pixels is not None:  # pictures may grow beyond what the header said
+    if max_pixels is not None:  # pictures may turn out larger than the header says
         video.codec_context.options = {"max_pixels": str(max_pixels)}
 
 
 def packets(container: Any, streams: list[Any], moves: Shifts = ()) -> Iterator[Any]:
-    """Packets up to the end or to damage that cannot be passed: what came before is still good.
+    """Packets up to the end, or to damage that cannot be skipped.
 
     Args:
-        moves: of the one stream that is read, from its beginning.
+        moves: shifts of the stream, if a single one is read from its start.
     """
     try:
         if streams:
@@ -269,7 +270,7 @@ def packets(container: Any, streams: list[Any], moves: Shifts = ()) -> Iterator[
 
 
 def decode(packet: Any, stream: Any) -> list[Any]:
-    """The frames that this packet completes (None: those still in the decoder); none if it is damaged."""
+    """The frames that a packet completes (None flushes the decoder); none if it is damaged."""
     try:
         return list(packet.decode() if packet is not None else stream.codec_context.decode(None))
     except (av.error.FFmpegError, ValueError):
@@ -290,7 +291,7 @@ def _step(video: Any) -> int:
 def _picture(
     video: Any, form: str, shown: list[Stamp], origin: float, first: Any, faults: set[str], moves: Shifts
 ) -> Picture:
-    coded = np.array([stamp.time for stamp in shown], np.int64)  # in the order of the file
+    coded = np.array([stamp.time for stamp in shown], np.int64)  # in file order
     is_key = np.array([stamp.key for stamp in shown])
     order = np.argsort(coded, kind="stable")
     pts = coded[order]
@@ -302,7 +303,7 @@ def _picture(
     if not unique or "unstamped" in faults:
         clock = None
     newest_key = np.maximum.accumulate(np.where(is_key, coded, coded.min()))
-    crossing = bool((coded < newest_key).any())  # decord misses frames after a jump into such a stream
+    crossing = bool((coded < newest_key).any())  # decord misses frames after seeking in such a stream
     missing = video.frames not in (0, len(pts))  # the header of a truncated file promises more
     alone = len(video.container.streams.video) == 1
     gap = float(np.median(np.diff(times))) if len(times) > 1 else float(_step(video) * video.time_base)
@@ -327,7 +328,7 @@ def _picture(
 
 
 def _orientation(frame: Any) -> tuple[int, bool]:
-    """Quarter turns clockwise, and whether to mirror left-right after them: from the display matrix."""
+    """Quarter turns clockwise, and whether to mirror left-right afterwards, from the display matrix."""
     matrices = [np.frombuffer(data, "<i4") for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
     if not matrices:
         return 0, False
@@ -340,7 +341,7 @@ def _orientation(frame: Any) -> tuple[int, bool]:
 def _sound(audio: Any, heard: list[Stamp], begin: float, origin: float, moves: Shifts) -> Sound:
     end = float(max(stamp.time + stamp.duration for stamp in heard) * audio.time_base)
     if audio.duration is not None:
-        # Leaves out what the encoder put behind. Otherwise an estimate, or the promise of a truncated file.
+        # Excludes the encoder's padding. If it is far off, it is an estimate, or the file is truncated.
         promised = begin + float(audio.duration * audio.time_base)
         end = promised if 0 < end - promised < PADDING else end
     return Sound(audio.index, begin - origin, end - origin, audio.codec_context.codec.canonical_name, moves)

@@ -1,4 +1,4 @@
-"""Where a recording comes from, what may be opened, and what is too much of it."""
+"""Locating the source of a recording, and the limits on what may be opened."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ READING_ERRORS = (
     Image.DecompressionBombError,
 )
 
-# What is taken for a recording in a folder, by the end of its name; what it is, its content decides.
+# Files in a folder count as recordings by suffix; their content decides their actual format.
 SUFFIXES = {
     "video": {
         ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv",
@@ -51,20 +51,23 @@ SUFFIXES = {
 MEDIA_SUFFIXES = frozenset().union(*SUFFIXES.values())
 
 
-LARGEST_LIMIT = 1e15  # of anything: what is larger, the system cannot be told
+LARGEST_LIMIT = 1e15  # larger numbers overflow system calls
 
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """What is too much; None lifts a limit. Others are numbers above 0, or it is a ConfigError.
+    """Upper limits on a recording, each a number above 0, or None for no limit.
 
     Attributes:
-        max_bytes: of the file.
-        max_seconds: of what is read: the recording, or the cut from start to end.
-        max_pixels: of one picture.
-        max_frame_bytes: of all decoded frames together.
-        max_decode_seconds: until a worker process that decodes it is given up.
-        max_decode_bytes: of memory for such a process.
+        max_bytes: size of the file.
+        max_seconds: length of what is read: the recording, or the cut from start to end.
+        max_pixels: size of one picture.
+        max_frame_bytes: size of all decoded frames together.
+        max_decode_seconds: time after which a worker process that decodes it is killed.
+        max_decode_bytes: memory of such a process.
+
+    Raises:
+        ConfigError: if a limit is not above 0.
     """
 
     max_bytes: int | None = 200_000_000
@@ -83,14 +86,14 @@ class MediaLimits:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a recording lies, and what messages call it.
+    """The location of a recording, and its name in messages.
 
-    Bytes become a file in memory: decord's own reader of bytes runs past their end where a damaged index
-    points there, and ends the process; a file simply ends.
+    Bytes become a file in memory: given bytes, decord reads past their end if a damaged index points there,
+    and crashes the process.
 
     Attributes:
-        path: of a file or a folder.
-        file: what keeps a file in memory alive, and its path valid.
+        path: a file or a folder.
+        file: the open file that keeps a file in memory alive, and its path valid.
     """
 
     name: str
@@ -99,7 +102,7 @@ class Source:
 
     @classmethod
     def in_memory(cls, name: str, data: bytes | bytearray | memoryview) -> Source:
-        """A file that lies in memory alone."""
+        """A source whose bytes exist only in memory."""
         try:
             file = memory_file()
             file.write(data)
@@ -112,16 +115,16 @@ class Source:
 
     @classmethod
     def of_file(cls, name: str, file: IO[bytes]) -> Source:
-        """A file that is open already."""
+        """A source for an open file."""
         named = os.path.isabs(str(file.name))
         return cls(name, Path(file.name if named else f"/proc/self/fd/{file.fileno()}"), file)
 
     def handle(self) -> str:
-        """What PyAV and decord take. The path is absolute: FFmpeg reads `a:b.mp4` as protocol `a`."""
+        """The path for PyAV and decord; absolute, because FFmpeg reads `a:b.mp4` as protocol `a`."""
         return str(self.path.absolute())
 
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.path.stat().st_size
 
     def head(self, size: int = 4096) -> bytes:
@@ -131,15 +134,15 @@ class Source:
 
 
 def memory_file() -> IO[bytes]:
-    """An empty file that no folder names; its memory goes when the last process closes it."""
+    """An empty anonymous file; its memory is freed when the last process closes it."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("mllm"), "wb+")
-    return tempfile.NamedTemporaryFile()  # no Linux
+    return tempfile.NamedTemporaryFile()  # not on Linux
 
 
 @contextmanager
 def clear_errors(name: str) -> Iterator[None]:
-    """Whatever the libraries raise over bad media, as one line."""
+    """Turns whatever the libraries raise over bad media into a MediaError of one line."""
     try:
         yield
     except MediaError:
@@ -157,7 +160,7 @@ def clear_errors(name: str) -> Iterator[None]:
 
 
 def locate(source: Any, limits: MediaLimits) -> Source:
-    """Check that there is something of an acceptable size, and name it; messages never quote content."""
+    """Checks that a source exists and has an acceptable size, and names it; messages never quote content."""
     if isinstance(source, Source):
         return source
     if isinstance(source, str) and is_data_uri(source):
@@ -199,13 +202,13 @@ READ_ALREADY = "a link to a folder that is read already"
 def walk_folders(
     root: str | Path, passed_over: Callable[[Path, str], None]
 ) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files) of a folder and all below it, by name; what is hidden is left out.
+    """Yields (folder, names of its files) for a folder and all below it, sorted, without hidden entries.
 
-    Links to folders are followed, once all that lies there itself has been given. Every folder is given once,
-    whatever leads to it, so that links which lead back end.
+    Links to folders are followed after everything else. Every folder is yielded once, however many links lead
+    to it, so cycles end.
 
     Args:
-        passed_over: called with what is not read, and why.
+        passed_over: called with each path that is skipped, and the reason.
     """
     seen: set[str] = set()
     above = {str(folder) for folder in Path(os.path.realpath(root)).parents}
@@ -227,7 +230,7 @@ def walk_folders(
             for name in names:
                 path = os.path.join(folder, name)
                 if not os.path.splitext(name)[1] and os.path.islink(path) and not os.path.exists(path):
-                    passed_over(Path(path), "a link to what is not there")  # a folder, as it has no suffix
+                    passed_over(Path(path), "a link to what is not there")  # without suffix: a folder's
             yield Path(folder), names
 
 
@@ -236,10 +239,10 @@ def _tell_unreadable(passed_over: Callable[[Path, str], None]) -> Callable[[OSEr
 
 
 def data_uri(text: str, limits: MediaLimits) -> bytes:
-    """What a data: URI holds. Line breaks, the url-safe alphabet and missing padding are read, too.
+    """The content of a data: URI. Accepts line breaks, the URL-safe alphabet and missing padding.
 
     Raises:
-        MediaError: if it is malformed or too large; the message quotes nothing of it.
+        MediaError: if it is malformed or too large; the message does not quote it.
     """
     header, comma, body = text.lstrip()[5:].partition(",")
     if not comma:
@@ -266,14 +269,14 @@ def check_bytes(name: str, size: int, limits: MediaLimits) -> None:
 
 
 def check_pixels(name: str, width: int, height: int, limit: int | None) -> None:
-    """Refuse a picture that is too large before it is decoded."""
+    """Raises MediaError for a picture that is too large to be decoded."""
     if limit is not None and width * height > limit:
         allowed = f"the limit of {limit / 1e6:g} million"
         raise MediaError(f"{name}: {width}×{height} pixels is more than {allowed}: scale it down")
 
 
 def check_frame_bytes(name: str, count: int, width: int, height: int, limit: int | None) -> None:
-    """Refuse to hold more frames than memory should."""
+    """Raises MediaError for frames that would take too much memory."""
     needed = count * width * height * 3
     if limit is not None and needed > limit:
         size = f"{needed / 1e9:.1f} GB, more than the limit of {limit / 1e9:g} GB"
@@ -282,18 +285,18 @@ def check_frame_bytes(name: str, count: int, width: int, height: int, limit: int
 
 
 def frame_order(path: Path) -> list[Any]:
-    """Sort key of the files in a folder of frames: numbers within names count by their value."""
+    """Sort key of the files in a folder of frames: numbers in names sort by value."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def bound_memory(most_bytes: float | None) -> None:
-    """Sets how much memory this process may take; what asks for more is told that there is none."""
+    """Limits the memory of this process; allocations beyond it fail."""
     bound = resource.RLIM_INFINITY if most_bytes is None else int(most_bytes)
     for what, most in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, bound),  # heap and what is mapped to write
-        (resource.RLIMIT_FSIZE, bound),  # the memory that goes back
+        (resource.RLIMIT_DATA, bound),  # heap and writable mappings
+        (resource.RLIMIT_FSIZE, bound),  # the shared memory of results
     ):
         hard = resource.getrlimit(what)[1]
         within = (
