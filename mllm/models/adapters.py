@@ -1,9 +1,8 @@
-"""From a tower's many tokens to the few that the decoder reads, and to vectors of the shared space.
+"""Maps a tower's many tokens to the few that the decoder reads, and to vectors of the shared space.
 
 The Q-Former is BLIP-2's idea (Li et al., 2023, arXiv:2301.12597): learned queries that attend to
 each other and to the tower. Ours is pre-norm, uses PyTorch's fused attention, and its queries start distinct;
-`mllm bench qformer` measures it against the transformers one. Perceiver fusion (queries joint over sound and
-picture) belongs here too.
+`mllm bench qformer` measures it against the transformers one.
 
 Notation: W windows, T tower tokens, Q queries, D width.
 """
@@ -71,7 +70,7 @@ class QFormer(nn.Module):
         self.reset_queries()
 
     def reset_queries(self) -> None:
-        # Equal queries get equal gradients and stay equal for ever: start them apart.
+        # Equal queries would get equal gradients and stay equal for ever.
         init.normal_(self.queries, mean=0.0, std=1.0)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -87,10 +86,10 @@ class QFormer(nn.Module):
 
 
 class Projector(nn.Module):
-    """Query outputs into the decoder's embedding width: [..., D] -> [..., hidden].
+    """Projects query outputs to the decoder's embedding width: [..., D] -> [..., hidden].
 
-    They come out as long as the decoder's words are (`match`). Without the norm they grew to twenty times
-    that, and whatever the decoder's layers wrote onto such a token was lost beside it (docs/log.md).
+    Outputs have the norm of the decoder's word embeddings (`match`). Without this norm they grew to twenty
+    times that, and drowned whatever the decoder's layers added to such a token (docs/log.md).
     """
 
     def __init__(self, width: int, hidden_size: int):
@@ -101,20 +100,19 @@ class Projector(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.linear_out(functional.gelu(self.linear_in(x)))
-        return self.norm(x.to(self.norm.weight.dtype))  # under autocast the two differ
+        return self.norm(x.to(self.norm.weight.dtype))  # the dtypes differ under autocast
 
     @torch.no_grad()
     def match(self, embeddings: torch.Tensor) -> None:
-        """Outputs as long as these token embeddings [vocabulary, hidden] are on average."""
+        """Sets the norm of outputs to the average of these token embeddings [vocabulary, hidden]."""
         self.norm.weight.fill_(embeddings.float().square().mean().sqrt())
 
 
 class EmbeddingHead(nn.Module):
-    """The windows of a clip to one unit vector of the shared space.
+    """Maps the windows of a clip to one unit vector of the shared space.
 
-    All queries of a window are read side by side (a mean would blur what each has found); a learned vector
-    for the window's place goes in before the non-linearity, so that the mean over windows still knows the
-    order.
+    The queries of a window are concatenated (a mean would blur what each has found); a learned position
+    embedding of the window is added before the non-linearity, so the mean over windows keeps their order.
     """
 
     def __init__(self, queries: int, width: int, embedding_dim: int, max_windows: int):

@@ -1,4 +1,4 @@
-"""A new model from the `model` section of an experiment, its tokenizer trained where there is none."""
+"""Builds a new model from the `model` section of an experiment, and trains a tokenizer if there is none."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 def build_model(
     settings: Any, texts: Iterable[str] | None = None
 ) -> tuple[MllmForConditionalGeneration, MllmProcessor]:
-    """A new model and its processor from the `model` section of an experiment.
+    """Builds a new model and its processor from the `model` section of an experiment.
 
     Each of `decoder`, `video`, `audio`, `text` is a hub id or a folder (weights and config from there), or a
-    dict: with a `type` and fields of that type's transformers config (random weights), or, of a tower, with
+    dict: with a `type` and fields of that type's transformers config (random weights), or, for a tower, with
     `from`, a hub id or a folder, and the fields in which it differs. `video`, `audio` or `text` may be None.
 
     Args:
         settings: `experiment.model`.
-        texts: what the tokenizer is trained on where the decoder starts from nothing.
+        texts: training data of the tokenizer, if the decoder is trained from scratch.
 
     Raises:
         ConfigError: for an unknown type or field, or sizes that do not fit together.
@@ -67,7 +67,7 @@ def build_model(
 
 
 def _decoder(settings: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    """The decoder's config, and the pretrained decoder itself, or None where it starts from nothing."""
+    """The decoder's config, and the pretrained decoder, or None if it is trained from scratch."""
     from transformers import AutoModelForCausalLM
 
     decoder = None
@@ -90,7 +90,7 @@ def _decoder(settings: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, An
 
 
 def _space_tokenizer(settings: Any) -> Any:
-    """The tokenizer of a pretrained text tower; None where the tower reads the decoder's ids."""
+    """The tokenizer of a pretrained text tower; None if the tower reads the decoder's ids."""
     from transformers import AutoTokenizer
 
     base = base_of(settings.text)
@@ -139,7 +139,7 @@ def _model_config(
 
 
 def _load_towers(model: MllmForConditionalGeneration, settings: Any) -> None:
-    """Give each tower that has a base that base's weights."""
+    """Loads the weights of towers that have a base."""
     towers = dict(model.model.towers)
     if settings.text is not None:
         towers["text"] = model.model.space.text_tower
@@ -153,7 +153,7 @@ def window_spec(settings: Any) -> WindowSpec:
     """How a model with these settings cuts recordings.
 
     Raises:
-        ConfigError: its video tower cannot be found.
+        ConfigError: if its video tower cannot be found.
     """
     window = WindowSize(settings.window_seconds, settings.frames_per_window)
     size = 1 if settings.video is None else tower_config(settings.video, "video", window).image_size
@@ -161,7 +161,7 @@ def window_spec(settings: Any) -> WindowSpec:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that can spell anything, with our special tokens among `vocabulary`."""
+    """Trains a byte-level BPE tokenizer, which encodes any text; `vocabulary` includes special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -180,7 +180,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def _tokenizer(
     settings: Any, texts: Iterable[str] | None
 ) -> tuple[PreTrainedTokenizerFast, list[int] | None]:
-    """The decoder's tokenizer with what prompts need, and the ids that a pretrained decoder did not know."""
+    """The decoder's tokenizer with the tokens of prompts, and ids that are new to a pretrained decoder."""
     from transformers import AutoTokenizer
 
     if isinstance(settings.decoder, str):
@@ -194,7 +194,7 @@ def _tokenizer(
         tokenizer = train_tokenizer(texts, settings.tokenizer_vocab)
     known = tokenizer.get_vocab()
     added: dict[str, Any]
-    if tokenizer.chat_template:  # the decoder keeps the chat form that it knows
+    if tokenizer.chat_template:  # the decoder keeps its own chat format
         added = {"extra_special_tokens": list(chat.PLACEHOLDERS.values())}
         if tokenizer.pad_token is None:
             added["pad_token"] = chat.PAD_TOKEN
@@ -217,9 +217,9 @@ def _tokenizer(
 
 
 def _answer_ends(tokenizer: PreTrainedTokenizerFast, decoder: PreTrainedModel | None) -> int | list[int]:
-    """Ids of the tokens that end an answer: that of the chat form first, then the decoder's own.
+    """Ids of the tokens that end an answer: first that of the chat format, then the decoder's own.
 
-    In our form only <|end|> does: a base model's end marker would end an answer in mid-sentence of a chat.
+    In our own format only <|end|> does: a base model's end-of-text token could end an answer in mid-sentence.
     """
     end: int = tokenizer.convert_tokens_to_ids(chat_form_of(tokenizer).end_token)
     if decoder is None or not tokenizer.chat_template:
@@ -230,7 +230,7 @@ def _answer_ends(tokenizer: PreTrainedTokenizerFast, decoder: PreTrainedModel | 
 
 
 def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreTrainedConfig:
-    """The transformers config of a decoder; `fixed` are the fields that other settings decide."""
+    """The transformers config of a decoder; `fixed` holds the fields that follow from other settings."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if isinstance(component, str):
@@ -253,7 +253,7 @@ def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreT
 
 
 def greedy_generation(config: MllmConfig) -> GenerationConfig:
-    """Greedy, with the decoder's own BOS, pad and end tokens."""
+    """Greedy decoding, with the decoder's own BOS, pad and end tokens."""
     from transformers import GenerationConfig
 
     decoder = config.text_config

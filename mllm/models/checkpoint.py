@@ -1,11 +1,11 @@
-"""Model folders: loaded, and saved whole or not at all.
+"""Loading model folders, and saving them whole or not at all.
 
 A checkpoint folder holds
 
     config.json, model.safetensors, generation_config.json
     processor_config.json, tokenizer*.json, chat_template.jinja
     experiment.yaml, metrics.json, README.md     where it comes from
-    adapter/                                     only where LoRA deltas stand beside the base
+    adapter/                                     only if LoRA deltas are kept beside the base
 
 `from_pretrained` and `vllm serve` take the folder as it is.
 """
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("build_model", "train_tokenizer"):  # they load torch, which finding a checkpoint need not
+    if name in ("build_model", "train_tokenizer"):  # they load torch, which finding a checkpoint must not
         from mllm.models import build
 
         return getattr(build, name)
@@ -75,7 +75,7 @@ def find_default_checkpoint() -> Path:
     """The nano checkpoint that ships with the package.
 
     Raises:
-        MllmError: where it is missing.
+        MllmError: if it is missing.
     """
     if not (DEFAULT_CHECKPOINT / "config.json").is_file():
         raise MllmError(
@@ -91,15 +91,15 @@ def load(
     device: str | torch.device = "cpu",
     merge: bool = True,
 ) -> tuple[Any, MllmProcessor]:
-    """A model, in evaluation mode, and its processor.
+    """Loads a model, in evaluation mode, and its processor.
 
     Args:
-        folder: a checkpoint folder, a run folder, an adapter folder (its base is found through it), or a hub
-            id; None takes the checkpoint that ships with mllm.
-        merge: LoRA deltas are added into the weights; False returns the PeftModel.
+        folder: a checkpoint folder, a run folder, an adapter folder (which names its base), or a hub id; None
+            loads the checkpoint that ships with mllm.
+        merge: whether LoRA deltas are merged into the weights; False returns the PeftModel.
 
     Raises:
-        MllmError: if there is no checkpoint, or one without some of its weights.
+        MllmError: if there is no checkpoint, or weights are missing from it.
     """
     from mllm.models.build import greedy_generation
     from mllm.models.config import MllmConfig
@@ -115,7 +115,7 @@ def load(
         config = MllmConfig.from_pretrained(here)
         check_weights(here, shapes, weight_shapes(config))
         check_fit(here, config, processor)
-        # The folder's own file asks servers for temperature 0; generate() wants that said by do_sample alone.
+        # The folder's own file sets temperature 0 for servers, which generate() expresses by do_sample alone.
         model: Any = MllmForConditionalGeneration.from_pretrained(
             here,
             config=config,
@@ -134,10 +134,10 @@ def load(
 
 
 def fetch(base: str) -> Path:
-    """The folder of a checkpoint: the one named, or where the hub's files are kept.
+    """The local folder of a checkpoint, downloaded first if `base` is a hub id.
 
     Raises:
-        MllmError: a hub id that the hub does not know, or that cannot be reached.
+        MllmError: if the hub does not know the id, or cannot be reached.
     """
     if Path(base).is_dir():
         return Path(base)
@@ -149,7 +149,7 @@ def fetch(base: str) -> Path:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """transformers draws a progress bar for every file, however small."""
+    """Hides the progress bars that transformers shows for every file, however small."""
     from transformers.utils import logging as bars
 
     shown = bars.is_progress_bar_enabled()
@@ -171,10 +171,10 @@ def as_dtype(name: torch.dtype | str) -> torch.dtype:
 
 
 def load_processor(folder: str | Path | None = None) -> MllmProcessor:
-    """The processor of what `load` takes.
+    """Loads only the processor; `folder` as in `load`.
 
     Raises:
-        MllmError: there is no checkpoint, or one of its files is missing or damaged.
+        MllmError: if there is no checkpoint, or one of its files is missing or damaged.
     """
     from mllm.models.processor import MllmProcessor
 
@@ -185,7 +185,9 @@ def load_processor(folder: str | Path | None = None) -> MllmProcessor:
 
 
 def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
-    """(base folder or hub id, adapter folder or None) of what `load` takes; None, "nano": the one that ships.
+    """Resolves what `load` takes to (base folder or hub id, adapter folder or None).
+
+    None and "nano" name the checkpoint that ships with mllm.
 
     Raises:
         MllmError: if a folder holds no checkpoint.
@@ -275,7 +277,7 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         with _no_bars():
-            # Under the names that the model has here: those of the hub's old files differ for some towers.
+            # Keeps our names of the weights: for some towers, the hub's old files use others.
             base.save_pretrained(temporary, state_dict=weights, save_original_format=False)
         _write_config(temporary / "config.json", weights, dtype)
         processor.save_pretrained(temporary)
@@ -286,7 +288,7 @@ def save(
         for name, text in (extra or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
         for path in (temporary, *temporary.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # some were made for their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)  # some are created for their owner only
         _replace_folder(temporary, folder)
     except OSError as error:
         raise MllmError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -306,10 +308,10 @@ def _base_of(
 
 
 def _write_config(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:
-    """Makes config.json say what the weights are."""
+    """Updates config.json to match the written weights."""
     import torch
 
-    # Trainer switches the cache off in the config for its own sake.
+    # Trainer disables the cache in the config for training.
     changes: dict[str, Any] = {"use_cache": True}
     if dtype is not None:
         changes["dtype"] = str(dtype).removeprefix("torch.")
@@ -326,7 +328,7 @@ def _edit_json(path: Path, changes: Mapping[str, Any]) -> None:
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; a folder of that name is moved away first and then deleted."""
+    """Renames `new` to `folder`; an existing folder is moved away first and then deleted."""
     if folder.exists():
         old = new.with_suffix(".old")
         os.replace(folder, old)

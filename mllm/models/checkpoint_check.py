@@ -1,6 +1,6 @@
-"""Whether a checkpoint folder is whole, told from its files alone: no model is built, torch is not imported.
+"""Checks from its files alone that a checkpoint folder is complete: without a model, without torch.
 
-What is wrong is one line that names the file and what to do about it.
+Errors are one line that names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def check_folder(folder: Path) -> Shapes:
     """Checks every file that loading or serving reads, and returns the shapes of the weights.
 
     Raises:
-        MllmError: a file is missing, cut, damaged, or of another kind of model.
+        MllmError: if a file is missing, truncated, damaged, or of another kind of model.
     """
     check_config(folder)
     check_processor(folder)
@@ -33,7 +33,7 @@ def check_folder(folder: Path) -> Shapes:
 
 
 def check_config(folder: Path) -> None:
-    """Raises MllmError unless config.json is one of ours."""
+    """Raises MllmError unless config.json describes an mllm model."""
     kind = read_json(folder / "config.json").get("model_type")
     if kind == "mllm":
         return
@@ -60,7 +60,7 @@ def _check_template(path: Path) -> None:
     try:
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except TemplateSyntaxError as error:
-        if "unknown tag" not in str(error):  # of transformers' own, such as {% generation %}
+        if "unknown tag" not in str(error):  # transformers adds tags, such as {% generation %}
             raise MllmError(f"{path} is damaged (line {error.lineno}: {error.message}): {REMEDY}") from None
     if "messages" not in text:
         raise MllmError(f"{path} is damaged (no template of messages): {REMEDY}")
@@ -70,27 +70,27 @@ def checkpoint_shapes(folder: Path) -> Shapes:
     """The shapes of all weights in a folder, in one file or in shards.
 
     Raises:
-        MllmError: a file is missing, cut or damaged, or lacks what the index says it holds.
+        MllmError: if a file is missing, truncated or damaged, or lacks a weight that the index lists.
     """
     if not (folder / INDEX).exists():
         return weight_shapes(folder / WEIGHTS)
-    places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    shard_of = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
         raise MllmError(f"{folder / INDEX} has no weight_map of names to files: {REMEDY}")
     shapes: Shapes = {}
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(shard_of.values())):
         held = weight_shapes(folder / shard)
-        if lost := sorted(name for name, file in places.items() if file == shard and name not in held):
+        if lost := sorted(name for name, file in shard_of.items() if file == shard and name not in held):
             raise MllmError(f"{folder / shard} lacks {lost[0]}, which {INDEX} says it holds: {REMEDY}")
         shapes |= held
     return shapes
 
 
 def weight_shapes(path: Path) -> Shapes:
-    """The shapes in one safetensors file, from its header.
+    """The shapes in the header of one safetensors file.
 
     Raises:
-        MllmError: it is missing, cut, or no safetensors file.
+        MllmError: if it is missing, truncated, or no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -112,12 +112,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        MllmError: the file is missing, cannot be read, or holds something else.
+        MllmError: if the file is missing, cannot be read, or holds anything but an object.
     """
     text = read_text(path)
     try:
         values = json.loads(text)
-    except ValueError as error:  # also of numbers too long to read
+    except ValueError as error:  # also for numbers too long to parse
         reason = "it is empty" if not text.strip() else f"not JSON: {error}"
         raise MllmError(f"{path} is damaged ({reason}): {REMEDY}") from None
     except RecursionError:
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Raises MllmError if the file is missing, cannot be read, or is not text."""
+    """The text of a file. Raises MllmError if it is missing, cannot be read, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -145,7 +145,10 @@ def _unreadable(path: Path, error: OSError) -> MllmError:
 
 @contextmanager
 def in_one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Turns whatever a library raises over damaged files into one line; MLLM_TRACEBACK=1 shows its origin."""
+    """Turns whatever a library raises over damaged files into a one-line MllmError.
+
+    MLLM_TRACEBACK=1 shows the origin.
+    """
     try:
         yield
     except (MllmError, MemoryError):
@@ -160,14 +163,14 @@ def in_one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
 
 
 def check_weights(folder: Path, held: Shapes, wanted: Shapes) -> None:
-    """Checks that a folder's weights are those of the model that its config.json describes, every one.
+    """Checks that a folder's weights are exactly those of the model that its config.json describes.
 
     Args:
-        held: shapes of what is in the files.
+        held: shapes in the files.
         wanted: shapes of the model; a tied head may be in the files or not.
 
     Raises:
-        MllmError: they are not; names the first.
+        MllmError: if they differ; the message names the first difference.
     """
     missing = sorted(wanted.keys() - held.keys())
     foreign = sorted(held.keys() - wanted.keys() - {"lm_head.weight"})
@@ -186,7 +189,7 @@ def check_weights(folder: Path, held: Shapes, wanted: Shapes) -> None:
 
 
 def check_fit(folder: Path, config: Any, processor: Any) -> None:
-    """Raises MllmError if the processor's files are of another model than config.json."""
+    """Raises MllmError if the processor's files do not belong to the model of config.json."""
     tokenizer = processor.tokenizer
     for name in ("bos_token", "eos_token", "pad_token"):
         # Some families have no BOS.

@@ -1,12 +1,11 @@
-"""What a frozen tower makes of a window, kept on disk: training, evaluation and the index run it once.
+"""A disk cache of frozen towers' outputs, so that training, evaluation and the index run a tower only once.
 
-A feature is found by content: the window's own pixels or log-mel values, as the tower gets them, and the
-tower's weights. Another recording, span, size, sampling or tower has another key, so nothing found is ever
-stale. Features are kept in bfloat16, and taken as rounded by it from the first time on: a hit and a miss
-give the same numbers.
+The key is a digest of content: the window's pixels or log-mel values, as the tower gets them, and the tower's
+weights. Another recording, span, size, sampling or tower has another key, so a hit is never stale. Features
+are stored in bfloat16, and a miss returns the rounded values, too: it gives the same numbers as a hit.
 
-The store is diskcache's (SQLite and files): several processes may write at once, and a size cap evicts what
-was used least recently.
+The store is diskcache's (SQLite and files): several processes may write at once, and a size limit evicts the
+least recently used features.
 """
 
 from __future__ import annotations
@@ -31,15 +30,16 @@ if TYPE_CHECKING:
     from mllm.models.towers import Tower
 
 BYTES_PER_GB = 10**9
-MAX_GB = 20.0  # of a new cache, where nothing else is said
+MAX_GB = 20.0  # default size limit of a new cache
 
 
 class FeatureCache:
     """A folder of tower features.
 
     Args:
-        folder: made if it is not there.
-        max_gb: size from which on the least recently used features go; None: as the folder has it.
+        folder: created if it does not exist.
+        max_gb: size limit, beyond which the least recently used features are evicted; None keeps the
+            folder's own.
 
     Attributes:
         hits, misses: windows that were found, and that were not.
@@ -73,7 +73,7 @@ class FeatureCache:
         return self._store
 
     def through(self, tower: Tower, digest: str, batch: Tensor) -> Tensor:
-        """Features of a batch; where one is not known yet, the tower runs on all of it.
+        """Features of a batch; if any is missing from the cache, the tower runs on the whole batch.
 
         Args:
             digest: of the tower (`tower_digest`).
@@ -84,14 +84,14 @@ class FeatureCache:
         """
         shape = (tower.tokens_per_chunk, tower.width)
         keys = [_key(digest, item) for item in batch]
-        with self._kept():  # looking up counts as use, and is written down
+        with self._kept():  # a look-up is recorded as a use
             stored = [self.store.get(key) for key in keys]
         found = [_from_bytes(data, shape) for data in stored]
         unknown = [place for place, features in enumerate(found) if features is None]
         self.hits += len(keys) - len(unknown)
         self.misses += len(unknown)
         if unknown:
-            # The whole batch: who goes on after a kill in the middle of one gets the same bits as without.
+            # The whole batch, so that a run resumed after a kill in the middle of one gets the same bits.
             computed = _run_frozen(tower, batch).to(torch.bfloat16).cpu()
             with self._kept():
                 for place in unknown:
@@ -101,7 +101,7 @@ class FeatureCache:
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
-        """SQLite's errors as ours: a full disk, most of all."""
+        """Turns SQLite's errors, such as a full disk, into an MllmError."""
         try:
             yield
         except (OSError, sqlite3.Error, diskcache.Timeout) as error:
@@ -117,7 +117,7 @@ class FeatureCache:
 
 @torch.no_grad()
 def _run_frozen(tower: Tower, batch: Tensor) -> Tensor:
-    """Without dropout and autocast, in whatever mode the model around it is: whoever asks gets the same."""
+    """Runs a tower without dropout and autocast, whatever mode the model is in, for reproducible features."""
     training = tower.training
     try:
         with torch.autocast(batch.device.type, enabled=False):
@@ -127,10 +127,10 @@ def _run_frozen(tower: Tower, batch: Tensor) -> Tensor:
 
 
 def keep_features(tower: Tower, cache: FeatureCache) -> None:
-    """From now on a tower's features come from the cache where it has them.
+    """Makes a tower read its features from the cache, and write missing ones to it.
 
     Raises:
-        ConfigError: a parameter of the tower trains: its features change at every step.
+        ConfigError: if a parameter of the tower trains, which changes its features at every step.
     """
     if any(parameter.requires_grad for parameter in tower.parameters()):
         raise ConfigError("features of a tower that trains cannot be kept: take the tower out of `train`")
@@ -138,18 +138,18 @@ def keep_features(tower: Tower, cache: FeatureCache) -> None:
 
 
 def freeze_and_keep(model: MllmForConditionalGeneration, cache: FeatureCache) -> None:
-    """`keep_features` for all towers of a model that will not be trained."""
+    """Freezes a model and calls `keep_features` for all its towers."""
     model.requires_grad_(False)
     for tower in model.model.towers.values():
         keep_features(tower, cache)
 
 
 def tower_digest(tower: Tower) -> str:
-    """sha256, hex, of a tower's weights and of what its configuration says."""
+    """sha256, hex, of a tower's weights and configuration."""
     config = tower.encoder.config.to_dict()
-    # How attention is computed, where weights came from and in which type they lie change no feature.
+    # Neither the attention implementation nor the origin or dtype of the weights changes a feature.
     kept = {key: config[key] for key in sorted(config) if not key.startswith(("_", "attn_", "transformers_"))}
-    # What the tower's own fields change shows in its inputs, by which features are found.
+    # The tower's own fields act on its inputs, which are part of the key anyway.
     passed_over = ("dtype", "torch_dtype", "architectures", *tower.own_fields)
     kept = {key: value for key, value in kept.items() if key not in passed_over}
     digest = hashlib.sha256(json.dumps(kept, default=str).encode())
@@ -170,7 +170,7 @@ def _to_bytes(features: Tensor) -> bytes:
 
 
 def _from_bytes(data: bytes | None, shape: tuple[int, int]) -> Tensor | None:
-    """None, too, for what a power failure left cut off."""
+    """The stored features; None if there are none, or a power failure has truncated them."""
     if data is None or len(data) != torch.bfloat16.itemsize * shape[0] * shape[1]:
         return None
     return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(shape)

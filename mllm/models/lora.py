@@ -1,7 +1,7 @@
-"""LoRA adapters in PEFT's form: checked against their base before anything takes them, and merged.
+"""LoRA adapters in PEFT's format: checked against their base before use, and merged.
 
-An adapter whose names fit nothing is loaded by PEFT and by vLLM without a word, and the base answers. So
-every weight of an adapter has to find its module, and whatever an adapter asks for is applied or refused.
+PEFT and vLLM silently load an adapter whose names match nothing, and then the base answers. So every weight
+of an adapter must match a module, and every setting of an adapter is applied or rejected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PART = re.compile(
     r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight|\.bias)?$"
 )
 
-# Fields of an adapter's config that change what it means, and that nothing here applies.
+# Fields that change what an adapter means, and that are not supported here.
 NOT_APPLIED = (
     "alora_invocation_tokens",
     "ensure_weight_tying",
@@ -36,16 +36,16 @@ NOT_APPLIED = (
     "use_bdlora",
     "use_qalora",
 )
-PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # others change the base as well
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # other initialisations change the base
 
 
 @dataclass
 class Adapter:
-    """What an adapter folder holds.
+    """The contents of an adapter folder.
 
     Attributes:
-        config: of PEFT.
-        modules: names of the modules with LoRA weights, as the base calls them.
+        config: PEFT's adapter_config.json.
+        modules: LoRA weights by the base's name of their module.
         whole: parameters that the adapter replaces (modules_to_save, biases).
     """
 
@@ -55,15 +55,15 @@ class Adapter:
 
 
 def check_adapter(folder: Path, base: Shapes, base_name: str) -> Adapter:
-    """Reads an adapter's config and the names of its weights, all of which fit the base.
+    """Reads an adapter's config and the names of its weights, and checks them against the base.
 
     Args:
         base: shapes of the base's weights, see `checkpoint_check.checkpoint_shapes`.
         base_name: for errors.
 
     Raises:
-        MllmError: a file is missing or damaged, a weight fits no module, a module that the config names has
-            no weights, or the adapter is of a kind that is not applied; names the first of them.
+        MllmError: if a file is missing or damaged, a weight fits no module, a module that the config names
+            has no weights, or the adapter is of an unsupported kind; the message names the first problem.
     """
     adapter = Adapter(read_json(folder / CONFIG))
     if problem := not_applied(adapter.config):
@@ -89,7 +89,7 @@ def check_adapter(folder: Path, base: Shapes, base_name: str) -> Adapter:
 
 
 def _take(adapter: Adapter, key: str, shape: tuple[int, ...], base: Shapes) -> bool:
-    """Puts a weight where it belongs; False if the base has no such place."""
+    """Assigns a weight to its module; False if the base has no such module."""
     name = key.removeprefix("base_model.model.")
     part = PART.search(name)
     if part is None:
@@ -107,7 +107,7 @@ def _take(adapter: Adapter, key: str, shape: tuple[int, ...], base: Shapes) -> b
 
 
 def _declared(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a whole parameter is one that PEFT loads: of modules_to_save, a bias, or an embedding."""
+    """Whether PEFT loads this whole parameter: one of modules_to_save, a bias, or an embedding."""
     saved = config.get("modules_to_save") or []
     return (
         any(f".{module}." in f".{name}" for module in saved)
@@ -117,7 +117,7 @@ def _declared(config: Mapping[str, Any], name: str) -> bool:
 
 
 def _without_weights(adapter: Adapter, base: Shapes) -> list[str]:
-    """Modules that the config targets, without a pair of weights; halves of pairs."""
+    """Modules that the config targets but that have no pair of weights, or only half of one."""
     config = adapter.config
     lost = [
         module
@@ -151,17 +151,17 @@ def _first(names: list[str]) -> str:
 
 
 def not_applied(config: Mapping[str, Any]) -> str | None:
-    """Why an adapter with this config can be neither loaded nor merged; None if it can."""
+    """Why an adapter with this config can be neither loaded nor merged, or None if it can."""
     kind = config.get("peft_type")
     if kind not in ("LORA", None):
         return f"a {kind} adapter: mllm takes LoRA (with DoRA, rsLoRA, modules_to_save), so merge it yourself"
-    if asked := [name for name in NOT_APPLIED if config.get(name)]:
-        return f"{CONFIG} sets {asked[0]}, which mllm does not apply: train the adapter without it"
+    if unsupported := [name for name in NOT_APPLIED if config.get(name)]:
+        return f"{CONFIG} sets {unsupported[0]}, which mllm does not apply: train the adapter without it"
     return None
 
 
 def not_served(config: Mapping[str, Any], modules: Iterable[str], whole: Iterable[str] = ()) -> str | None:
-    """Why vLLM cannot serve an adapter beside its base; None if it can."""
+    """Why vLLM cannot serve an adapter beside its base, or None if it can."""
     start = config.get("init_lora_weights", True)
     if config.get("use_dora"):
         problem = "it uses DoRA"
@@ -179,10 +179,10 @@ def not_served(config: Mapping[str, Any], modules: Iterable[str], whole: Iterabl
 
 
 def check_served(folder: Path, base: Shapes, base_name: str) -> Adapter:
-    """`check_adapter`, and that vLLM applies all of it.
+    """Checks an adapter as `check_adapter` does, and that vLLM applies all of it.
 
     Raises:
-        MllmError: as there, or vLLM would refuse it or apply a part.
+        MllmError: as `check_adapter` does, or if vLLM would reject it or apply only a part.
     """
     adapter = check_adapter(folder, base, base_name)
     if problem := not_served(adapter.config, adapter.modules, adapter.whole):
@@ -196,7 +196,7 @@ def check_served(folder: Path, base: Shapes, base_name: str) -> Adapter:
 
 
 def merge_lora(model: Any) -> Any:
-    """LoRA deltas added into the weights they stand beside; a model without any comes back as it is."""
+    """Adds LoRA deltas into the weights; a model without any is returned unchanged."""
     if not hasattr(model, "merge_and_unload"):
         return model
     _untie_what_is_tuned(model.get_base_model())
@@ -204,9 +204,9 @@ def merge_lora(model: Any) -> Any:
 
 
 def new_token_rows(model: MllmForConditionalGeneration) -> dict[str, list[int]] | None:
-    """PEFT's `trainable_token_indices`: embeddings and head of the tokens that a decoder was given here.
+    """PEFT's `trainable_token_indices`: embedding and head rows of the tokens added to a decoder.
 
-    LoRA freezes both matrices, and nothing has ever trained these rows. None where there are none, or the
+    LoRA freezes both matrices, in which these rows are untrained. None if no tokens were added, or the
     matrices train as a whole.
     """
     rows = model.config.new_token_ids
@@ -217,9 +217,9 @@ def new_token_rows(model: MllmForConditionalGeneration) -> dict[str, list[int]] 
 
 
 def _untie_what_is_tuned(base: Any) -> None:
-    """Gives the head weights of its own where an adapter changes the embedding, or the head, alone.
+    """Unties the head if an adapter changes only the embedding, or only the head.
 
-    One tied weight would take the delta on both sides, and answer otherwise than base and adapter do.
+    A tied weight would take the delta on both sides, and answer differently from base plus adapter.
     """
     from peft.utils.other import TrainableTokensWrapper
     from torch import nn
@@ -310,5 +310,5 @@ def save_adapter(model: Any, state: Mapping[str, Any], folder: Path, dtype: Any 
         base_model_name_or_path="..",
         modules_to_save=None,
         trainable_token_indices=None,
-        init_lora_weights=True,  # the base is written as PEFT has left it: not to be changed once more
+        init_lora_weights=True,  # PEFT has already changed the base as it was written: not again on loading
     ).save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""What stands between a client and vLLM's API: one ASGI middleware, added to every server of our model.
+"""The ASGI middleware between clients and vLLM's API, added to every server of our model.
 
-It refuses requests that would not be honoured (`api_rules`), writes what was seen of the recordings into
-the answer's usage (`api_usage`), and says vLLM's validation errors in one line. As long as a request
-lasts, `current` tells who asked.
+It rejects requests that would not be honoured (`api_rules`), reports in the answer's usage how much of the
+recordings was seen (`api_usage`), and shortens vLLM's validation errors to one line. During a request,
+`current` identifies the client.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ HONOURED_WITH = {  # fields that vLLM honours if its flag was given
     "ec_transfer_params": "ec_transfer_config",
     "vllm_xargs": "logits_processors",
 }
-LONG = 10_000  # letters of a string that is no text
-REMEMBERED = 4096  # recordings that clients may name by uuid again
+LONG = 10_000  # characters, from which a string is taken for encoded data
+REMEMBERED = 4096  # recordings whose usage is kept for requests that name them by uuid
 
 
 @dataclass
 class Exchange:
-    """One request and what becomes of it.
+    """The state of one request.
 
     Attributes:
-        client: address of who asks; "" if it is not known (a Unix socket).
+        client: address of the client; "" if unknown (a Unix socket).
         usage: of the recordings read so far.
-        named: (modality, URL) of recordings that the client has given a uuid, and that uuid.
+        named: uuids that the client has given to recordings, by (modality, URL).
         error: why a recording could not be read.
     """
 
@@ -74,15 +74,15 @@ class Exchange:
     error: MllmError | None = None
 
 
-# The request that this task works for; None outside of a server (`LLM.generate`). Tasks that the request
-# starts inherit it, threads do not.
+# The request of the current task; None outside of a server (`LLM.generate`). Child tasks inherit it, threads
+# do not.
 current: ContextVar[Exchange | None] = ContextVar("current", default=None)
 
 _remembered: OrderedDict[tuple[str, str], MediaUsage] = OrderedDict()  # by modality and uuid
 
 
 def note(modality: str, url: str, features: MediaFeatures, processor: MllmProcessor) -> None:
-    """Called by the connector when it has read a recording for the current request."""
+    """Adds a recording that the connector has read to the current request's usage."""
     exchange = current.get()
     if exchange is None:
         return
@@ -101,7 +101,7 @@ class ApiMiddleware:
 
     Args:
         app: the application.
-        is_ours: whether it serves our model; another's requests pass as they are.
+        is_ours: whether it serves our model; requests to other models pass unchanged.
     """
 
     def __init__(self, app: Application, is_ours: Callable[[], bool] = lambda: True):
@@ -122,7 +122,7 @@ class ApiMiddleware:
             except MllmError as error:
                 return await _refuse(send, error)
             receive = _again(data, receive)
-            del data  # a request may hold a hundred megabytes
+            del data  # possibly a hundred megabytes
             send = _Answer(send, exchange, counted=path in COUNTED)
         token = current.set(exchange)
         try:
@@ -132,9 +132,9 @@ class ApiMiddleware:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """The body as it will be checked: without what recordings hold, unless their URLs are to be known again.
+    """Parses the body for the checks, without embedded recordings, unless uuids are attached to them.
 
-    vLLM parses it once more, and that takes 3 ms for each megabyte.
+    vLLM parses it again anyway, at 3 ms per megabyte.
     """
     if b'"uuid"' not in data:
         for mark in (b";base64,", b'"data":"', b'"data": "'):
@@ -152,11 +152,11 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 
 def _without_long_strings(data: bytes, mark: bytes) -> bytes:
-    """JSON with one letter for what follows `mark` in a string, where that is long."""
+    """The JSON with long string contents after `mark` replaced by one letter."""
     pieces, done, start = [], 0, data.find(mark)
     while start >= 0:
         end = data.find(b'"', start + len(mark))
-        if end < 0 or data[end - 1 : end] == b"\\":  # no JSON, or an escaped quotation mark: no base64
+        if end < 0 or data[end - 1 : end] == b"\\":  # not JSON, or an escaped quotation mark: not base64
             return data
         if end - start > LONG:
             pieces += [data[done : start + len(mark)], b"A"]
@@ -189,14 +189,14 @@ def _check(path: str, body: dict[str, Any], exchange: Exchange, state: Any) -> N
 
 
 def _check_adapter(folder: Any, model: str) -> None:
-    """Raises MllmError if an adapter on this disk fits the model not at all, or not whole."""
+    """Raises MllmError if a local adapter does not fit the model completely."""
     if isinstance(folder, str) and os.path.isdir(folder) and os.path.isdir(model):
         check_served(Path(folder), checkpoint_shapes(Path(model)), model)
 
 
 @lru_cache
 def _known_fields(path: str) -> frozenset[str]:
-    """The fields that vLLM reads at an address."""
+    """The fields that vLLM accepts at an endpoint."""
     from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
     from vllm.entrypoints.openai.chat_completion.protocol import (
         BatchChatCompletionRequest,
@@ -218,7 +218,7 @@ def _known_fields(path: str) -> frozenset[str]:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None if the client leaves before it has come."""
+    """The whole body; None if the client disconnects before it has arrived."""
     pieces = []
     while True:
         message = await receive()
@@ -230,7 +230,7 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 def _again(data: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read once more, then what comes behind it (that the client leaves)."""
+    """A `receive` that replays a body, then passes on later messages (the client's disconnect)."""
     pieces = [data]
 
     async def receive_again() -> Message:
@@ -260,7 +260,7 @@ async def _refuse(send: Send, error: MllmError) -> None:
 
 
 class _Answer:
-    """`send` for one answer: JSON is held until it is whole, events go on one by one."""
+    """`send` for one answer: buffers JSON until it is complete, and passes on events one by one."""
 
     def __init__(self, send: Send, exchange: Exchange, counted: bool):
         self.send = send
@@ -322,7 +322,7 @@ _PRINTED = re.compile(r"^\d+ validation errors? for .*\n(\S+)\n\s+(.*?)(?: \[typ
 
 
 def one_line(message: str) -> str:
-    """vLLM's error in one line: of pydantic's list, which has all forms that a field may have, the first."""
+    """vLLM's error in one line; of pydantic's list, with an entry per type a field may have, the first."""
     if "validation error" in message:
         if listed := _LISTED.search(message):
             return f"{listed[1]}: {listed[2] or listed[3]}"
@@ -335,11 +335,11 @@ def one_line(message: str) -> str:
 
 
 def attach(is_ours: Callable[[], bool]) -> None:
-    """Make vLLM's servers in this process wrap their application; safe to call again.
+    """Adds the middleware to vLLM's servers in this process; safe to call again.
 
-    vLLM asks plugins for no middleware, and `--middleware` would have to be typed with every `vllm serve`.
-    Wrapped is the function that adds vLLM's own: ours comes inside of them, so that who has no key is turned
-    away first. Details of the usage are on without their flag, too.
+    vLLM has no hook for it in plugins, and `--middleware` would be needed with every `vllm serve`. So this
+    wraps the function that adds vLLM's own middleware: ours comes inside, after authentication. It also
+    enables the details of the usage, which otherwise need a flag.
     """
     from vllm.entrypoints.launchers import app as launcher
 

@@ -1,8 +1,8 @@
-"""What a request to our server may hold: what would not be honoured is refused, never passed over in silence.
+"""The rules for requests to our server: whatever would not be honoured is rejected, never silently ignored.
 
-vLLM drops fields that it doesn't know, and passes others to a chat template that ignores them: a client that
-asks for tools, a thinking budget or a spoken answer would be answered as if it had not. Messages follow the
-rules of `mllm.records.chat`, in its words, so that a server refuses what `generate` refuses.
+vLLM drops unknown fields, and passes others to a chat template that ignores them: a client that requests
+tools, a thinking budget or a spoken answer would get an answer without them. Messages follow the rules of
+`mllm.records.chat`, with the same errors, so a server rejects what `generate` rejects.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from mllm.records import chat
 Body = dict[str, Any]
 NOTHING: tuple[Any, ...] = (None, [], {}, "")
 
-# Names of who asks and of what may be cached: the answer is the same with and without.
+# Identify the client and what may be cached: they do not change the answer.
 HARMLESS = {"user", "session_id", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 
-# Fields that vLLM reads and our model cannot honour, or that OpenAI knows and vLLM drops: what may
-# stand in them beside nothing, since it asks for what happens anyway.
+# Fields that vLLM reads but our model cannot honour, or that are OpenAI's but vLLM drops, with the values
+# that are allowed, since they request the default.
 NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "background": (False,),
@@ -74,7 +74,7 @@ SERVED_PARTS = "text, video_url, audio_url, input_audio or image_url"
 
 
 class ApiError(MllmError):
-    """A request asks for what this server does not do. `field` is the part of the body that it is about."""
+    """A request that this server cannot honour. `field` is the part of the body that it is about."""
 
     code = "invalid_request"
 
@@ -83,18 +83,18 @@ class ApiError(MllmError):
         self.field = field
 
 
-# How half a character comes in JSON: as an escape, or as bytes that are no UTF-8.
+# A lone surrogate in JSON, as an escape or as invalid UTF-8.
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 def check_characters(data: bytes, body: Body) -> None:
-    """Refuses lone surrogates, which vLLM fails on wherever they stand: in a text, a name, a stop word.
+    """Rejects lone surrogates, on which vLLM fails wherever they occur: in a text, a name, a stop word.
 
     Args:
-        data: the request as it came.
-        body: what it says.
+        data: the raw request.
+        body: the parsed request.
     """
-    if not _HALF.search(data):  # far quicker than a walk through a request of many megabytes
+    if not _HALF.search(data):  # far faster than walking through a request of many megabytes
         return
     for place, text in _texts(body):
         if chat.LONE_SURROGATE.search(text):
@@ -102,7 +102,7 @@ def check_characters(data: bytes, body: Body) -> None:
 
 
 def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of all texts in a request; keys count as texts of what they stand in."""
+    """Yields (path, text) of all texts in a request; keys count as texts of their object."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, dict):
@@ -115,19 +115,19 @@ def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_fields(body: Body, known: Collection[str], honoured: Collection[str] = ()) -> None:
-    """Refuses fields that are unknown or without effect.
+    """Rejects fields that are unknown or without effect.
 
     Args:
-        known: the fields that vLLM reads at this address.
-        honoured: those of `NOT_HONOURED` that this server honours nevertheless.
+        known: the fields that vLLM accepts at this endpoint.
+        honoured: fields of `NOT_HONOURED` that this server does honour.
     """
     for field, value in body.items():
         if field in HARMLESS or field in honoured or value is None:
             continue
         if field in NOT_HONOURED:
             allowed = NOT_HONOURED[field]
-            asked = {key: said for key, said in value.items() if said} if isinstance(value, dict) else value
-            if asked in NOTHING or asked in allowed:
+            given = {key: item for key, item in value.items() if item} if isinstance(value, dict) else value
+            if given in NOTHING or given in allowed:
                 continue
             instead = f", or set it to {json.dumps(allowed[0])}" if allowed else ""
             raise ApiError(f"this server does not honour {field!r}: leave it out{instead}", field)
@@ -147,9 +147,9 @@ def check_fields(body: Body, known: Collection[str], honoured: Collection[str] =
 
 
 def check_beside_adapters(body: Body) -> None:
-    """Refuses log-likelihoods of prompts, which end vLLM 0.32 if it serves adapters.
+    """Rejects log-likelihoods of prompts, which crash vLLM 0.32 if it serves adapters.
 
-    An echo asks for them as well: of a chat always, of a completion if it has `logprobs`.
+    An echo implies them: in a chat always, in a completion with `logprobs`.
     """
     echoed = body.get("echo") and ("messages" in body or body.get("logprobs") is not None)
     if body.get("prompt_logprobs") is not None or echoed:
@@ -162,21 +162,21 @@ def check_beside_adapters(body: Body) -> None:
 
 
 def check_chat(body: Body) -> None:
-    """The messages of a chat request."""
+    """Checks the messages of a chat request."""
     if "messages" in body:
         to_answer = body.get("add_generation_prompt") is not False and not body.get("continue_final_message")
         check_messages(body["messages"], to_answer)
 
 
 def check_batch(body: Body) -> None:
-    """Several conversations in one request."""
+    """Checks several conversations in one request."""
     conversations = body.get("messages")
     for messages in conversations if isinstance(conversations, list) else []:
         check_chat(body | {"messages": messages})
 
 
 def check_responses(body: Body) -> None:
-    """The input of `/v1/responses`: text and images, in messages."""
+    """Checks the input of `/v1/responses`: text and images, in messages."""
     wanted = body.get("include") or []
     for what in wanted if isinstance(wanted, list) else []:
         if what != "message.output_text.logprobs":
@@ -195,11 +195,11 @@ def check_responses(body: Body) -> None:
 
 
 def check_messages(messages: Any, to_answer: bool = True) -> None:
-    """Messages as `mllm.records.chat` wants them, in the forms that a server takes.
+    """Checks messages by the rules of `mllm.records.chat` and the stricter ones of a server.
 
     Raises:
-        ChatError: what `generate` would refuse, too.
-        ApiError: what a server alone does not take: paths of recordings, bare texts as parts, tool calls.
+        ChatError: for messages that `generate` would reject, too.
+        ApiError: for what only a server rejects: paths of recordings, bare texts as parts, tool calls.
     """
     whole = messages if isinstance(messages, list) else []
     for index, message in enumerate(whole):
@@ -222,7 +222,7 @@ def check_messages(messages: Any, to_answer: bool = True) -> None:
 
 
 def named_parts(messages: Any) -> list[tuple[str, str | None, str]]:
-    """(modality, URL or None, uuid) of the recordings that checked messages name by uuid."""
+    """(modality, URL or None, uuid) of the recordings with a uuid in checked messages."""
     named = []
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
@@ -235,7 +235,7 @@ def named_parts(messages: Any) -> list[tuple[str, str | None, str]]:
 
 
 def _with_urls(message: Any) -> Any:
-    """The message with a URL in each part that names, by uuid alone, what the server has seen before."""
+    """The message with a URL in each part that refers to an earlier recording by uuid alone."""
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
         return message
     return {**message, "content": [_with_url(part) for part in message["content"]]}
@@ -251,7 +251,7 @@ def _with_url(part: Any) -> Any:
 
 
 def _message_of(item: Any, where: str) -> dict[str, Any]:
-    """An item of a Responses input as a chat message."""
+    """Converts an item of a Responses input to a chat message."""
     if not isinstance(item, dict) or item.get("type", "message") != "message":
         kind = item.get("type") if isinstance(item, dict) else type(item).__name__
         raise ApiError(f"{where} is of type {kind!r}: this server takes messages; {TOOLS}", "input")
@@ -311,7 +311,7 @@ def _check_tools(body: Body) -> None:
 
 
 def _check_format(body: Body) -> None:
-    """`response_format`, its counterpart `text.format` in Responses, and `structured_outputs`."""
+    """Checks `response_format`, its counterpart `text.format` in Responses, and `structured_outputs`."""
     name, wanted = "response_format", body.get("response_format")
     if isinstance(body.get("text"), dict):
         text = body["text"]
@@ -366,7 +366,7 @@ RULES: dict[str, Callable[[Body], None]] = {
     "/v1/chat/completions/batch": check_batch,
     "/v1/responses": check_responses,
     "/v1/completions": lambda body: None,
-    "/v1/messages": lambda body: None,  # messages in Anthropic's form: the chat template checks them
+    "/v1/messages": lambda body: None,  # messages in Anthropic's format: the chat template checks them
     "/invocations": check_chat,
-    LOAD_ADAPTER: lambda body: None,  # the adapter is compared with the model, see vllm_api
+    LOAD_ADAPTER: lambda body: None,  # `api` compares the adapter with the model
 }

@@ -1,4 +1,4 @@
-"""What a request's recordings cost and how much of them was seen, written into the answer's `usage`."""
+"""Reports in the answer's `usage` what a request's recordings cost and how much of them was seen."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mllm.models.processor import MllmProcessor
 
 @dataclass
 class MediaUsage:
-    """Of one recording, or the sum over several.
+    """The usage of one recording, or the sum over several.
 
     Attributes:
-        video_tokens, audio_tokens, image_tokens: of the prompt; the sound of a video counts as audio.
+        video_tokens, audio_tokens, image_tokens: in the prompt; the sound of a video counts as audio.
         frames: pictures that the model sees.
         seconds: how much of the recordings' time the windows cover.
     """
@@ -28,7 +28,7 @@ class MediaUsage:
 
     @classmethod
     def of(cls, features: MediaFeatures, processor: MllmProcessor) -> MediaUsage:
-        """The account of one recording, ready for the model."""
+        """The usage of one recording, given its features."""
         if features.modality == "image":
             return cls(image_tokens=processor.queries["video"], frames=1)
         return cls(
@@ -43,7 +43,7 @@ class MediaUsage:
         return MediaUsage(*(getattr(self, name) + getattr(other, name) for name in names))
 
     def fill(self, answer: dict[str, Any]) -> None:
-        """Write the account into the details of an answer's usage, whichever API's it is."""
+        """Adds this to the details of an answer's usage, in whichever API."""
         holder = answer.get("response") if isinstance(answer.get("response"), dict) else answer
         usage = holder.get("usage") if holder else None
         if not isinstance(usage, dict):
@@ -53,13 +53,13 @@ class MediaUsage:
                 continue
             details = usage.get(f"{side}_tokens_details") or {}
             if details.get("multimodal_tokens"):
-                # vLLM counts by what was sent: the sound of a video, and its time marks, as video.
+                # vLLM counts by item: it takes the sound of a video, and its time marks, for video.
                 sides = {name: getattr(self, f"{name}_tokens") for name in ("video", "audio", "image")}
                 details["multimodal_tokens"] = {name: count for name, count in sides.items() if count}
             usage[f"{side}_tokens_details"] = details | vars(self) | {"seconds": round(self.seconds, 3)}
 
     def fill_event(self, event: bytes) -> bytes:
-        """One server-sent event, with the account if it closes an answer."""
+        """A server-sent event, with the usage added if it closes an answer."""
         if b'"usage"' not in event:
             return event
         lines = event.split(b"\n")

@@ -1,8 +1,8 @@
 """vLLM's media connector for our model: http(s), data: and file:// under an allowed folder.
 
-What a URL names is fetched within limits (`media.fetch`) and never from inside the network; it is read by
-`media.recording`, as everywhere; whatever fails ends as one line with a status from 400 on. Where another
-model is served in the same environment, it fetches just as carefully, and vLLM decodes.
+URLs are fetched within limits (`media.fetch`), and never from inside the network; `media.recording` reads
+them, as everywhere; every failure is one line with a status from 400 on. If another model is served in the
+same environment, this fetches with the same care, and vLLM decodes.
 
     MLLM_ALLOWED_MEDIA       folders that file:// may name, beside --allowed-local-media-path
 """
@@ -60,7 +60,7 @@ class MediaFailed(GracefulHTTPError):
 
 
 class RecordingIO(MediaIO[Recording]):
-    """What the connector does with the bytes that it has fetched."""
+    """Turns the bytes that the connector has fetched into a recording."""
 
     def __init__(self, processor: Any, modality: str):
         super().__init__()
@@ -86,13 +86,13 @@ class RecordingIO(MediaIO[Recording]):
 
 
 fetcher_for = functools.cache(Fetcher)
-# Each waits for a process that decodes. vLLM's own pool has eight: so many slow recordings would hold it up.
+# Each waits for a decoding process. vLLM's own pool has eight threads: eight slow recordings would block it.
 readers = ThreadPoolExecutor(MOST_WORKERS, thread_name_prefix="mllm-media")
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
 class MllmMediaConnector(MediaConnector):
-    """vLLM makes one for each request that holds media."""
+    """The connector; vLLM creates one for each request with media."""
 
     def load_from_url(self, url: str, media_io: MediaIO, *, fetch_timeout: int | None = None) -> Any:
         with our_words(url, media_io):
@@ -157,7 +157,7 @@ class MllmMediaConnector(MediaConnector):
         return media_io.load_file(path)
 
     def _read(self, modality: str, url: str) -> Recording | None:
-        """The recording as our model takes it; None where another model is served, for which vLLM reads."""
+        """The recording, prepared for our model; None if another model is served, for which vLLM reads."""
         processor = served_processor()
         return processor and self.load_from_url(url, RecordingIO(processor, modality))
 
@@ -198,14 +198,14 @@ def _is_web(url: str) -> bool:
     return _scheme(url) in ("http", "https")
 
 
-# --- what clients are told ------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def checked_url(url: Any) -> str:
-    """A URL as it was meant, without the blanks around it.
+    """A URL without surrounding white space.
 
     Raises:
-        MediaError: if there is none, or it holds what no URL can.
+        MediaError: if it is empty, or holds characters that no URL can.
     """
     if not isinstance(url, str):
         raise MediaError("its url is no text: give http(s)://…, data:…;base64,… or file://…")
@@ -221,9 +221,9 @@ def checked_url(url: Any) -> str:
 
 @contextmanager
 def our_words(url: Any, media_io: MediaIO) -> Iterator[None]:
-    """Whatever goes wrong with a client's media is the client's to know: one line.
+    """Turns every failure with a client's media into one line for the client.
 
-    Raised by vLLM's stock connector these are 422, 500 (missing file, refused connection) or 501.
+    vLLM's own connector answers with 422, 500 (missing file, refused connection) or 501.
     """
     modality = media_io.modality if isinstance(media_io, RecordingIO) else "media"
     try:
@@ -245,7 +245,7 @@ def our_words(url: Any, media_io: MediaIO) -> Iterator[None]:
 
 
 def _name(url: Any) -> str:
-    """What a message calls a URL: an address in full, never a word of what may be content."""
+    """The name of a URL in messages: an address in full, but never possible content."""
     if not isinstance(url, str) or is_data_uri(url) or not url.strip():
         return ""
     name = "".join(letter if letter.isprintable() else "?" for letter in url.strip()[:200])

@@ -1,6 +1,6 @@
-"""What is being read right now, kept in small files, so that it is known of a process that crashed meanwhile.
+"""Keeps a small file for each recording being read, so that a crash can be traced to what caused it.
 
-`mllm serve` names a folder in MLLM_IN_FLIGHT; without it nothing is written.
+`mllm serve` sets the folder in MLLM_IN_FLIGHT; without it nothing is written.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def in_flight(what: str) -> Iterator[None]:
-    """`what`, one line, stands in the folder for as long as the block runs."""
+    """Keeps a file with `what`, one line, in the folder while the block runs."""
     folder = os.environ.get(FOLDER)
     if not folder:
         yield
         return
     file = Path(folder) / f"{os.getpid()}-{next(_numbers)}"
-    # A diary that cannot be kept (its folder is gone, the disk is full) must not cost the request.
+    # A failure to write it (missing folder, full disk) must not fail the request.
     with contextlib.suppress(OSError):
         file.write_text(what, encoding="utf-8")
     try:
@@ -35,7 +35,7 @@ def in_flight(what: str) -> Iterator[None]:
 
 
 def left_behind(folder: str | Path) -> list[str]:
-    """What was being read when the processes that wrote there ended; the folder is empty afterwards."""
+    """What was being read when the writing processes ended; empties the folder."""
     lines = []
     for file in sorted(Path(folder).iterdir()):
         with contextlib.suppress(OSError):

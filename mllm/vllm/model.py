@@ -1,8 +1,8 @@
 """The model as vLLM runs it: towers, Q-Formers and projectors from `models.model`, the decoder from vLLM.
 
-Read top-down: info (what the model takes) → parser (what clients may send) → dummy inputs (for sizing) →
+Read top-down: info (the model's inputs) → parser (what clients may send) → dummy inputs (for sizing) →
 processor (features and prompt) → model. A video is one item: its windows' time marks are text, its video and
-audio tokens are embeddings, in the order that `MllmProcessor.placeholder_ids` writes for training too.
+audio tokens are embeddings, in the order of `MllmProcessor.placeholder_ids`, as in training.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ Layout = list[WindowLayout]
 
 
 class MllmProcessingInfo(BaseProcessingInfo):
-    """What the model takes, and how many tokens an item may cost."""
+    """The model's modalities, and how many tokens an item may cost."""
 
     def __init__(self, ctx):
         super().__init__(ctx)
         use_processor(self.get_hf_processor())
 
     def get_hf_processor(self, **kwargs: object) -> MllmProcessor:
-        # Window settings belong to the checkpoint: requests cannot change them.
+        # Window settings belong to the checkpoint; requests cannot change them.
         return self.ctx.get_hf_processor(MllmProcessor)
 
     def get_default_tok_params(self):
@@ -78,7 +78,7 @@ class MllmProcessingInfo(BaseProcessingInfo):
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         sides = self.get_hf_processor().sides
-        # Of a film, a model that only hears takes the sound.
+        # A model without picture uses the sound of a video.
         return {
             modality: None for modality in PLACEHOLDERS if modality == "video" or SIDE_OF[modality] in sides
         }
@@ -95,7 +95,7 @@ class MllmProcessingInfo(BaseProcessingInfo):
 
 
 class RecordingItems(ProcessorBatchItems):
-    """Recordings of one modality; vLLM's caches tell them apart by their content's digest."""
+    """Recordings of one modality; vLLM's caches identify them by the digest of their content."""
 
     def get_item_for_hash(self, index: int) -> Any:
         recording = self.data[index]
@@ -106,7 +106,7 @@ class RecordingItems(ProcessorBatchItems):
 
 
 class RecordingParser(MultiModalDataParser):
-    """Takes what the connector read; from Python (`LLM.generate`) also paths, bytes, Clips, images, sound."""
+    """Accepts what the connector read; from `LLM.generate` also paths, bytes, Clips, images and sound."""
 
     def __init__(self, processor: MllmProcessor):
         super().__init__()
@@ -122,9 +122,9 @@ class RecordingParser(MultiModalDataParser):
         return RecordingItems([self._recording(modality, item) for item in items], modality)
 
     def _recording(self, modality: str, item: Any) -> Recording | None:
-        if item is None or isinstance(item, Recording):  # None: the client named a cached item by its uuid
+        if item is None or isinstance(item, Recording):  # None: the client referred to a cached item by uuid
             return item
-        if isinstance(item, MediaWithBytes):  # vLLM's stock connector was asked for
+        if isinstance(item, MediaWithBytes):  # from vLLM's own connector
             item = item.original_bytes
         elif isinstance(item, Image.Image):
             item = _png(item)
@@ -152,7 +152,7 @@ def _wav(waveform: np.ndarray, rate: float) -> bytes:
 
 
 class MllmDummyInputsBuilder(BaseDummyInputsBuilder[MllmProcessingInfo]):
-    """The largest recording, from which vLLM learns how much memory to keep."""
+    """The largest recording, from which vLLM computes how much memory to reserve."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return "".join(token * mm_counts.get(modality, 0) for modality, token in PLACEHOLDERS.items())
@@ -174,7 +174,7 @@ class MllmDummyInputsBuilder(BaseDummyInputsBuilder[MllmProcessingInfo]):
 
 
 class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
-    """Recordings to tensors for the engine, and each placeholder of the prompt to its item's tokens."""
+    """Turns recordings into tensors for the engine, and each placeholder into its item's tokens."""
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
@@ -192,9 +192,9 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
     def _window_tensors(
         self, modality: str, items: Sequence[MediaFeatures], processor: MllmProcessor
     ) -> dict[str, Any]:
-        """Tensors of all items, one after the other; an item without picture or sound adds no rows."""
+        """Concatenated tensors of all items; an item without picture or sound adds no rows."""
         tensors: dict[str, Any] = {
-            # Seconds as float64: the model's bfloat16 could not tell 01:00 from 01:01.
+            # Seconds as float64: the model's bfloat16 could not distinguish 01:00 from 01:01.
             f"{modality}_layout": [torch.tensor(item.layout, dtype=torch.float64) for item in items],
         }
         for side in processor.sides:
@@ -251,23 +251,23 @@ def _side_tensors(
 
 
 def layout_of(table: torch.Tensor) -> Layout:
-    """[windows, 3] (the fields of `WindowLayout`) as `MediaFeatures.layout` holds it."""
+    """[windows, 3] (the fields of `WindowLayout`) -> `MediaFeatures.layout`."""
     return [WindowLayout(start, bool(video), bool(audio)) for start, video, audio in table.tolist()]
 
 
 @dataclass
 class NameMapper(WeightsMapper):
-    """Our names to vLLM's; a weight of an adapter that fits none of `modules` is an error.
+    """Maps our names to vLLM's; a weight of an adapter that fits none of `modules` is an error.
 
-    vLLM compares the last part of such a name alone, and where the rest fits nothing the base answers. This
-    is asked in whatever way an adapter comes: by flags, by /v1/load_lora_adapter, by a resolver.
+    vLLM compares only the last part of such a name, and if the rest fits nothing, the base answers. Adapters
+    pass here however they are loaded: by flags, by /v1/load_lora_adapter, by a resolver.
     """
 
-    modules: frozenset[str] = frozenset()  # all modules of the decoder, layers numbered N
+    modules: frozenset[str] = frozenset()  # all modules of the decoder, with N for a layer's number
     adapter: bool = False
 
     def get_rename_mapper(self) -> WeightsMapper:
-        """vLLM asks for this one when it reads an adapter."""
+        """The mapper that vLLM uses for adapters."""
         return replace(super().get_rename_mapper(), adapter=bool(self.modules))
 
     def map_name(self, key: str) -> str | None:
@@ -286,7 +286,7 @@ def _numberless(name: str) -> str:
     MllmMultiModalProcessor, info=MllmProcessingInfo, dummy_inputs=MllmDummyInputsBuilder
 )
 class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, SupportsPP):
-    """`MllmForConditionalGeneration` for serving; its weights load by renaming alone."""
+    """`MllmForConditionalGeneration` for serving; loads the same weights, only renamed."""
 
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
@@ -296,7 +296,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         orig_to_new_prefix={
             "model.language_model.": "language_model.model.",
             "lm_head.": "language_model.lm_head.",
-            "model.space.": None,  # the shared space searches; it takes no part in answering
+            "model.space.": None,  # the shared space is for search, not for answers
             "model.": "",
         }
     )
@@ -327,7 +327,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         self.hf_to_vllm_mapper = replace(self.hf_to_vllm_mapper, modules=frozenset(self._adaptable_modules()))
 
     def _adaptable_modules(self) -> Iterator[str]:
-        """Names of the decoder's modules, those that vLLM packs into one as adapters call them."""
+        """Names of the decoder's modules; modules that vLLM packs into one have the names of adapters."""
         for name, _ in self.language_model.named_modules(prefix="language_model"):
             before, dot, last = _numberless(name).rpartition(".")
             for part in self.packed_modules_mapping.get(last, [last]):
@@ -368,7 +368,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         return items
 
     def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **kwargs: object):
-        """Hidden states of the decoder; media are in `inputs_embeds` already."""
+        """Hidden states of the decoder; `inputs_embeds` already contains the media."""
         if intermediate_tensors is not None:
             inputs_embeds = None
         return self.language_model.model(
@@ -382,7 +382,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
         return AutoWeightsLoader(self).load_weights(self._whole(weights), mapper=self.hf_to_vllm_mapper)
 
     def _whole(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights, compared with those that config.json describes on their way."""
+        """Yields the weights, and checks them against config.json on the way."""
         held: dict[str, tuple[int, ...]] = {}
         wanted = weight_shapes(self.config)
         for name, tensor in weights:

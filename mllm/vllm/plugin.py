@@ -1,7 +1,7 @@
-"""vLLM's way in: every vLLM process calls `register()`, through the entry point group `vllm.general_plugins`.
+"""The vLLM plugin: every vLLM process calls `register()` through the entry points `vllm.general_plugins`.
 
-It names the model class and a media connector (`connector`), which reads recordings as training does
-(`recordings`), and puts the middleware (`api`) in front of the server.
+It registers the model class and a media connector (`connector`), which reads recordings as training does
+(`recordings`), and adds the middleware (`api`) to the server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ARCHITECTURE = "MllmForConditionalGeneration"
 
 
 def register() -> None:
-    """Make vLLM know the model, its config, its processor and its media connector. Safe to call again."""
+    """Registers the model, its config, its processor and its media connector; safe to call again."""
     log.set_up()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -34,17 +34,17 @@ def register() -> None:
     MODELS_CONFIG_MAP[ARCHITECTURE] = CompactJson
     os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
     end_with_parent()
-    # Servers have read their command line with this module; workers and offline use need no HTTP.
+    # Only servers have imported this module for their command line; others need no HTTP.
     if "vllm.entrypoints.launchers.cli_args" in sys.modules:
         vllm_api.attach(is_ours=lambda: served_processor() is not None)
 
 
 @cache
 def end_with_parent() -> None:
-    """In a process of the engine: end when the one that started it is gone, killed before it could say so.
+    """In a process of the engine: exit when the parent process is gone.
 
-    vLLM tells its engine to stop; from a parent that is killed while the engine still loads it never hears,
-    and keeps memory and cores for good.
+    vLLM tells its engine to stop, but if the parent is killed while the engine is still loading, the engine
+    never learns of it and would hold memory and cores for good.
     """
     parent = multiprocessing.parent_process()
     if parent is None or not multiprocessing.current_process().name.startswith(("EngineCore", "VllmWorker")):
@@ -58,12 +58,12 @@ def end_with_parent() -> None:
 
 
 class CompactJson:
-    """What vLLM asks about our model's configuration: JSON that a grammar guides is written without blanks.
+    """vLLM's hook for our model's configuration: forbids white space in grammar-guided JSON.
 
-    Between its fields JSON may hold any white space, and a small model that likes none of the words allowed
-    goes on with blanks to its last token. vLLM can forbid that to one engine, not to its choice by schema
-    ("auto"): of the two that it fits, guidance knows more of JSON Schema. An object holds the properties that
-    its schema names, if that does not ask for others: else it need not end either.
+    JSON allows any white space between its fields, and a small model to which none of the allowed words is
+    likely writes blanks up to its last token. vLLM can forbid that for one backend, but not if it chooses the
+    backend by schema ("auto"); of the two that support it, guidance covers more of JSON Schema. Objects get
+    only the properties of their schema, unless it asks for others: they might not end either.
     """
 
     @staticmethod

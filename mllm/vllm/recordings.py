@@ -1,7 +1,7 @@
-"""How a server reads recordings: within limits, decoded by workers, each one's features kept for a while.
+"""How a server reads recordings: within limits, decoded by workers, with a cache of recent features.
 
-Recordings are read with `media.recording`, picture and sound together, their windows are cut and their
-features computed in vLLM's media threads: what the model sees is what training saw, bit for bit.
+Recordings are read with `media.recording`, cut into windows and turned into features in vLLM's media threads:
+the model sees what training saw, bit for bit.
 
     MLLM_MAX_MEDIA_BYTES     largest file accepted (bytes)
     MLLM_MAX_MEDIA_SECONDS   longest recording accepted (s)
@@ -40,10 +40,10 @@ CACHE_BYTES = 256 * MEGABYTE  # features of recent recordings: a follow-up quest
 
 
 def limits_from_environment() -> MediaLimits:
-    """What a server accepts from strangers.
+    """The limits of a server on recordings from clients.
 
     Raises:
-        ValueError: if a variable does not hold a positive number.
+        ValueError: if a variable is not a positive number.
     """
     defaults, number = MediaLimits(), positive_from_environment
     return MediaLimits(
@@ -56,13 +56,13 @@ def limits_from_environment() -> MediaLimits:
 
 @dataclass(frozen=True)
 class Recording:
-    """One media item on its way to the model.
+    """One media item with its features.
 
     Attributes:
-        source: what was read (bytes, path or `Clip`), kept in case another model asks.
-        digest: sha256 of the content, hex; vLLM's caches go by it.
-        features: what the processor made of it.
-        key: the settings `features` were made with (see `settings_of`).
+        source: bytes, path or `Clip`, kept for a processor with other settings.
+        digest: sha256 of the content, hex, the key in vLLM's caches.
+        features: the processor's output.
+        key: the settings that `features` were computed with (see `settings_of`).
     """
 
     source: Any
@@ -72,14 +72,14 @@ class Recording:
     key: tuple
 
     def features_for(self, processor: MllmProcessor) -> MediaFeatures:
-        """Features for this processor; computed again if they were made with other settings."""
+        """Features for this processor; recomputed if they were computed with other settings."""
         if self.key == settings_of(processor):
             return self.features
         return read_recording(processor, self.source, self.modality).features
 
 
 class RecentFeatures:
-    """Features of the recordings read last, by content; the oldest go first. Several threads may use it."""
+    """A thread-safe cache of the features of recent recordings by content; evicts the oldest."""
 
     def __init__(self, max_bytes: int = CACHE_BYTES):
         self.max_bytes = max_bytes
@@ -113,35 +113,35 @@ _processor: MllmProcessor | None = None
 
 
 def use_processor(processor: MllmProcessor) -> None:
-    """Called when vLLM builds our model's processor: from now on the connector reads media for it.
+    """Makes the connector read media for our model; called when vLLM builds the model's processor.
 
-    Until then (another model is served in this environment) the connector is vLLM's own.
+    Without this call (another model is served in this environment) the connector behaves like vLLM's own.
     """
     global _processor
     limits_from_environment()
-    FetchLimits.from_environment()  # a variable that makes no sense ends the start, not every request
+    FetchLimits.from_environment()  # an invalid variable fails the start, not every request
     _processor = processor
 
 
 def served_processor() -> MllmProcessor | None:
-    """What `use_processor` was told; None where another model is served."""
+    """The processor given to `use_processor`; None if another model is served."""
     return _processor
 
 
 def settings_of(processor: MllmProcessor) -> tuple:
-    """All that decides what a recording's features look like."""
+    """All settings that a recording's features depend on."""
     return processor.spec, json.dumps(processor.sides, sort_keys=True)
 
 
 def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Recording:
-    """Decode, cut and compute features; or take them from the cache.
+    """Decodes a recording, cuts it and computes its features, or takes them from the cache.
 
     Args:
         source: anything `mllm.media.recording.load_clip` takes.
         modality: "video", "audio" or "image".
 
     Raises:
-        MediaError: if the source cannot be read, breaks a limit, or lacks what the modality needs.
+        MediaError: if the source cannot be read, exceeds a limit, or lacks what the modality needs.
     """
     if isinstance(source, Path) or (isinstance(source, str) and not is_data_uri(source)):
         source = read_file(Path(source).resolve(), limits_from_environment())
@@ -176,15 +176,15 @@ def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures
 
 @cache
 def _warm_decoders() -> None:
-    """Once, in the process that reads media: others import this module, too."""
+    """Starts the decoders once, in the process that reads media: others import this module, too."""
     shared_pool().warm()
 
 
 def read_file(path: Path, limits: MediaLimits) -> bytes:
-    """The bytes of an ordinary file; no more are read than the limit allows, even if it grows meanwhile."""
+    """The bytes of an ordinary file; never reads more than the limit, even if the file grows meanwhile."""
     if path.is_dir():
         raise MediaError(f"{path.name} is a folder: name a file")
-    # The connector has resolved the path: a link there now was put in after that, to lead out of the folder.
+    # The connector has resolved the path: a link there was put in afterwards, to escape the folder.
     with open_ordinary(path, path.name, follow_links=False) as file:
         check_size(os.fstat(file.fileno()).st_size, limits, path.name)
         data = file.read() if limits.max_bytes is None else file.read(limits.max_bytes + 1)

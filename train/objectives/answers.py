@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from mllm.models.model import MediaQueries, MllmForConditionalGeneration
 from mllm.models.encoded import IGNORE
+from mllm.models.model import MediaQueries, MllmForConditionalGeneration
 from train.objectives.base import Objective
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.encoded import take_media
+from mllm.models.model import MllmForConditionalGeneration
 from train.objectives.answers import answer_loss
 from train.objectives.base import Objective
 from train.objectives.space import space_losses, weighted

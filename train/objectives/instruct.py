@@ -12,8 +12,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.encoded import take_media
+from mllm.models.model import MllmForConditionalGeneration
 from train.objectives.base import Objective
 from train.objectives.space import space_losses, weighted
 
