@@ -6,11 +6,11 @@ stage 2.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.nn import functional
 
+from mllm.models.model import MllmForConditionalGeneration
+from mllm.models.processor import MllmProcessor
 from mllm.records.source import DataSource
 
 LABELS = {
@@ -22,7 +22,11 @@ LABELS = {
 
 @torch.inference_mode()
 def query_outputs(
-    model: Any, processor: Any, source: DataSource, clips: int, batch: int = 32
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    source: DataSource,
+    clips: int,
+    batch: int = 32,
 ) -> tuple[torch.Tensor, list[dict[str, str]]]:
     """Video query outputs of the window that shows the shape.
 
@@ -41,6 +45,7 @@ def query_outputs(
         ):
             continue
         shown = processor.media(pair["clip"], "video", want_audio=False).pixel_values
+        assert shown is not None  # its form says that there is a picture
         pixels.append(shown[labels["shape_windows"][0]])
         truth.append({name: labels[key][0] for name, key in LABELS.items()})
     rows = [
@@ -53,7 +58,11 @@ def query_outputs(
 
 
 def probe(
-    model: Any, processor: Any, train: DataSource, val: DataSource, clips: int = 1000
+    model: MllmForConditionalGeneration,
+    processor: MllmProcessor,
+    train: DataSource,
+    val: DataSource,
+    clips: int = 1000,
 ) -> dict[str, tuple[float, float]]:
     """Accuracy of a linear probe on `val`, and of always the most frequent label, for each of LABELS."""
     seen, truth = query_outputs(model, processor, train, clips)

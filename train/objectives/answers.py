@@ -10,14 +10,14 @@ from mllm.models.model import MediaQueries, MllmForConditionalGeneration
 from train.objectives.base import Objective
 
 
-class TextObjective(Objective):
-    """The decoder as a language model (Radford et al. 2018): the model's own next-token loss."""
+class NextTokenObjective(Objective):
+    """The model's own next-token loss (Radford et al. 2018), on text or behind recordings."""
 
     accepts_loss_kwargs = True
     loss_type = "ForCausalLM"  # for Trainer: the first token of a row is no item to predict
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
-        """input_ids, labels [rows, tokens] and what else `TextCollator` makes -> {"loss"}."""
+        """input_ids, labels [rows, tokens] and whatever else the model takes -> {"loss"}."""
         return {"loss": self.model(**batch).loss}
 
 

@@ -27,9 +27,9 @@ class TextStage(Stage):
         return ["decoder"]
 
     def objective(self, run: Run, model: MllmForConditionalGeneration) -> Objective:
-        from train.objectives.answers import TextObjective
+        from train.objectives.answers import NextTokenObjective
 
-        return TextObjective(model)
+        return NextTokenObjective(model)
 
     def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
         from mllm.records.source import open_source
