@@ -1,8 +1,8 @@
-"""`mllm data check`: what training would stumble over, found before it begins.
+"""`mllm data check`: finds in advance what would make training fail.
 
-First the rows (`check_rows.py`), then every recording once, in worker processes (`check_media.py`), then what
-the rows ask of their recordings (picture, sound, span), and what splits share. Nothing stops at the first
-fault; a recording that hangs or crashes a decoder costs one worker.
+Checks the rows (`check_rows.py`), then every recording once, in worker processes (`check_media.py`), then
+whether recordings have what rows need (picture, sound, span), and overlap between splits. All errors are
+collected; a recording that hangs or crashes a decoder costs one worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mllm.media.sources import MediaLimits, bound_memory
 from mllm.records.shards import REFERENCE
 from mllm.records.times import FORMS
 
-CLOSE = 0.05  # s: a span may end so much later than its recording
+CLOSE = 0.05  # s, by which a span may end after its recording
 
 
 def check(
@@ -35,16 +35,16 @@ def check(
     engine: Engine = "local",
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
 ) -> Checked:
-    """Checks record files, each a split of its own.
+    """Checks record files, each of them a split.
 
     Args:
-        workers: processes that look at recordings; None for one a core.
+        workers: processes that check recordings; None for one per core.
         timeout: seconds after which a recording counts as hung.
-        engine: where recordings are looked at.
+        engine: where recordings are checked.
         progress: wraps the recordings, given their number.
 
     Raises:
-        RecordError: a file without rows.
+        RecordError: a file has no rows.
     """
     checked = Checked()
     for file in files:
@@ -59,19 +59,19 @@ def check(
             _check_medium(row, kind, path, options, checked)
         _check_times(row, checked)
     _check_overlap(checked)
-    order = {str(path): place for place, path in enumerate(files)}
+    order = {str(path): index for index, path in enumerate(files)}
     checked.findings.sort(key=lambda finding: (order[finding.file], finding.row))
     return checked
 
 
 def _check_medium(row: Row, kind: str, path: str, options: dict[str, Any], checked: Checked) -> None:
-    """Does the recording hold what this row asks of it?"""
+    """Checks that a recording has what a row needs."""
 
     def add(severity: Severity, name: str, what: str) -> None:
         checked.add(severity, name, row, f"{_shown(path)}: {what}", media_name(path))
 
     if path.startswith(REFERENCE):
-        return  # of a built shard, whose pictures and sounds are in it
+        return  # part of a built shard
     if "://" in path and not path.startswith("data:"):
         add("error", "not a file", f"{path} is not a file: download it first, then give its path")
         return
@@ -116,7 +116,7 @@ def _check_span(
 
 
 def _check_times(row: Row, checked: Checked) -> None:
-    """Do the words and spans of a record lie in its recording, or in the cut of it?"""
+    """Checks that the words and spans of a record lie within its recording, or the span of it used."""
     media = [part for part in row.media() if part[0] != "image"]
     facts = checked.facts.get(key_of(*media[0])) if len(media) == 1 else None
     if row.record is None or facts is None or facts.error:
@@ -125,7 +125,7 @@ def _check_times(row: Row, checked: Checked) -> None:
     duration, start = facts.info.get("duration", 0.0), options.get("start") or 0
     length = min(duration, options.get("end") or duration) - start
     if length <= 0:
-        return  # told of the cut itself
+        return  # reported for the span itself
     for key in FORMS:
         for number, (begins, ends, *_) in enumerate(row.record.get(key) or (), start=1):
             outside = begins >= length
@@ -139,7 +139,7 @@ def _check_times(row: Row, checked: Checked) -> None:
 
 
 def ends_late(options: dict[str, Any], info: dict[str, Any]) -> bool:
-    """Whether a span ends after its recording, by more than rounding explains."""
+    """Whether a span ends after its recording, beyond rounding errors."""
     return (
         not info.get("is_image")
         and options.get("end") is not None
@@ -148,29 +148,29 @@ def ends_late(options: dict[str, Any], info: dict[str, Any]) -> bool:
 
 
 def _check_overlap(checked: Checked) -> None:
-    """Recordings that more than one file asks about: by path, or the same bytes under another name."""
+    """Finds recordings used in more than one file, by path or by content."""
     if len({row.file for row in checked.rows}) < 2:
         return
-    order = {file: place for place, file in enumerate(dict.fromkeys(row.file for row in checked.rows))}
-    places: dict[str, dict[Path, Row]] = defaultdict(dict)  # path -> file -> its first row there
+    order = {file: index for index, file in enumerate(dict.fromkeys(row.file for row in checked.rows))}
+    uses: dict[str, dict[Path, Row]] = defaultdict(dict)  # path -> record file -> first row that uses it
     for row in checked.rows:
         for _, path, options in row.media():
             for name in (path, options.get("audio")):
                 if name and _is_there(name):
-                    places[name].setdefault(row.file, row)
+                    uses[name].setdefault(row.file, row)
     sizes: dict[int, list[str]] = defaultdict(list)
-    for path in places:
+    for path in uses:
         sizes[_size(path)].append(path)
     contents: dict[str, list[str]] = defaultdict(list)
     for size, paths in sizes.items():
-        alike = size and len({file for path in paths for file in places[path]}) > 1
+        same_size = size and len({file for path in paths for file in uses[path]}) > 1
         for path in paths:
-            contents[_digest(path) if alike and len(paths) > 1 else path].append(path)
+            contents[_digest(path) if same_size and len(paths) > 1 else path].append(path)
     for paths in contents.values():
         rows: dict[Path, Row] = {}
         shared: dict[Path, set[str]] = defaultdict(set)
         for path in paths:
-            for file, row in places[path].items():
+            for file, row in uses[path].items():
                 rows.setdefault(file, row)
                 shared[file].add(path)
         first, *others = sorted(rows.values(), key=lambda row: order[row.file])
@@ -188,7 +188,7 @@ def look_at_all(
     engine: Engine = "local",
     look: Callable[[str, str | None], MediaFacts] = look,
 ) -> Iterator[tuple[str, MediaFacts]]:
-    """Facts of every recording, as they come; a worker that hangs or dies is replaced."""
+    """Yields the facts of every recording as they arrive; a worker that hangs or dies is replaced."""
     items = {key: (look, path, options.get("audio")) for key, (_, path, options) in media.items()}
     for outcome in run(look_within, items, engine, workers, timeout):
         if isinstance(outcome.error, TimeoutError):
@@ -198,9 +198,9 @@ def look_at_all(
             yield outcome.key, MediaFacts("it crashed the decoder: encode it again or drop it")
         elif isinstance(outcome.error, MemoryError):
             yield outcome.key, MediaFacts("decoding it takes too much memory: encode it again or drop it")
-        elif isinstance(outcome.error, Exception):  # of a library: this recording's, not the check's
-            said = " ".join(f"{type(outcome.error).__name__}: {outcome.error}".split())
-            yield outcome.key, MediaFacts(f"it fails ({said}): encode it again or drop it")
+        elif isinstance(outcome.error, Exception):  # of a library, caused by this recording
+            reason = " ".join(f"{type(outcome.error).__name__}: {outcome.error}".split())
+            yield outcome.key, MediaFacts(f"it fails ({reason}): encode it again or drop it")
         else:
             yield outcome.key, outcome.result()
 
@@ -211,14 +211,14 @@ def look_within(
     audio: str | None,
     most_bytes: float | None = MediaLimits().max_decode_bytes,
 ) -> MediaFacts:
-    """Looks at a recording in no more memory than that, for the rest of this process."""
+    """Checks a recording, limiting the memory of this process to `most_bytes` from now on."""
     bound_memory(most_bytes)
     return look(path, audio)
 
 
 def key_of(kind: str, path: str, options: dict[str, Any]) -> str:
-    """A recording's name among the facts: its own, and that of its separate sound."""
-    return "\n".join(media_name(place) for place in (path, options.get("audio")) if place)
+    """The key of a recording, with its separate sound, in `Checked.facts`."""
+    return "\n".join(media_name(source) for source in (path, options.get("audio")) if source)
 
 
 def _shown(path: str) -> str:
@@ -226,7 +226,7 @@ def _shown(path: str) -> str:
 
 
 def _is_there(path: str) -> bool:
-    """Whether there is something to look at; what one may not look at counts, `look` says so."""
+    """Whether the recording exists; one without read permission counts, and `look` reports it."""
     if path.startswith("data:"):
         return True
     try:
@@ -239,7 +239,7 @@ def _is_there(path: str) -> bool:
 
 
 def _size(path: str) -> int:
-    """Bytes of a file, or of the files in a folder; 0 where nobody can tell."""
+    """Size in bytes of a file, or of the files in a folder; 0 if unknown."""
     try:
         return sum(file.stat().st_size for file in _files(path))
     except OSError:
@@ -247,7 +247,7 @@ def _size(path: str) -> int:
 
 
 def _digest(path: str) -> str:
-    """Of a file's content, or of the names and contents in a folder; the path where it cannot be read."""
+    """A digest of a file's content, or of the names and contents in a folder; the path if unreadable."""
     digest = hashlib.sha256()
     try:
         for file in _files(path):

@@ -1,8 +1,8 @@
-"""`mllm data check --fix`: rows that are right, and rows that can be made right, into new files.
+"""`mllm data check --fix`: writes valid and repairable rows to new files.
 
-Repaired: a span that ends after its recording ends with it; an id that another record has gets a number.
-Dropped: every other row with an error; the same record twice; rows about a recording that another split has,
-from all but the smallest of them.
+Repaired: spans that end after their recording are shortened, duplicate ids are numbered. Dropped: all other
+rows with an error, duplicate records, and rows about a recording in several splits, from all but the smallest
+split.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ REPAIRED = {"span too long", "id twice"}
 
 
 def fix(checked: Checked) -> dict[Path, Counter[str]]:
-    """Writes `<name>.fixed.jsonl` beside every file of which a row is left.
+    """Writes `<name>.fixed.jsonl` beside every file with rows left.
 
     Returns:
-        What was done to the rows of each, counted; "kept": how many it has, 0 where it was not written.
+        Counts of what was done to the rows of each; "kept": rows written, 0 if there is no file.
 
     Raises:
         MllmError: the disk is full, or the folder cannot be written.
@@ -46,7 +46,7 @@ def fix(checked: Checked) -> dict[Path, Counter[str]]:
     for file in sizes:
         counts: Counter[str] = Counter()
         kept: list[dict[str, Any]] = []
-        origins: dict[str, set[str]] = defaultdict(set)  # id -> the records that came with it
+        origins: dict[str, set[str]] = defaultdict(set)  # id -> the records that have it
         for row in (row for row in checked.rows if row.file == file):
             kinds = errors.get((str(file), row.number), set())
             if fatal := sorted(kinds - REPAIRED):
@@ -57,7 +57,7 @@ def fix(checked: Checked) -> dict[Path, Counter[str]]:
                 counts["dropped: the same record twice"] += 1
             else:
                 if not origins[_id(row)]:
-                    kinds = kinds - {"id twice"}  # whoever had it before was dropped
+                    kinds = kinds - {"id twice"}  # the other record with this id was dropped
                 origins[_id(row)].add(_text(row))
                 record = _repaired(row, kinds, checked, ids)
                 ids.add(record.get("id") or "")
@@ -93,7 +93,7 @@ def _repaired(row: Row, kinds: set[str], checked: Checked, ids: set[str]) -> dic
 
 
 def _within(part: MediaPart, checked: Checked) -> MediaPart:
-    """A part whose span ends with its recording."""
+    """The part, with its span shortened to the end of its recording."""
     facts = checked.facts.get(key_of(part.modality, part.source, part.options))
     if facts is not None and ends_late(part.options, facts.info):
         return MediaPart(part | {"end": facts.info["duration"]})

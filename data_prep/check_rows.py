@@ -1,6 +1,6 @@
-"""Rows of record files: each alone (JSON, messages, options, tags), then together (ids).
+"""Checks the rows of record files, each alone (JSON, messages, options, tags) and together (ids).
 
-The first half of `check.py`, with what both halves write down.
+The first half of `check.py`, with the types shared by both halves.
 """
 
 from __future__ import annotations
@@ -23,22 +23,30 @@ from mllm.records.record import decode_row, parse_row, validate_record
 from mllm.scores import exact_match, normalise
 
 LETTER = re.compile(r"^\(?[A-Za-z0-9]{1,2}[.):]\s+")  # of an option
-# Files that are no splits of their own: what was made of others, and what lies beside them.
+# Files that are not splits: derived from others, or beside them.
 DERIVED = (".fixed.jsonl", ".subtitled.jsonl")
 BESIDE = ("transcripts.jsonl", "pairs.jsonl")
-UNREAD = ("videos", "audios", "images", "video", "audio", "image", "conversations")  # media of other forms
+UNREAD = (
+    "videos",
+    "audios",
+    "images",
+    "video",
+    "audio",
+    "image",
+    "conversations",
+)  # media fields of other formats
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong.
+    """A problem in a row or its recording.
 
     Attributes:
-        severity: `error`: training or scoring would fail, or be wrong. `warning`: it may be meant.
-        kind: a short name for all findings of its sort.
-        file, row: where, the row from 1.
-        what: in a line, with the remedy.
-        media: the recording that it is about.
+        severity: `error` if training or scoring would fail or be wrong, `warning` if it may be intended.
+        kind: a short name, shared by all findings of this kind.
+        file, row: location; rows count from 1.
+        what: a one-line description with the remedy.
+        media: the recording concerned.
     """
 
     severity: Severity
@@ -52,7 +60,7 @@ class Finding:
 
 @dataclass
 class Row:
-    """A line of a record file; `record` is None where it is none."""
+    """A line of a record file; `record` is None if it is invalid."""
 
     file: Path
     number: int
@@ -69,9 +77,9 @@ class Checked:
     """The result of a check.
 
     Attributes:
-        rows: all lines of all files that are not blank.
+        rows: all non-blank lines of all files.
         facts: by recording (see `key_of`).
-        shared: recordings that several files ask about: for each, file -> its paths there.
+        shared: for each recording used by several files, file -> its paths there.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -88,10 +96,10 @@ class Checked:
 
 
 def record_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Record files, and those in folders, each once; and files in folders that were made of others.
+    """Record files at these paths, without duplicates; and files in folders that are not splits.
 
     Raises:
-        RecordError: there is none.
+        RecordError: a path has no record file.
     """
     files: dict[Path, Path] = {}
     passed: dict[Path, Path] = {}
@@ -105,14 +113,14 @@ def record_files(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         for known, more in ((files, found), (passed, made)):
             for file in more:
                 known.setdefault(file.resolve(), file)
-    return list(files.values()), [file for place, file in passed.items() if place not in files]
+    return list(files.values()), [file for path, file in passed.items() if path not in files]
 
 
 def read_rows(file: Path, checked: Checked) -> list[Row]:
-    """Reads a file, and looks at each of its rows alone.
+    """Reads a file and checks each of its rows.
 
     Raises:
-        RecordError: it has none.
+        RecordError: it has no rows.
     """
     rows = list(_read(file, checked))
     if not rows:
@@ -142,8 +150,8 @@ def _read(file: Path, checked: Checked) -> Iterator[Row]:
 
 
 def check_ids(checked: Checked) -> None:
-    """Looks for ids that come twice in a file, or not at all."""
-    first: dict[tuple[Path, str], Row] = {}  # splits may count alike
+    """Finds duplicate ids within a file, and missing ones."""
+    first: dict[tuple[Path, str], Row] = {}  # splits may use the same ids
     for row in checked.rows:
         id = (row.record or {}).get("id")
         if row.record is not None and id is None:
@@ -180,8 +188,8 @@ def _check_answer(record: dict[str, Any], row: Row, checked: Checked) -> None:
         checked.add("warning", "answer not said", row, f"'answer' is {answer!r}, the assistant says {said!r}")
     truth = _truth(record)
     if truth is not None and not exact_match(escape(truth, SPECIAL_TOKENS), truth):
-        form = "empty" if not truth.strip() else "nothing but punctuation"
-        what = "a special token of ours, which no answer holds" if normalise(truth) else form
+        blank = "empty" if not truth.strip() else "nothing but punctuation"
+        what = "a special token of ours, which no answer holds" if normalise(truth) else blank
         checked.add(
             "warning" if answer is None else "error", "never right", row,
             f"the answer {truth!r} is {what}: exact match calls every answer to it wrong; write it in words",
@@ -189,13 +197,13 @@ def _check_answer(record: dict[str, Any], row: Row, checked: Checked) -> None:
 
 
 def _says(said: str, option: str) -> bool:
-    """Whether an answer holds an option, in whole words where its script has any: not "no" in "nothing"."""
+    """Whether an answer contains an option as whole words, in scripts that separate them."""
     letter = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\uffff]"  # not of Thai, Khmer, Chinese …
     return bool(re.search(rf"(?<!{letter}){re.escape(option)}(?!{letter})", normalise(said)))
 
 
 def _check_options(options: list[str], row: Row, checked: Checked) -> None:
-    """Options that cannot be told apart: by their text, or by what is compared of it."""
+    """Finds options that are equal, exactly or when normalised."""
     if len(set(options)) < len(options):
         checked.add(
             "error", "options alike", row, "two options are the same text: drop one or tell them apart"
@@ -211,10 +219,10 @@ def _check_options(options: list[str], row: Row, checked: Checked) -> None:
 
 
 def _check_labels(rows: Sequence[Row], checked: Checked) -> None:
-    """Labels that are the answer in other rows of their set, and are none of its options here.
+    """Finds labels that serve as answers in their set but are not among its options.
 
-    A set is all rows of one task with the same options. Labels are facts about a recording: they need not be
-    what is asked for, so a set is compared only if the label of the task's name is the answer in half of it.
+    A set is all rows of one task with the same options. Labels need not be what a question asks for, so a set
+    is checked only if the label named like the task is the answer in at least half of it.
     """
     sets: dict[tuple[str, tuple[str, ...]], list[tuple[Row, Any]]] = defaultdict(list)
     for row in rows:
@@ -227,8 +235,8 @@ def _check_labels(rows: Sequence[Row], checked: Checked) -> None:
         for row, label in labelled if 2 * answers >= len(labelled) else ():
             if label not in options:
                 what = f"label {label!r} is not among the options: {list(options)}"
-                told = f"{what}; in other rows with these the label {task!r} is the answer"
-                checked.add("warning", "label not in the set", row, told)
+                what = f"{what}; in other rows with these the label {task!r} is the answer"
+                checked.add("warning", "label not in the set", row, what)
 
 
 def _truth(record: dict[str, Any]) -> str | None:
@@ -237,15 +245,15 @@ def _truth(record: dict[str, Any]) -> str | None:
 
 
 def _said(record: dict[str, Any]) -> str | None:
-    """What the assistant says last; None if it says nothing."""
+    """The text of the last assistant turn; None if there is none."""
     turns = [turn for turn in record["messages"] if turn.role == "assistant"]
     return turns[-1].text if turns else None
 
 
 def _check_text(record: dict[str, Any], row: Row, checked: Checked) -> None:
-    """Media of other forms, which nobody would read here."""
+    """Finds media given in other formats, which would be ignored."""
     media = record["messages"].media
-    # A single name beside media in the messages may say what they belong to, as in Flickr8k's records.
+    # A single name beside media in the messages may be metadata, as in Flickr8k's records.
     if unread := [key for key in UNREAD if record.get(key) and not (media and key in PLACEHOLDERS)]:
         checked.add(
             "error", "media not read", row,

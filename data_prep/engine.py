@@ -1,7 +1,7 @@
-"""Where work on many recordings runs: processes of this machine, or a Ray cluster, with the same functions.
+"""Runs a function over many recordings, in local processes or on a Ray cluster.
 
-On a cluster the files must lie where every node sees them under the same path. `RAY_ADDRESS` names the
-cluster; without it Ray starts one on this machine.
+On a cluster, every node must see the files under the same path. `RAY_ADDRESS` names the cluster; without it
+Ray starts one on this machine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mllm.errors import ConfigError, MllmError
 
 Engine = Literal["local", "ray"]
 Key = TypeVar("Key")
-AT_ONCE = 32  # items that one task of a cluster works on
+AT_ONCE = 32  # items of one cluster task
 
 
 @dataclass
 class Outcome(Generic[Key]):
-    """What came of one item: `value`, or the `error` that it raised.
+    """The outcome of one item: `value`, or the `error` that it raised.
 
-    `TimeoutError`: it took too long. `ProcessDied`: it took its process with it.
+    `TimeoutError` means that it took too long, `ProcessDied` that it crashed its process.
     """
 
     key: Key
@@ -32,7 +32,7 @@ class Outcome(Generic[Key]):
     error: BaseException | None = None
 
     def result(self) -> Any:
-        """The value.
+        """Returns the value.
 
         Raises:
             the error.
@@ -43,7 +43,7 @@ class Outcome(Generic[Key]):
 
 
 class ProcessDied(Exception):
-    """A worker process ended in the middle of an item."""
+    """A worker process ended while processing an item."""
 
 
 def run(
@@ -54,13 +54,14 @@ def run(
     timeout: float | None = None,
     isolated: bool = True,
 ) -> Generator[Outcome[Key], None, None]:
-    """Calls a function with the arguments of every item; outcomes as they come; closing it stops workers.
+    """Calls a function on every item and yields outcomes as they arrive; closing it stops the workers.
 
     Args:
-        function: importable by name, as processes need it.
-        workers: processes; None for one a core (of this machine, or of the cluster).
-        timeout: seconds until an item is given up.
-        isolated: in processes of its own, which an item may hang or crash; else, with one worker, right here.
+        function: must be importable by name in other processes.
+        workers: processes; None for one per core (of this machine, or of the cluster).
+        timeout: seconds per item.
+        isolated: always use separate processes, which an item may hang or crash; otherwise a single worker
+            runs in this process.
 
     Raises:
         ConfigError: there is no Ray.
@@ -90,7 +91,7 @@ def _local(
 
     from pebble import ProcessExpired, ProcessPool
 
-    # Some decoders leak: a worker is replaced after so many items.
+    # Some decoders leak memory, so workers are replaced regularly.
     with ProcessPool(max_workers=workers, context=get_context("spawn"), max_tasks=500) as pool:
         tasks: dict[Any, Key] = {
             pool.schedule(function, args=arguments, timeout=timeout): key for key, arguments in items.items()
@@ -102,13 +103,13 @@ def _local(
                     error = TimeoutError(f"took more than {timeout:g} s")
                 elif isinstance(error, ProcessExpired):
                     error = ProcessDied(str(error))
-                elif isinstance(error, BrokenProcessPool):  # no fault of the item
+                elif isinstance(error, BrokenProcessPool):  # not caused by the item
                     raise MllmError(
                         f"worker processes cannot be kept running ({error}): is there memory left? "
                         "give fewer --workers"
                     )
                 yield Outcome(tasks[task], None if error else task.result(), error)
-        except BaseException:  # of whoever reads the outcomes, too
+        except BaseException:  # including exceptions of the consumer
             pool.stop()
             raise
 
@@ -127,11 +128,11 @@ def _on_ray(
     if not ray.is_initialized():
         ray.init(log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # else it tells of plans and missing bars
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs plans and missing progress bars
     rows = [{"item": pickle.dumps((key, arguments))} for key, arguments in items.items()]
     at_once = max(1, min(AT_ONCE, len(rows) // (4 * (workers or 1)))) if isolated else 1
     done = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_once)).map_batches(
-        _work_on,  # type: ignore[arg-type]  # Ray hands keyword arguments on, which its types do not know
+        _work_on,  # type: ignore[arg-type]  # Ray passes keyword arguments on, which its types lack
         batch_size=at_once,
         compute=ray.data.TaskPoolStrategy(size=workers),
         fn_kwargs={"function": function, "timeout": timeout, "isolated": isolated},
@@ -143,7 +144,7 @@ def _on_ray(
 def _work_on(
     batch: dict[str, Any], function: Callable[..., Any], timeout: float | None, isolated: bool
 ) -> dict[str, list[bytes]]:
-    """One task of a cluster: some items, as they would be worked on here."""
+    """Runs one cluster task: a batch of items."""
     items = dict(pickle.loads(item) for item in batch["item"])
     return {"outcome": [pickle.dumps(outcome) for outcome in _local(function, items, 1, timeout, isolated)]}
 

@@ -1,4 +1,4 @@
-"""`mllm data features`: what frozen towers make of every recording, kept before training asks for it."""
+"""`mllm data features`: computes the outputs of frozen towers for all recordings ahead of training."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mllm.records.chat import validate_messages
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source
 
-WINDOWS = 32  # that go through a tower at once
-SCENES = 64  # that one task works on
+WINDOWS = 32  # batch size of the towers
+SCENES = 64  # scenes of one task
 
 
 def fill(
@@ -34,18 +34,18 @@ def fill(
     workers: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
 ) -> tuple[int, int]:
-    """Runs both towers on every recording of a source that the cache does not have.
+    """Runs both towers on every recording of a source that is not in the cache.
 
-    A feature is in the cache as soon as it is computed: killed at any moment, the same call goes on.
+    Features are cached as soon as they are computed, so the same call resumes after a kill.
 
     Args:
         model: checkpoint folder or hub id.
         source: as for `records.open_source`.
-        engine, workers: see `engine.run`; one local worker computes in this process.
-        progress: wraps the stretches of scenes, given their number.
+        engine, workers: see `engine.run`; a single local worker runs in this process.
+        progress: wraps the batches of scenes, given their number.
 
     Returns:
-        How many windows were computed, and how many were there.
+        The numbers of windows computed now and found in the cache.
     """
     length = len(open_source(source))
     stretches = {
@@ -60,7 +60,7 @@ def fill(
 def fill_stretch(
     model: str, source: str, folder: Path, max_gb: float, first: int, last: int
 ) -> tuple[int, int]:
-    """The same for some scenes."""
+    """The same for the scenes from `first` up to, not including, `last`."""
     loaded, processor, cache = _towers(model, folder, max_gb)
     scenes = _opened(source, processor.spec)
     new, old = cache.misses, cache.hits
@@ -77,7 +77,7 @@ def fill_stretch(
 def _towers(
     model: str, folder: Path, max_gb: float
 ) -> tuple[MllmForConditionalGeneration, MllmProcessor, FeatureCache]:
-    """Loaded once in each process."""
+    """The model and its cache, loaded once in each process."""
     loaded, processor = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     cache = FeatureCache(folder, max_gb)
     freeze_and_keep(loaded, cache)
@@ -86,7 +86,7 @@ def _towers(
 
 @lru_cache(maxsize=1)
 def _opened(source: str, spec: WindowSpec) -> DataSource:
-    """Opened once in each process: every row is looked at."""
+    """Opens the source once in each process, since this reads every row."""
     scenes = open_source(source)
     require_windows(scenes, spec)
     return scenes
@@ -100,7 +100,7 @@ def _run(model: MllmForConditionalGeneration, items: list[MediaFeatures]) -> Non
 
 
 def _recordings(source: DataSource, scene: int, processor: MllmProcessor) -> Iterator[MediaFeatures]:
-    """Every different recording of a scene, with an answer or without."""
+    """Yields every distinct recording of a scene."""
     seen = set()
     for record in source.records(scene):
         for part in validate_messages(record["messages"]).media:

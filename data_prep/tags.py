@@ -1,4 +1,4 @@
-"""Tags and placeholders in texts: what other trainers write where a recording belongs."""
+"""Tags and placeholders that other training frameworks use for recordings in texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TAG = re.compile(r"\n?<(video|audio|image|speech)>\n?", re.IGNORECASE)  # LLaVA'
 NUMBERED = re.compile(
     r"<\|?(video|audio|image|speech)[ _:-]?(\d+)\|?>", re.IGNORECASE
 )  # <image_1>, <|image_1|>
-# <|image_pad|>, <start_of_image>, </video>, <ImageHere>, [IMG], [image 1], {video}: of one model each.
+# <|image_pad|>, <start_of_image>, </video>, <ImageHere>, [IMG], [image 1], {video}: each used by one model.
 FOREIGN = re.compile(
     r"</?\|?[\w:/-]*(?:image|img|picture|video|vision|audio|speech|sound|media)[\w:/-]*\|?>"
     r"|\[(?-i:IMG|IMAGE|VIDEO|AUDIO|BEGIN_AUDIO)(?:_\w+)?\]"

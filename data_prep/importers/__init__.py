@@ -1,8 +1,8 @@
-"""Official data sets, plain forms, and the chat forms of peers, as conversation records.
+"""Imports official data sets, plain formats and the chat formats of other frameworks as conversation records.
 
-An importer is one function, rows -> records, and nothing else; adding one is that function and a line here,
-or an entry point of the group `mllm.importers` in another package: `street-qa = "streets:street_qa"` names
-the function, or an `Importer` that says more.
+An importer is a function from rows to records. It is added by that function and a line here, or in another
+package by an entry point of the group `mllm.importers`: `street-qa = "streets:street_qa"` names the function,
+or an `Importer` with further settings.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Importer:
     """How a data set is read.
 
     Attributes:
-        records: its function; the first line of the docstring says what to give it.
-        fields: what its annotations must hold, for people.
-        roles: what --columns may name.
-        files: names of annotation files without a suffix of their own, such as Kaldi's `text`.
-        beside: recordings lie beside the annotations, unless --media says where.
+        records: the function; the first line of its docstring describes the input in `mllm data formats`.
+        fields: the fields that annotations need, for display.
+        roles: column roles that --columns may assign.
+        files: names of annotation files without a suffix, such as Kaldi's `text`.
+        beside: whether recordings lie beside the annotations, unless --media is given.
     """
 
     records: Callable[[Job], Iterator[Record]]
@@ -101,10 +101,10 @@ IMPORTERS: dict[str, Importer] = {
 
 
 def all_importers() -> dict[str, Importer | EntryPoint]:
-    """Own importers, and those of other packages, which are not imported yet.
+    """The importers of this package and, not yet loaded, those of other packages.
 
     Raises:
-        ConfigError: another package has one of a name that is taken.
+        ConfigError: the name of another package's importer is already taken.
     """
     found: dict[str, Importer | EntryPoint] = dict(IMPORTERS)
     for entry in entry_points(group=GROUP):
@@ -118,10 +118,10 @@ def all_importers() -> dict[str, Importer | EntryPoint]:
 
 
 def find_importer(name: str) -> Importer:
-    """An importer by name.
+    """Finds and loads an importer by name.
 
     Raises:
-        ConfigError: there is none of that name, or it cannot be imported.
+        ConfigError: there is no importer of that name, or it cannot be loaded.
     """
     known = all_importers()
     if name not in known:
@@ -132,10 +132,10 @@ def find_importer(name: str) -> Importer:
 
 
 def loaded(importer: Importer | EntryPoint) -> Importer:
-    """An importer that may be another package's.
+    """Loads an importer if it belongs to another package.
 
     Raises:
-        ConfigError: it cannot be imported, or is none.
+        ConfigError: it cannot be imported, or is not an importer.
     """
     if isinstance(importer, Importer):
         return importer

@@ -1,8 +1,8 @@
-"""Chat data of peers: LLaVA, ShareGPT and LLaMA-Factory, ms-swift, Alpaca, TRL; each row tells its form.
+"""Chat formats of LLaVA, ShareGPT, LLaMA-Factory, ms-swift, Alpaca and TRL, detected for each row.
 
-Media are named in lists beside the conversation, and stand where `<video>`, `<audio>` or `<image>` stands in
-a question; as many tags as media. A row with one medium and no tag has it before the first question. Answers
-are taken as they are. What a row or a turn says is not to be learned (`mllm.records.flags`) is not.
+Media are listed beside the conversation and replace `<video>`, `<audio>` or `<image>` tags in questions, one
+for each tag. Without tags they precede the first question. Answers are taken unchanged. Rows and turns
+marked as not to be learned (`mllm.records.flags`) are not trained on.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ROLES = {
     "developer": "system",
 }  # fmt: skip
 TOOLS = {"tool", "tool_call", "tool_response", "function", "function_call", "observation"}
-GROUNDED = ("<ref-object>", "<bbox>")  # ms-swift's: filled from `objects`, in a form for each model
-ASKED = ("human", "user", "query", "question", "prompt", "instruction")  # of an exchange in one object
+GROUNDED = ("<ref-object>", "<bbox>")  # of ms-swift, filled from `objects` for each model
+ASKED = ("human", "user", "query", "question", "prompt", "instruction")  # keys of an exchange in one object
 ANSWERED = ("assistant", "gpt", "response", "answer", "completion", "output")
 Turn = dict[str, Any]
 
@@ -47,7 +47,7 @@ def chats(job: Job) -> Iterator[Record]:
 
 
 def _left_out(row: Row, turns: list[Turn]) -> str | None:
-    """Why a whole row is left out: what it is, or what it says of itself."""
+    """Why a whole row is left out; None if it is kept."""
     if any(turn["role"] in TOOLS or turn.get("tool_calls") for turn in turns):
         return "tool calls"
     if row.get("objects") and any(tag in str(turn["content"]) for turn in turns for tag in GROUNDED):
@@ -70,7 +70,7 @@ def _left_out(row: Row, turns: list[Turn]) -> str | None:
 
 
 def _messages(job: Job, row: Row, turns: list[Turn]) -> list[dict[str, Any]]:
-    """The turns with their media in place of the tags."""
+    """The turns with tags replaced by media."""
     media = {kind: _media(job, row, kind) for kind in KINDS}
     named = any(media.values())
     asked = [turn for turn in turns if turn["role"] == "user"]
@@ -92,21 +92,21 @@ def _messages(job: Job, row: Row, turns: list[Turn]) -> list[dict[str, Any]]:
 
 
 def _turns(row: Row) -> list[Turn]:
-    """`{"role", "content", "loss"?}` of every turn."""
+    """The turns of a row as `{"role", "content", "loss"?}`."""
     if "messages" in row:
         turns = [_turn(turn) for turn in _dicts(row, "messages")]
     elif "conversations" in row:
         turns = [_turn(turn) for turn in _dicts(row, "conversations")]
     elif "instruction" in row and ("output" in row or "chosen" in row):
         asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-        turns = [*_history(row), *_said("user", asked), *_said("assistant", row.get("output"))]
-    elif "query" in row and "response" in row:  # of ms-swift's older form
-        turns = [*_history(row), *_said("user", row["query"]), *_said("assistant", row["response"])]
+        turns = [*_history(row), *_as_turns("user", asked), *_as_turns("assistant", row.get("output"))]
+    elif "query" in row and "response" in row:  # older format of ms-swift
+        turns = [*_history(row), *_as_turns("user", row["query"]), *_as_turns("assistant", row["response"])]
     elif "preferred_output" in row and isinstance(row.get("input"), dict):  # OpenAI's
         turns = [_turn(turn) for turn in _dicts(Row(row["input"], row.where), "messages")]
-        turns += _said("assistant", row["preferred_output"])
+        turns += _as_turns("assistant", row["preferred_output"])
     elif "completion" in row or "chosen" in row:  # TRL's; `prompt` may be part of what was chosen
-        turns = [*_said("user", row.get("prompt")), *_said("assistant", row.get("completion"))]
+        turns = [*_as_turns("user", row.get("prompt")), *_as_turns("assistant", row.get("completion"))]
     else:
         raise RecordError(
             f"{row.where}: none of the known forms (it has {', '.join(row)}): give 'messages', "
@@ -116,7 +116,7 @@ def _turns(row: Row) -> list[Turn]:
     chosen = row.get("chosen")
     answered = bool(turns) and ROLES.get(turns[-1].get("role", "")) == "assistant"
     if isinstance(chosen, (str, list, dict)) and not answered:
-        better = _said("assistant", chosen)  # never what was rejected
+        better = _as_turns("assistant", chosen)  # never what was rejected
         turns = better if ROLES.get(better[0]["role"]) != "assistant" else turns + better
     if row.get("system"):
         turns.insert(0, {"role": "system", "content": row["system"]})
@@ -126,7 +126,7 @@ def _turns(row: Row) -> list[Turn]:
 
 
 def _check_turn(turn: Turn, row: Row) -> None:
-    """Puts one turn into our words: role, text, and whether it is learned."""
+    """Normalises one turn: role, text, and whether it is trained on."""
     if turn.get("content") is None:
         turn["content"] = ""  # OpenAI's tool calls; what else is empty is counted as such
     if turn.get("role") in TOOLS:
@@ -149,7 +149,7 @@ def _check_turn(turn: Turn, row: Row) -> None:
 
 
 def _history(row: Row) -> Iterator[Turn]:
-    """The turns of `history`: pairs of question and answer, or objects, each a turn or an exchange."""
+    """Yields the turns of `history`: [question, answer] pairs, or objects of a turn or an exchange."""
     history = _unpacked(row.get("history"))
     if history is None or history == "" or is_nan(history):
         return
@@ -169,7 +169,7 @@ def _history(row: Row) -> Iterator[Turn]:
 
 
 def _exchange(item: dict[str, Any], row: Row) -> Iterator[Turn]:
-    """A turn, or a question and its answer, which what else the object says is about."""
+    """Yields one turn, or a question and its answer; other keys of the object belong to the answer."""
     if item.keys() & {"role", "from"}:
         yield _turn(item)
         return
@@ -188,8 +188,8 @@ def _turn(turn: Mapping[str, Any]) -> Turn:
     return {**turn, "role": role, "content": turn.get("content", turn.get("value"))}
 
 
-def _said(role: str, value: Any) -> list[Turn]:
-    """A prompt or an answer as TRL writes it: text, a turn, or turns; none where it is not given."""
+def _as_turns(role: str, value: Any) -> list[Turn]:
+    """A prompt or an answer in TRL's format (text, a turn, or turns); empty for None."""
     if value is None:
         return []
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
@@ -198,7 +198,7 @@ def _said(role: str, value: Any) -> list[Turn]:
 
 
 def _unpacked(value: Any) -> Any:
-    """Lists and objects that stand as JSON in the cell of a table."""
+    """Decodes a list or object given as JSON in a table cell."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError):
             return json.loads(value)
@@ -213,7 +213,7 @@ def _dicts(row: Row, field: str) -> list[dict[str, Any]]:
 
 
 def _media(job: Job, row: Row, kind: str) -> list[Part]:
-    """A row's media of one kind, in order; under `videos` or `video`, a list or one name."""
+    """A row's media of one kind, in order, from `videos` or `video` (a list or one name)."""
     names = row.get(f"{kind}s") or row.get(kind) or []
     return [_part(job, kind, name, row.where) for name in (names if isinstance(names, list) else [names])]
 
@@ -236,7 +236,7 @@ def _part(job: Job, kind: str, name: Any, where: str) -> Part:
 
 
 def _frame_folder(job: Job, frames: list[str], where: str) -> Part:
-    """A video as a list of frames: the folder that holds these, and no other pictures."""
+    """A video given as a list of frames: the folder that contains exactly these images."""
     if any(frame.startswith("data:") for frame in frames):
         raise RecordError(f"{where}: frames must be files, not data: write them into a folder")
     folders = {str(Path(frame).parent) for frame in frames}
@@ -260,7 +260,7 @@ def _frame_folder(job: Job, frames: list[str], where: str) -> Part:
 
 
 def _number_as_tags(asked: list[Turn], row: Row) -> None:
-    """Numbered placeholders (<image_1>, <|image_2|>) as tags, where they count as the row's files do."""
+    """Replaces numbered placeholders (<image_1>, <|image_2|>) by tags if they are in file order."""
     numbers: dict[str, list[int]] = {}
     texts = [turn["content"] for turn in asked if isinstance(turn["content"], str)]
     for kind, number in NUMBERED.findall("\n".join(texts)):
@@ -282,9 +282,9 @@ def _tag_first_question(asked: list[Turn], media: dict[str, list[Part]]) -> None
 
 
 def _message(job: Job, turn: Turn, media: dict[str, list[Part]] | None, row: Row) -> dict[str, Any]:
-    """A turn with its tags turned into media parts, which are taken from `media` in order.
+    """A turn with its tags replaced by media parts, taken from `media` in order.
 
-    Where the row names no media (`media` is None), what looks like a tag is text about HTML.
+    If the row names no media (`media` is None), apparent tags are kept as text.
     """
     role, content = turn["role"], turn["content"]
     kept = {"loss": False} if turn.get("loss") is False else {}
@@ -306,17 +306,17 @@ def _message(job: Job, turn: Turn, media: dict[str, list[Part]] | None, row: Row
 
 
 def _pieces(job: Job, text: str, media: dict[str, list[Part]] | None, row: Row) -> list[Part]:
-    """The text of a question between its tags, and the media that they stand for."""
+    """Splits the text of a question at its tags, and replaces these by media."""
     if media is None:
-        found = next(filter(None, (form.search(text) for form in (TAG, NUMBERED, FOREIGN))), None)
+        found = next(filter(None, (pattern.search(text) for pattern in (TAG, NUMBERED, FOREIGN))), None)
         if found:
             job.noted[f"{found[0].strip()} in a row that names no recording: kept as text"] += 1
         return [{"type": "text", "text": text}]
     if found := FOREIGN.search(TAG.sub("", text)):
         raise RecordError(f"{row.where}: {found[0]} in a question is another model's: write <image>, <video>")
     parts: list[Part] = []
-    for place, piece in enumerate(TAG.split(text)):
-        if place % 2 == 0:
+    for index, piece in enumerate(TAG.split(text)):
+        if index % 2 == 0:
             parts += [{"type": "text", "text": piece}] if piece.strip() else []
             continue
         kind = "audio" if piece.lower() == "speech" else piece.lower()
@@ -329,14 +329,14 @@ def _pieces(job: Job, text: str, media: dict[str, list[Part]] | None, row: Row) 
 
 
 def _given_part(job: Job, part: Any, media: dict[str, list[Part]], row: Row) -> Part:
-    """A part of a content list: text, or a medium as OpenAI or LLaMA-Factory (`type`, `value`) write it.
+    """Converts a part of a content list: text, or media in the format of OpenAI or LLaMA-Factory.
 
-    Hugging Face's `{"type": "image"}` stands where the next of the row's images belongs.
+    Hugging Face's `{"type": "image"}` is a placeholder for the next of the row's images.
     """
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise RecordError(f"{row.where}: a part of a content list must be an object with a 'type'")
     if part["type"] == "input_audio":
-        return part  # OpenAI's, which messages may hold as it is
+        return part  # OpenAI's, valid in messages as it is
     kind = part["type"].removesuffix("_url")
     value = part.get("value", part.get(part["type"], part.get(kind)))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which column of a table is the recording, which the answer: as --columns says, or told by its name."""
+"""Assigns roles such as recording or answer to the columns of a table, by --columns or by their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mllm.errors import ConfigError, RecordError
 
 Columns = dict[str, list[str]]  # role -> the columns that have it
 
-NAMES = {  # what people call a column, the likeliest first; without case, blanks as _
+NAMES = {  # common column names, the likeliest first, in lower case with _ for blanks
     "file": "file file_name filename file_path filepath path clip_path media media_path recording fname clip",
     "video": "video video_path video_file video_name video_filepath gif gif_name gif_path vid video_id",
     "audio": "audio audio_path audio_file audio_filepath audio_filename wav wav_path wav_file sound",
@@ -28,7 +28,7 @@ NAMES = {  # what people call a column, the likeliest first; without case, blank
 }
 ROLES = tuple(NAMES)
 SEVERAL = ("options", "caption", "labels")  # roles that more than one column may have
-LABELS = {  # columns that say what a recording is, beside the answer; --held-out goes by them
+LABELS = {  # columns with facts about a recording beside the answer, for --held-out
     "split", "fold", "speaker", "speaker_id", "actor", "session", "gender", "age", "language", "locale",
 }  # fmt: skip
 MEDIA, TARGETS = ("file", "video", "audio", "image"), ("answer", "text", "caption")
@@ -39,16 +39,16 @@ NUMBERED = {
 
 
 def parse_columns(texts: Sequence[str], known: Sequence[str], name: str) -> Columns:
-    """'file=clip_path,answer=label' and 'options=a0+a1+a2' as role -> columns.
+    """Parses 'file=clip_path,answer=label' or 'options=a0+a1+a2' into role -> columns.
 
     Args:
-        known: the roles that the importer `name` has.
+        known: roles of the importer `name`.
 
     Raises:
-        ConfigError: it is not of that form, or there is no such role.
+        ConfigError: the syntax is wrong, or there is no such role.
     """
     columns: Columns = {}
-    for text in filter(None, (part.strip() for given in texts for part in given.split(","))):
+    for text in filter(None, (part.strip() for words in texts for part in words.split(","))):
         role, found, column = text.partition("=")
         if not known:
             raise ConfigError(
@@ -65,14 +65,14 @@ def parse_columns(texts: Sequence[str], known: Sequence[str], name: str) -> Colu
 
 
 def find_columns(given: Columns, has: Sequence[str], where: str) -> Columns:
-    """The columns of every role that a table has.
+    """The columns of every role in a table.
 
     Args:
-        given: those that were said; where one says what is to be learnt, none is guessed for that.
+        given: columns assigned by the user; if they include a target, no other target is guessed.
         has: the columns of the table.
 
     Raises:
-        RecordError: one that was given is not there, or none is a recording, or none is to be learnt.
+        RecordError: a given column is missing, or there is no recording or no target.
     """
     for role, columns in given.items():
         for column in columns:
@@ -91,7 +91,7 @@ def find_columns(given: Columns, has: Sequence[str], where: str) -> Columns:
         if columns := list(_guess(role, free)):
             found[role] = columns
     if "duration" not in given and ("start" not in found or "end" in found):
-        found.pop("duration", None)  # that of the recording
+        found.pop("duration", None)  # length of the recording
     if {"video", "audio", "image"} & found.keys() and "file" not in given:
         found.pop("file", None)
     for roles_of, what in ((MEDIA, "the recording: add --columns file=…"), (TARGETS, TO_LEARN)):
@@ -104,14 +104,14 @@ TO_LEARN = "what is to be learnt: add --columns answer=…, text=… (what is sa
 
 
 def guessed(given: Mapping[str, Iterable[str]], found: Columns) -> Iterator[str]:
-    """What was guessed, in words."""
+    """Describes the roles that were guessed."""
     for role, columns in found.items():
         if role not in given and columns != [role]:
             yield f"column {'+'.join(columns)} read as {role}"
 
 
 def unread(found: Columns, has: Sequence[str]) -> list[str]:
-    """The columns that no role has."""
+    """The columns without a role."""
     return [column for column in has if column not in _taken(found)]
 
 

@@ -1,4 +1,4 @@
-"""Text in whatever encoding it was saved: told with certainty, or asked for, never guessed."""
+"""Decodes text in any encoding that can be detected with certainty; otherwise asks for --encoding."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ BOMS = {  # the longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-NOT_TEXT = {  # how files begin that are no text
+NOT_TEXT = {  # first bytes of files that are not text
     b"PAR1": "a Parquet file: name it .parquet",
     b"\x1f\x8b": "compressed: unpack it first",
     b"PK\x03\x04": "an archive, or a spreadsheet: unpack it, or save it as CSV",
     b"ARROW1": "an Arrow file: save it as JSON lines or Parquet",
     b"SQLite format 3": "a database: export its table as CSV",
 }
-# What people's files are in, beside UTF-8. Code pages of DOS and of mainframes would look as likely.
+# Encodings considered beside UTF-8; code pages of DOS and mainframes would seem equally likely.
 WIDE = ["gb18030", "big5", "cp932", "euc_jp", "cp949"]  # of Chinese, Japanese, Korean
 CANDIDATES = [*WIDE, "tis_620", "koi8_r", "iso8859_2", *(f"cp125{number}" for number in range(9))]
 SEVEN_BIT = ("iso2022", "utf-7", "hz")
 DAMAGED = "utf-8 with damaged characters"
-LEAST = 40  # bytes beyond ASCII from which an encoding is told
-MESS = 5  # percent of characters that look out of place: most in the best reading, and least more in others
-WORDS = 10  # percent by which the letters of a language must fit better than in others, at least
-SAMPLE = 1_000_000  # bytes that are looked at
+LEAST = 40  # minimum number of non-ASCII bytes to detect an encoding
+MESS = 5  # percent of implausible characters: maximum of the best reading, and its minimum lead over others
+WORDS = 10  # percent, minimum fit to the letters of a language, and its minimum lead over others
+SAMPLE = 1_000_000  # bytes examined
 
 
 def require_encoding(name: str) -> None:
-    """Raises ConfigError if no encoding of text has that name."""
+    """Raises ConfigError if there is no text encoding of that name."""
     try:
         with suppress(UnicodeError):
             b"a".decode(name)
@@ -47,16 +47,16 @@ def require_encoding(name: str) -> None:
 
 
 def decoded(data: bytes, where: str, named: str | None = None, usual: str | None = None) -> tuple[str, str]:
-    """(text, encoding) of a file's content.
+    """Decodes the content of a file; returns (text, encoding).
 
     Args:
-        where: how errors begin: the file.
-        named: encoding of what is not in UTF-8, as the user says.
-        usual: encoding that a data set's authors read theirs in: of Western text alone, where few characters
-            stand beyond ASCII, each by itself.
+        where: the file, for errors.
+        named: encoding given by the user, for what is not in UTF-8.
+        usual: encoding used by the authors of the data set; only for Western text, whose few non-ASCII
+            characters are isolated.
 
     Raises:
-        RecordError: it is no text, not in the encoding that was named, or in one that cannot be told.
+        RecordError: it is not text, not in the named encoding, or its encoding cannot be detected.
     """
     for begin, what in NOT_TEXT.items():
         if data.startswith(begin):
@@ -93,7 +93,7 @@ def _strictly(data: bytes, encoding: str, where: str) -> str:
 
 
 def _damaged_utf8(data: bytes) -> bool:
-    """Whether it is UTF-8 but for a few characters: rows with half a character are left out, as all such."""
+    """Whether this is UTF-8 except for a few broken characters, whose rows are left out later."""
     text = data.decode(errors="replace")
     bad = text.count("\ufffd")
     good = sum(character > "\x7f" for character in text) - bad
@@ -106,7 +106,7 @@ def _western(data: bytes) -> bool:
 
 
 def _detected(data: bytes, where: str) -> tuple[str, str]:
-    """Where one encoding alone makes sense of enough characters, and decodes them all."""
+    """Decodes the data if exactly one encoding is plausible for enough characters."""
     sample = data if len(data) <= SAMPLE else data[: data.rfind(b"\n", 0, SAMPLE) + 1] or data
     found = list(charset_normalizer.from_bytes(sample, cp_isolation=CANDIDATES))
     beyond = sum(byte >= 0x80 for byte in sample)
@@ -118,13 +118,13 @@ def _detected(data: bytes, where: str) -> tuple[str, str]:
             if match.percent_chaos < best.percent_chaos + MESS
             and match.percent_coherence > min(best.percent_coherence - WORDS, best.percent_coherence / 2)
         ]
-        if best.percent_coherence < WORDS:  # letters of no language in particular, as kanji and kana are
+        if best.percent_coherence < WORDS:  # no alphabet to compare, as with kanji and kana
             known = best.encoding in WIDE and beyond >= 3 * LEAST
         else:
-            known = best.encoding != "tis_620"  # which makes Thai of much Korean
+            known = best.encoding != "tis_620"  # into which much Korean decodes, too
         if best.percent_chaos <= MESS and known and not rivals:
-            alike = best.could_be_from_charset
-            encoding = next((name for name in ("cp1252", "cp1251") if name in alike), best.encoding)
+            equivalent = best.could_be_from_charset
+            encoding = next((name for name in ("cp1252", "cp1251") if name in equivalent), best.encoding)
             return _strictly(data, encoding, where), encoding
     readings = ", ".join(f"{_excerpt(str(match))!r} as {match.encoding}" for match in found[:3])
     raise RecordError(
@@ -135,7 +135,7 @@ def _detected(data: bytes, where: str) -> tuple[str, str]:
 
 
 def _excerpt(text: str) -> str:
-    """The first words beyond ASCII, with a little around them."""
+    """The first non-ASCII characters with some context."""
     at = re.search(r"[^\x00-\x7f]", text)
     begin = at.start() if at else 0
     return " ".join(text[max(0, begin - 5) : begin + 12].split())

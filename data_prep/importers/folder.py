@@ -1,4 +1,4 @@
-"""Recordings found by name in a folder, as annotation files name them: with or without a suffix."""
+"""Finds recordings in a folder by the names in annotation files, with or without a suffix."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from unicodedata import normalize
 from mllm.errors import ConfigError, RecordError
 from mllm.media.sources import MEDIA_SUFFIXES, READ_ALREADY, SUFFIXES, walk_folders
 
-EXPECTED = {"video": ".mp4", "audio": ".wav", "image": ".jpg"}  # where nothing of that name is found
+EXPECTED = {"video": ".mp4", "audio": ".wav", "image": ".jpg"}  # assumed if nothing of that name is found
 
 
 class MediaFolder:
     """A folder of recordings, searched once, with its subfolders.
 
     Attributes:
-        missing: names that were asked for and not found, in that order.
-        elsewhere: names found by their last part alone, in another folder than the one that was named.
-        passed_over: folders that could not be read, and why.
+        missing: names that were not found, in order of lookup.
+        elsewhere: names found in another folder than the one named.
+        passed_over: unreadable folders, and why.
     """
 
     def __init__(self, folder: Path | None):
@@ -33,42 +33,42 @@ class MediaFolder:
         self._folders: dict[str, list[Path]] = defaultdict(list)  # by name: frames may lie in them
 
     def files(self, kind: str) -> list[Path]:
-        """All recordings of a kind, in the order of their paths."""
+        """All recordings of a kind, sorted by path."""
         return self.ending(SUFFIXES[kind])
 
     def ending(self, suffixes: Container[str]) -> list[Path]:
-        """All files with one of these suffixes, in the order of their paths."""
+        """All files with one of these suffixes, sorted by path."""
         return sorted(p for found in self._scan().values() for p in found if p.suffix.lower() in suffixes)
 
     def find(self, kind: str, name: str, within: str | None = None) -> str:
-        """The path of a recording; where there is none, the one at which it was looked for.
+        """The path of a recording; if it is not found, the path where it was expected.
 
         Args:
-            kind: video (a folder of frames is one, too), audio or image.
-            name: a file's name, a path in the folder, or either without its suffix; with a slash at its end,
-                a folder of frames.
-            within: part of the names of folders: where there are such, only what lies in them is meant.
+            kind: video (also a folder of frames), audio or image.
+            name: a file name or a path in the folder, either with or without suffix; with a trailing slash a
+                folder of frames.
+            within: if any folder has this in its name, only those folders are searched.
 
         Raises:
             ConfigError: several recordings have that name.
-            RecordError: it is no name.
+            RecordError: the name cannot be a path.
         """
         if len(name) > 4000 or "\0" in name or any(len(part) > 250 for part in Path(name).parts):
             raise RecordError(f"{name[:40]!r}… is no path: give a file, or data as a data: URI")
         if self.folder is None or not (self.folder / name).exists():
-            name = name.replace("\\", "/")  # as Windows writes paths
-        asked = Path(name)
-        whole = name.endswith("/") or asked.suffix.lower() in MEDIA_SUFFIXES
-        expected = asked if whole else asked.with_name(asked.name + EXPECTED[kind])
+            name = name.replace("\\", "/")  # Windows path
+        wanted = Path(name)
+        whole = name.endswith("/") or wanted.suffix.lower() in MEDIA_SUFFIXES
+        expected = wanted if whole else wanted.with_name(wanted.name + EXPECTED[kind])
         if self.folder is None:
             return str(expected)
-        for path in (self.folder / expected, self.folder / asked):
+        for path in (self.folder / expected, self.folder / wanted):
             if path.is_file() or (kind == "video" and path.is_dir()):
                 return str(path)
-        found = self._called(kind, asked.name)
-        if len(asked.parts) > 1:
-            there = [path for path in found if _key(path.parent.name) == _key(asked.parent.name)]
-            if not there and len(found) == 1:  # the only one of its name: the folders were not kept
+        found = self._called(kind, wanted.name)
+        if len(wanted.parts) > 1:
+            there = [path for path in found if _key(path.parent.name) == _key(wanted.parent.name)]
+            if not there and len(found) == 1:  # the only one of its name: folders were rearranged
                 self.elsewhere[name] = None
                 there = found
             found = there
@@ -85,16 +85,16 @@ class MediaFolder:
         return str(found[0])
 
     def has(self, kind: str, name: str) -> bool:
-        """Whether there is a recording of that name, without noting it as missing."""
+        """Whether there is a recording of that name; does not record it as missing."""
         return bool(self._called(kind, name))
 
     def _called(self, kind: str, name: str) -> list[Path]:
-        """Files of that very name; else those of the kind, with any of its suffixes; else folders."""
+        """Files with exactly this name; else with any suffix of the kind; else folders."""
         stem = Path(name).stem if Path(name).suffix.lower() in MEDIA_SUFFIXES else name
-        alike = self._scan().get(_key(stem), [])
+        same_stem = self._scan().get(_key(stem), [])
         return (
-            [path for path in alike if _key(path.name) == _key(name)]
-            or [path for path in alike if path.suffix.lower() in SUFFIXES[kind]]
+            [path for path in same_stem if _key(path.name) == _key(name)]
+            or [path for path in same_stem if path.suffix.lower() in SUFFIXES[kind]]
             or (self._folders.get(_key(stem), []) if kind == "video" else [])
         )
 
@@ -109,11 +109,11 @@ class MediaFolder:
         return self._files
 
     def pass_over(self, path: Path, why: str) -> None:
-        """Notes what `walk_folders` does not read."""
-        if why != READ_ALREADY:  # of which nothing is missed
+        """Records what `walk_folders` does not read."""
+        if why != READ_ALREADY:  # nothing is lost then
             self.passed_over[path] = why
 
 
 def _key(name: str) -> str:
-    """A name as it is compared: macOS writes ä in file names as two characters."""
+    """Normalises a name for comparison: macOS decomposes ä in file names into two characters."""
     return normalize("NFC", name)

@@ -1,4 +1,4 @@
-"""What an importer is given: annotation rows, recordings by name, and a place to count what it leaves out."""
+"""The input of an importer: annotation rows, recordings by name, and counts of what is left out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mllm.records import templates
 from mllm.records.times import span_text
 from mllm.scores import normalise
 
-TEXTS = {".txt", *SUBTITLES}  # annotations that are not rows
-KINDS = 20  # of odd rows that are counted apart
-STRETCH = 30.0  # s: a timed transcript is cut into records of at most that
+TEXTS = {".txt", *SUBTITLES}  # annotation files without rows
+KINDS = 20  # of malformed rows that are counted separately
+STRETCH = 30.0  # s, maximum length of the records of a timed transcript
 Part = dict[str, Any]
 Record = dict[str, Any]
 
@@ -32,20 +32,20 @@ class Job:
     """One import.
 
     Attributes:
-        name: of the data set; begins the id of every record, and is its `source`.
-        files: annotation files, in the order in which they were given.
-        media: where recordings are found.
-        localised: ask about the annotated span of a video and not about all of it.
-        encoding: that of annotation files that are not in UTF-8.
-        columns: those of a table that were given, by role.
-        stretch: seconds that one record of a timed transcript has at most.
-        left_out: reasons, and how many rows each has kept out.
-        noted: peculiarities of rows that were kept, and how many rows have each.
-        where: the row that the next record comes from.
+        name: of the data set; prefix of the record ids, and their `source`.
+        files: annotation files, in the given order.
+        media: finds recordings.
+        localised: use the annotated span of a video instead of all of it.
+        encoding: of annotation files that are not in UTF-8.
+        columns: given columns of a table, by role.
+        stretch: maximum length (s) of the records of a timed transcript.
+        left_out: reason -> number of rows left out.
+        noted: peculiarity -> number of rows that have it but were kept.
+        where: the row of the next record.
         opened: those of `files` that were read.
-        odd: for each kind of odd row, under what it is counted.
-        first_odd: for each file with odd rows, what is wrong with the first.
-        fine: files with a row that is as it should be.
+        odd: kind of malformed row -> the reason under which it is counted.
+        first_odd: file -> the error of its first malformed row.
+        fine: files with at least one valid row.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Job:
     fine: set[str] = field(default_factory=set)
 
     def rows(self, only: str | None = None, columns: list[str] | None = None) -> Iterator[Row]:
-        """The rows of all annotation files but .txt and subtitles, or of those with the suffix `only`.
+        """Yields the rows of all annotation files except .txt and subtitles, or of those with suffix `only`.
 
         Args:
-            columns: names of those of a CSV file without a header.
+            columns: column names of CSV files without a header.
         """
         for path in self.files:
             suffix = path.suffix.lower()
@@ -83,10 +83,10 @@ class Job:
         return rows_of(path, self.read(path), columns, self.leave_out)
 
     def texts(self, suffix: str, usual: str | None = None) -> Iterator[tuple[Path, str]]:
-        """(path, text) of the annotation files with a suffix.
+        """Yields (path, text) of the annotation files with a suffix.
 
         Args:
-            usual: encoding in which the data set's authors read theirs (see `decoded`).
+            usual: encoding used by the authors of the data set (see `decoded`).
         """
         for path in self.files:
             if path.suffix.lower() == suffix:
@@ -94,14 +94,14 @@ class Job:
                 yield path, self.read(path, usual)
 
     def subtitles(self, usual: str | None = None) -> Iterator[tuple[Path, list[Line]]]:
-        """(path, what is said when) of all subtitle files; those that are none are left out."""
+        """Yields (path, lines) of all subtitle files; invalid ones are left out."""
         for suffix in SUBTITLES:
             for path, text in self.texts(suffix, usual):
                 with self.or_left_out():
                     yield path, subtitle_lines(path, text)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """(line, where it stands) of all .txt annotation files, without blank lines."""
+        """Yields (line, location) of all .txt annotation files, without blank lines."""
         for path, text in self.texts(".txt"):
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
@@ -109,33 +109,33 @@ class Job:
                     yield line.strip(), self.where
 
     def objects(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """All .json annotation files, each one object."""
+        """Yields (path, object) of all .json annotation files."""
         for path, text in self.texts(".json"):
             yield path, object_of(path, text)
 
     def read(self, path: Path, usual: str | None = None) -> str:
-        """The text of one annotation file."""
+        """Reads the text of an annotation file."""
         self.opened.add(path)
-        text, told = read_text(path, self.encoding, usual)
-        if told == DAMAGED:
+        text, encoding = read_text(path, self.encoding, usual)
+        if encoding == DAMAGED:
             self.noted["file with damaged characters: rows that have them are left out"] += 1
-        elif told == self.encoding:
-            self.noted[f"file read as {told}"] += 1
-        elif told not in ("utf-8", usual):
-            self.noted[f"file read as {told}, not UTF-8: check its texts"] += 1
+        elif encoding == self.encoding:
+            self.noted[f"file read as {encoding}"] += 1
+        elif encoding not in ("utf-8", usual):
+            self.noted[f"file read as {encoding}, not UTF-8: check its texts"] += 1
         return text
 
-    # Rows that are not as they should be.
+    # Malformed rows.
 
     @contextmanager
     def or_left_out(self) -> Iterator[None]:
-        """Around what is made of one row: if it is not as its data set writes it, it is left out, counted."""
+        """Context in which one row is converted: a malformed row is left out and counted."""
         try:
             yield
         except RecordError as error:
             self.leave_out(error)
         except MllmError:
-            raise  # of the import, such as a wrong folder
+            raise  # concerns the whole import, such as a wrong folder
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             why = f"not as {self.name} writes it ({type(error).__name__}: {error}): see `mllm data formats`"
             self.leave_out(RecordError(f"{self.where}: {why}"))
@@ -143,7 +143,7 @@ class Job:
             self.fine.add(self._file())
 
     def leave_out(self, error: RecordError) -> None:
-        """Counts a row under what is wrong with it, and the place of the first such row."""
+        """Counts a malformed row by its error, and notes the location of the first such row."""
         file, text = self._file(str(error)), str(error)
         self.first_odd.setdefault(file, error)
         where, _, why = text.partition(": ") if file else (self.where, "", text)
@@ -152,7 +152,7 @@ class Job:
         self.left_out[self.odd.get(why, "odd in other ways, too")] += 1
 
     def require_some_fine(self) -> None:
-        """Raises the first error of a file of which every row is odd: it is another file than was meant."""
+        """Raises the first error of a file without any valid row: it is the wrong file."""
         for file, error in self.first_odd.items():
             if file not in self.fine:
                 raise error
@@ -163,7 +163,7 @@ class Job:
         return next((name for name in names if f"{where} ".startswith((f"{name} ", f"{name}:"))), "")
 
     def recordings(self, kind: str) -> list[Path]:
-        """All recordings of a kind: for data sets whose labels are file names.
+        """All recordings of a kind, for data sets with labels in their file names.
 
         Raises:
             RecordError: if there are none.
@@ -180,10 +180,10 @@ class Job:
     def video(
         self, name: str, start: float | None = None, end: float | None = None, within: str | None = None
     ) -> Part:
-        """A video, and the sound that lies beside a folder of frames under the same name.
+        """A video; for a folder of frames, with the sound of the same name.
 
         Args:
-            within: part of the names of folders: where there are such, it lies in one of them.
+            within: see `MediaFolder.find`.
         """
         part: Part = {"type": "video", "video": self._find("video", name, within)} | _span(start, end)
         sound = name.rstrip("/")
@@ -201,15 +201,17 @@ class Job:
     def medium(
         self, name: str, kind: str | None = None, start: float | None = None, end: float | None = None
     ) -> Part:
-        """A recording of any kind: as its suffix says; else one that is found; else `kind`; else a video."""
+        """A recording; its kind is that of its suffix, else of the file found, else `kind`, else video."""
         address = name.startswith(("data:", "http://", "https://"))
         suffix = Path(name.partition("?")[0] if address else name).suffix.lower()
-        told = [k for k, suffixes in SUFFIXES.items() if suffix in suffixes or name.startswith(f"data:{k}/")]
+        by_suffix = [
+            k for k, suffixes in SUFFIXES.items() if suffix in suffixes or name.startswith(f"data:{k}/")
+        ]
         if address:
-            kind = (told or [kind or "video"])[0]
+            kind = (by_suffix or [kind or "video"])[0]
             return {"type": kind, kind: name} | (_span(start, end) if kind != "image" else {})
         there = [k for k in (kind, *SUFFIXES) if k is not None and self.media.has(k, Path(name).name)]
-        kind = (told or there or [kind or "video"])[0]
+        kind = (by_suffix or there or [kind or "video"])[0]
         if kind == "image":
             return self.image(name)
         return self.video(name, start, end) if kind == "video" else self.audio(name, start, end)
@@ -223,7 +225,7 @@ class Job:
     # Records.
 
     def qa(self, id: Any, media: Sequence[Part], question: str, answer: str | None, **more: Any) -> Record:
-        """An open question; `answer` None where the data set keeps it back."""
+        """An open question; `answer` is None if the data set withholds it."""
         prompt = templates.fill("qa", self._id(id), question=question.strip())
         return self._record(id, "qa", media, prompt, answer, **more)
 
@@ -236,14 +238,14 @@ class Job:
         right: int | None,
         **more: Any,
     ) -> Record:
-        """A question with options, which are shown in another order, lettered anew.
+        """A question with options, which are shuffled and lettered.
 
-        The record's `options` are as shown; `option_order` has the official number of each.
+        The record's `options` are as shown; `option_order` has their original indices.
         """
         if len({normalise(option) for option in options}) < len(options):
             self.noted["two options that say the same"] += 1
         order = templates.shuffled(len(options), self._id(id))
-        shown = [f"{chr(65 + place)}. {options[number].strip()}" for place, number in enumerate(order)]
+        shown = [f"{chr(65 + index)}. {options[number].strip()}" for index, number in enumerate(order)]
         prompt = templates.fill("choice", self._id(id), question=question.strip(), options="\n".join(shown))
         answer = None if right is None else shown[order.index(right)]
         more = {"options": shown, "option_order": order} | more
@@ -258,7 +260,7 @@ class Job:
         options: Sequence[str] | None = None,
         **more: Any,
     ) -> Record:
-        """A label; with `options`, of a closed set that the prompt names. `task` has its own templates."""
+        """A label; `options` is the closed set that the prompt lists. `task` selects the templates."""
         fields = {"options": ", ".join(options)} if options else {}
         open_one = f"{task}_open" if not options and f"{task}_open" in templates.templates() else task
         prompt = templates.fill(open_one, self._id(id), **fields)
@@ -267,7 +269,7 @@ class Job:
     def caption(
         self, id: Any, media: Sequence[Part], captions: Mapping[str, Sequence[str]], **more: Any
     ) -> Record:
-        """A recording described in words: to tell, and to tell apart in the shared space.
+        """A captioned recording, for generation and for the shared embedding space.
 
         Args:
             captions: by what they describe: video, audio or both.
@@ -279,10 +281,10 @@ class Job:
         return self._record(id, "caption", media, prompt, answer, captions=lists, **more)
 
     def transcript(self, id: Any, media: Sequence[Part], said: str, **more: Any) -> Record:
-        """What is said in a recording.
+        """A transcribed recording.
 
         Args:
-            more: `words`, [start, end, text] in s from where the recording or its cut begins.
+            more: `words`: [start, end, text], in s from the start of the recording or its span.
         """
         prompt = templates.fill("transcript", self._id(id))
         return self._record(id, "transcript", media, prompt, said, **more)
@@ -290,10 +292,10 @@ class Job:
     def moments(
         self, id: Any, media: Sequence[Part], query: str, spans: Sequence[Sequence[float]] | None, **more: Any
     ) -> Record:
-        """When something happens.
+        """A moment query: when something happens.
 
         Args:
-            spans: [start, end] in s; None where the data set keeps them back.
+            spans: [start, end] in s; None if the data set withholds them.
         """
         query = query.strip()
         prompt = templates.fill("moments", self._id(id), query=query)
@@ -301,10 +303,10 @@ class Job:
         return self._record(id, "moments", media, prompt, answer, query=query, spans=spans, **more)
 
     def answer(self, row: Row, field: str = "answer") -> str | None:
-        """A row's answer in words; None, and counted, where the data set keeps it back.
+        """A row's answer as text; None, and counted, if the data set withholds it.
 
         Raises:
-            RecordError: it is something else than text.
+            RecordError: it is not text.
         """
         if row.get(field) is None or is_nan(row[field]):
             self.noted["no answer given"] += 1
@@ -313,10 +315,10 @@ class Job:
 
     @staticmethod
     def number(row: Row, field: str, count: int) -> int | None:
-        """A row's choice among `count` options, from 0; None where the data set keeps it back.
+        """The index of a row's choice among `count` options; None if the data set withholds it.
 
         Raises:
-            RecordError: it is no such number.
+            RecordError: it is not a valid index.
         """
         value = row.get(field)
         if value is None or value == "" or is_nan(value):

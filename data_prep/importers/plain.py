@@ -1,4 +1,4 @@
-"""The plainest forms: a table of recordings, folders named by class, COCO's captions."""
+"""Plain formats: a table of recordings, folders named by class, COCO's captions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mllm.errors import RecordError
 from mllm.media.sources import SUFFIXES
 from mllm.records.record import parse_row
 
-MANY = 50  # classes that a prompt still names
+MANY = 50  # maximum number of classes to list in a prompt
 LETTERED = re.compile(r"\(?([A-Za-z])[.):]\s+(\S.*)", re.DOTALL)  # an option: "A. a dog", "(B) a cat"
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
@@ -29,29 +29,29 @@ def table(job: Job) -> Iterator[Record]:
     Recordings are looked for beside the table, unless --media says where.
     """
     rows = list(job.rows())
-    form = Form(rows, job.columns)
-    if form.classes:
-        job.noted[f"answer taken as one of {len(form.classes)} classes"] = len(rows)
+    schema = Schema(rows, job.columns)
+    if schema.classes:
+        job.noted[f"answer taken as one of {len(schema.classes)} classes"] = len(rows)
     for number, row in enumerate(rows, start=1):
         with job.or_left_out():
-            job.where, found = row.where, form.columns(row)
+            job.where, found = row.where, schema.columns(row)
             for note in guessed(job.columns, found):
                 job.noted[note] += 1
             for column in unread(found, list(row)):
                 job.noted[f"column {column} not read"] += 1
             if media := _media(job, row, found):
                 name = _cell(row, found, "id")
-                yield from _records(job, row, form, media, f"row{number}" if name is None else name)
+                yield from _records(job, row, schema, media, f"row{number}" if name is None else name)
             else:
                 job.left_out["no recording named"] += 1
 
 
-class Form:
-    """What the rows of a table mean, which only all of them together tell.
+class Schema:
+    """How to interpret the rows of a table, inferred from all of them.
 
     Attributes:
-        classes: the answers, where there are no questions and so few answers that they are classes.
-        first: what numbers of options count from, None where that cannot be told.
+        classes: the distinct answers, if there are no questions and few enough answers.
+        first: whether option numbers count from 0 or 1; None if unclear.
     """
 
     def __init__(self, rows: Sequence[Row], given: Columns):
@@ -65,7 +65,7 @@ class Form:
             try:
                 answer, options = _cell(row, found, "answer"), _options(row, found)
             except RecordError:
-                continue  # told when the row becomes a record
+                continue  # reported when the row is converted
             if answer is not None and not options and not _filled(row.get(*found.get("question", [""]))):
                 unasked.append(answer)
             if answer is not None and answer.isdecimal() and options and answer not in options:
@@ -77,42 +77,42 @@ class Form:
     def columns(self, row: Row) -> Columns:
         return self._columns[_file(row)]
 
-    def place(self, answer: str, options: Sequence[str], where: str) -> int | None:
-        """Which option an answer is: by its text, its letter or its number; None if it is none.
+    def option_index(self, answer: str, options: Sequence[str], where: str) -> int | None:
+        """The option that an answer names by its text, letter or number; None if it names none.
 
         Raises:
-            RecordError: by its number, and none of the table tells what numbers count from.
+            RecordError: it is a number, and `first` is unclear.
         """
-        for said, known in ((answer, options), (answer.casefold(), [text.casefold() for text in options])):
-            if said in known:
-                return known.index(said)
-        if (told := LETTERED.fullmatch(answer)) and told[2].casefold() in known:
-            return known.index(told[2].casefold())
+        for text, known in ((answer, options), (answer.casefold(), [one.casefold() for one in options])):
+            if text in known:
+                return known.index(text)
+        if (lettered := LETTERED.fullmatch(answer)) and lettered[2].casefold() in known:
+            return known.index(lettered[2].casefold())
         letter = answer.strip("().: ").upper()
         if answer.isdecimal():
             if self.first is None:
                 raise RecordError(
                     f"{where}: answer {answer} may count from 0 or from 1: write the option's text or letter"
                 )
-            place = int(answer) - self.first
+            index = int(answer) - self.first
         else:
-            place = ord(letter) - ord("A") if len(letter) == 1 else -1
-        return place if 0 <= place < len(options) else None
+            index = ord(letter) - ord("A") if len(letter) == 1 else -1
+        return index if 0 <= index < len(options) else None
 
 
 def _file(row: Row) -> str:
     return re.split(r" row \d+$| line \d+$| \(one object", row.where)[0]
 
 
-def _records(job: Job, row: Row, form: Form, media: list[Part], id: str) -> Iterator[Record]:
-    """A record for each thing that a row tells about its recording."""
-    found = form.columns(row)
+def _records(job: Job, row: Row, schema: Schema, media: list[Part], id: str) -> Iterator[Record]:
+    """Yields a record for each target in a row."""
+    found = schema.columns(row)
     labels = _labels(row, found) or None
-    told = [target for target in TARGETS if target in found]
-    for target in told:
-        name = id if target == told[0] else f"{id}-{target}"
+    targets = [target for target in TARGETS if target in found]
+    for target in targets:
+        name = id if target == targets[0] else f"{id}-{target}"
         if target == "answer":
-            yield from _answer(job, row, form, media, name, labels)
+            yield from _answer(job, row, schema, media, name, labels)
             continue
         texts = [text for column in found[target] for text in _texts(row, column)]
         if not texts:
@@ -127,15 +127,15 @@ def _records(job: Job, row: Row, form: Form, media: list[Part], id: str) -> Iter
 
 
 def _answer(
-    job: Job, row: Row, form: Form, media: list[Part], id: str, labels: dict[str, Any] | None
+    job: Job, row: Row, schema: Schema, media: list[Part], id: str, labels: dict[str, Any] | None
 ) -> Iterator[Record]:
-    found = form.columns(row)
+    found = schema.columns(row)
     question, answer, options = (
         _cell(row, found, "question"),
         _cell(row, found, "answer"),
         _options(row, found),
     )
-    right = form.place(answer, options, row.where) if answer is not None and options else None
+    right = schema.option_index(answer, options, row.where) if answer is not None and options else None
     if answer is None and question is None:
         job.left_out["neither question nor answer"] += 1
     elif answer is not None and options and right is None:
@@ -150,12 +150,12 @@ def _answer(
         else:
             yield job.qa(id, media, question, answer, labels=labels)
     else:
-        said = answer if right is None else options[right]
-        yield job.label(id, "class", media, str(said), options or form.classes, labels=labels)
+        label = answer if right is None else options[right]
+        yield job.label(id, "class", media, str(label), options or schema.classes, labels=labels)
 
 
 def _media(job: Job, row: Row, found: Columns) -> list[Part]:
-    """The recordings of a row; a sound beside a video is the sound of that video."""
+    """The recordings of a row; audio beside a video becomes its sound track."""
     span = {role: seconds_of(row, found[role][0]) for role in ("start", "end") if role in found}
     if "duration" in found and (lasts := seconds_of(row, found["duration"][0])) is not None:
         span["end"] = (span.get("start") or 0) + lasts
@@ -185,12 +185,12 @@ def _labels(row: Row, found: Columns) -> dict[str, Any]:
 
 
 def _cell(row: Row, found: Columns, role: str) -> str | None:
-    """What a row says in a role; None where its cell is empty."""
+    """The value of a role in a row; None if its cell is empty."""
     if role not in found or not _filled(row.get(found[role][0])):
         return None
     value = row[found[role][0]]
     if role in MEDIA and isinstance(value, dict) and isinstance(value.get("path"), str):
-        return value["path"].strip()  # as Hugging Face's datasets hold recordings
+        return value["path"].strip()  # format of Hugging Face datasets
     return row.text(found[role][0]).strip()
 
 
@@ -201,9 +201,9 @@ def _texts(row: Row, column: str) -> list[str]:
 
 
 def _options(row: Row, found: Columns) -> list[str]:
-    """A row's options: one in each of several columns; or in one a list, or texts with | or ; between.
+    """A row's options: one per column, or a list in one column, or texts separated by | or ;.
 
-    Letters that they have already are taken off: they are shown in another order, lettered anew.
+    Letters in front are removed, since options are shuffled and lettered again.
     """
     columns = found.get("options", [])
     if len(columns) != 1:
@@ -225,11 +225,11 @@ def _options(row: Row, found: Columns) -> list[str]:
 
 
 def _unlettered(options: list[str]) -> list[str]:
-    """Options without "A. " or "(B) ", where these count them."""
-    told = [LETTERED.fullmatch(option) for option in options]
-    letters = "".join(match[1] if match else "?" for match in told).upper()
+    """Removes "A. " or "(B) " from options if the letters are consecutive."""
+    matches = [LETTERED.fullmatch(option) for option in options]
+    letters = "".join(match[1] if match else "?" for match in matches).upper()
     if options and "ABCDEFGHIJKLMNOPQRSTUVWXYZ".startswith(letters):
-        return [match[2] for match in told if match]
+        return [match[2] for match in matches if match]
     return options
 
 
@@ -238,7 +238,7 @@ def _filled(value: Any) -> bool:
 
 
 def seconds_of(row: Row, column: str) -> float | None:
-    """A time in seconds, or as h:mm:ss; None where the cell is empty."""
+    """Parses a time in seconds or as h:mm:ss; None if the cell is empty."""
     value = row.get(column)
     if not _filled(value):
         return None
@@ -259,8 +259,8 @@ def folders(job: Job) -> Iterator[Record]:
     deeper: list[str] = []
     for path in sorted({path for kind in SUFFIXES for path in job.media.files(kind)}):
         parts = list(path.relative_to(job.media.folder or "").parts[:-1])
-        place = next((place for place in range(len(parts)) if parts[place].lower() in SPLITS), None)
-        split = None if place is None else parts.pop(place)  # train/dog/a.wav, or dog/train/a.wav
+        index = next((index for index, part in enumerate(parts) if part.lower() in SPLITS), None)
+        split = None if index is None else parts.pop(index)  # train/dog/a.wav, or dog/train/a.wav
         if parts:
             found.append((path, normalize("NFC", parts[0]).replace("_", " ").strip(), split))
             deeper += ["/".join(parts)] if len(parts) > 1 else []
@@ -308,7 +308,7 @@ def coco_captions(job: Job) -> Iterator[Record]:
 
 
 def _pictured(job: Job, image: Row, captions: dict[str, list[str]]) -> Iterator[Record]:
-    """The record of a picture; its captions are taken out of `captions`."""
+    """Yields the record of an image, and removes its captions from `captions`."""
     id = image["imgid"] if "id" not in image and "imgid" in image else image["id"]
     name = image["filename"] if "filename" in image else image["file_name"]
     texts = captions.pop(str(id), None) or [

@@ -1,4 +1,4 @@
-"""What is said in recordings: subtitles beside them, LJSpeech's metadata.csv, Kaldi's data folders."""
+"""Transcribed speech: subtitles beside recordings, LJSpeech's metadata.csv, Kaldi data folders."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mllm.errors import RecordError
 from mllm.media.sources import MEDIA_SUFFIXES, SUFFIXES
 
 KALDI = ("text", "wav.scp", "segments", "utt2spk", "spk2gender")
-GAP = 5.0  # s without a word behind which a new record of a timed transcript begins
+GAP = 5.0  # s of silence after which a timed transcript continues in a new record
 NOT_SAID = re.compile(r"(?:[\[(♪♫][^\[\]()♪♫]*[\])♪♫]\s*)+|[♪♫].*")  # [door slams] (laughs), ♪ music ♪
-KINDS = ("forced", "sdh", "cc", "default", "auto")  # of subtitles, as players name them beside the language
+KINDS = ("forced", "sdh", "cc", "default", "auto")  # of subtitles, beside the language in file names
 LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,4})?")
-# Of a command that gives something else than the whole recording, as it lies there.
+# Options of commands whose output differs from the recording they read.
 CHANGED = re.compile(
     r"\s(?:trim|speed|tempo|reverse|remix\s+\d+|-ss|-to|-t\s+[\d:.]+|-map_channel)\s|\bsph2pipe\b[^|]*\s-[cst]\s"
 )
@@ -53,9 +53,9 @@ def subtitles(job: Job) -> Iterator[Record]:
 
 
 def _unrolled(job: Job, lines: list[Line]) -> list[Line]:
-    """Lines without what each repeats of the one before, where most do: so YouTube's captions roll.
+    """Removes what lines repeat from the line before, if most do, as in YouTube's rolling captions.
 
-    They follow each other without a gap; what is repeated after one is said again.
+    After a gap, repeated words count as spoken again.
     """
     shown, repeated, kept = [""], 0, []
     until = 0.0
@@ -75,7 +75,7 @@ def _unrolled(job: Job, lines: list[Line]) -> list[Line]:
 
 
 def _spoken(job: Job, lines: list[Line]) -> Iterator[Line]:
-    """Lines of subtitles that are speech."""
+    """Yields the lines of subtitles that are speech."""
     for line in lines:
         if not line["text"] or NOT_SAID.fullmatch(line["text"]):
             job.left_out["line that is no speech"] += 1
@@ -86,7 +86,7 @@ def _spoken(job: Job, lines: list[Line]) -> Iterator[Line]:
 
 
 def _recording(job: Job, path: Path) -> tuple[str, str | None, Part]:
-    """(name, language, part) of the recording that subtitles belong to: beside them, else under --media."""
+    """The (name, language, part) of the recording of subtitles, beside them or else under --media."""
     words = path.stem.split(".")  # film.en.srt, film.pt-BR.forced.srt
     for count in range(len(words), max(len(words) - 3, 0), -1):
         name, tags = ".".join(words[:count]), [tag for tag in words[count:] if tag not in KINDS]
@@ -105,7 +105,7 @@ def _recording(job: Job, path: Path) -> tuple[str, str | None, Part]:
 
 
 def _stretches(lines: Iterable[Line], most: float) -> Iterator[list[Line]]:
-    """Lines of subtitles in order, together as long as they last `most` s and no gap is between them."""
+    """Groups consecutive lines that last at most `most` s in all and have no gap between them."""
     stretch: list[Line] = []
     for line in lines:
         if stretch and (
@@ -149,12 +149,12 @@ def ljspeech(job: Job) -> Iterator[Record]:
 
 
 def _columns_of(path: Path, lines: list[list[str]]) -> tuple[list[int], int]:
-    """Which columns behind the name are texts, the one to take first, and which is the speaker, or -1.
+    """Which columns after the name are texts, in order of preference, and which is the speaker, or -1.
 
-    A speaker or a language is named in every line, in one word, and is never the text itself.
+    A speaker or language column has one word in every line, which is never the text itself.
 
     Raises:
-        RecordError: that does not tell them apart.
+        RecordError: the columns are ambiguous.
     """
     width = max(map(len, lines)) - 1
     if width < 2:
@@ -191,7 +191,7 @@ def kaldi(job: Job) -> Iterator[Record]:
     if not any(path.name == "text" for path in job.files):
         raise RecordError("kaldi: no file called text: give --annotations a data folder, or its files")
     for folder in dict.fromkeys(path.parent for path in job.files if path.name == "text"):
-        files = {name: dict(_pairs(job, folder, name)) for name in KALDI}  # splits may number alike
+        files = {name: dict(_pairs(job, folder, name)) for name in KALDI}  # splits may share ids
         for id, said in files["text"].items():
             job.where = f"text {id}"
             with job.or_left_out():
@@ -199,7 +199,7 @@ def kaldi(job: Job) -> Iterator[Record]:
 
 
 def _utterance(job: Job, files: dict[str, dict[str, str]], id: str, said: str) -> Iterator[Record]:
-    """The record of an utterance, where its sound is a file."""
+    """Yields the record of an utterance if its sound is a file."""
     name, span = _segment(files["segments"], id)
     source = files["wav.scp"].get(name, name)
     if files["wav.scp"] and name not in files["wav.scp"]:
@@ -218,7 +218,7 @@ def _utterance(job: Job, files: dict[str, dict[str, str]], id: str, said: str) -
 
 
 def _pairs(job: Job, folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    """(key, the rest of the line) of the file of a name: that in the folder, or any where it has none."""
+    """Yields (key, rest of the line) of the named file in the folder, or else elsewhere."""
     named = [path for path in job.files if path.name == name]
     for path in [path for path in named if path.parent == folder] or named:
         for line in job.read(path).split("\n"):
@@ -228,7 +228,7 @@ def _pairs(job: Job, folder: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _segment(segments: dict[str, str], id: str) -> tuple[str, dict[str, float]]:
-    """(recording, span in s) of an utterance: without segments, all of the recording of its name."""
+    """The (recording, span in s) of an utterance; by default all of the recording with its id."""
     if id not in segments:
         return id, {}
     recording, *times = segments[id].split()
@@ -240,14 +240,14 @@ def _segment(segments: dict[str, str], id: str) -> tuple[str, dict[str, float]]:
 
 
 def _readable(source: str) -> str | None:
-    """The recording of a line of wav.scp; None where there is none, or several, or a part of one."""
+    """The recording read by an entry of wav.scp; None unless it is exactly one, unchanged."""
     if not source.endswith("|"):
         return None if re.search(r"\.ark:\d+$", source) else source
     if CHANGED.search(source):
         return None
     try:
         words = shlex.split(source.rstrip("| "))
-    except ValueError:  # a quotation mark that is never closed
+    except ValueError:  # unclosed quotation mark
         return None
     found = [word for word in words if Path(word).suffix.lower() in MEDIA_SUFFIXES]
     return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""One import from beginning to end: records.jsonl, held_out.jsonl where asked for, and a report of both."""
+"""Runs an import: writes records.jsonl, held_out.jsonl if requested, and a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mllm.records.conversation import Conversation
 from mllm.records.record import validate_record, write_records
 
 SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", *TEXTS}
-Groups = dict[bytes, list[str]]  # recording -> its records as JSON, a fraction of what objects take
+Groups = dict[bytes, list[str]]  # recording -> its records as JSON, which takes less memory than objects
 TRAIN, HELD_OUT, REPORT = "records.jsonl", "held_out.jsonl", "import.json"
 
 
@@ -30,8 +30,8 @@ class Report:
     """What an import wrote, left out and noted.
 
     Attributes:
-        media: folder in which recordings were looked for.
-        missing: recordings that are named but were not found under --media.
+        media: folder searched for recordings.
+        missing: recordings that were not found in it.
     """
 
     name: str
@@ -55,21 +55,21 @@ def import_records(
     columns: Sequence[str] = (),
     stretch: float = STRETCH,
 ) -> Report:
-    """Translates one data set into `out`.
+    """Imports one data set into `out`.
 
     Args:
         annotations: files, or folders of them.
-        media: folder of the recordings; without, they lie beside the annotations where the importer says so,
-            and paths in `out` are written unseen for others.
-        localised: ask about the annotated span of a video.
-        held_out: records whose labels have one of these values, for every key, go into held_out.jsonl.
-        encoding: that of annotation files that are not in UTF-8; without, only what is certain is read.
-        columns: which column is what, as in "file=clip_path,answer=label".
-        stretch: seconds that one record of a timed transcript has at most.
+        media: folder of the recordings; by default that of the annotations if the importer says so, otherwise
+            paths in `out` are not checked.
+        localised: use the annotated span of a video.
+        held_out: label -> values; records that match every label go into held_out.jsonl.
+        encoding: of annotation files that are not in UTF-8; by default detected, if that is certain.
+        columns: roles of columns, as in "file=clip_path,answer=label".
+        stretch: maximum length (s) of the records of a timed transcript.
 
     Raises:
         ConfigError: there is no such importer or encoding, or no record to hold out.
-        RecordError: a file without one row as it should be, one that is not read, or no records at all.
+        RecordError: a file has no valid row or is not read by the importer, or there are no records at all.
     """
     importer = find_importer(name)
     if encoding:
@@ -127,7 +127,7 @@ def _write(job: Job, kept: Groups, apart: Groups | None, out: Path, report: Repo
 
 
 def _held_out_before(out: Path) -> bool:
-    """Whether an earlier import into this folder held records out, which are in records.jsonl now."""
+    """Whether an earlier import into this folder wrote held_out.jsonl."""
     try:
         return bool(json.loads((out / REPORT).read_bytes())["held_out"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -135,10 +135,10 @@ def _held_out_before(out: Path) -> bool:
 
 
 def parse_held_out(texts: Sequence[str]) -> dict[str, set[str]]:
-    """'actor=17-20' and 'session=1,5' as label -> values.
+    """Parses 'actor=17-20' or 'session=1,5' into label -> values.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: the syntax is wrong.
     """
     held_out: dict[str, set[str]] = {}
     for text in texts:
@@ -172,27 +172,27 @@ def _recording(record: Record) -> bytes:
 
 
 def _together(groups: Groups) -> Iterator[Record]:
-    """The records of one recording next to each other: training reads it once for all of them."""
+    """Yields records grouped by recording, so that training reads each recording once."""
     for group in groups.values():
         for record in map(json.loads, group):
             yield record | {"messages": Conversation.restored(record["messages"])}
 
 
 def _distinct(job: Job, records: Iterator[Record]) -> Iterator[Record]:
-    """Every question once; another one under an id that came before gets a number to it."""
-    asked: dict[str, bytes] = {}
+    """Drops duplicate questions; different questions with the same id are numbered."""
+    seen: dict[str, bytes] = {}  # id -> question
     for record in records:
         id, copies = record["id"], 1
         question = _digest([turn for turn in record["messages"] if turn.role == "user"])
-        while asked.get(record["id"], question) != question:
+        while seen.get(record["id"], question) != question:
             copies += 1
             record["id"] = f"{id}-{copies}"
-        if record["id"] in asked:
+        if record["id"] in seen:
             job.left_out["id and question came before"] += 1
             continue
         if copies > 1:
             job.noted["id came before with another question: numbered"] += 1
-        asked[record["id"]] = question
+        seen[record["id"]] = question
         yield record
 
 
@@ -201,10 +201,10 @@ def _digest(value: Any) -> bytes:
 
 
 def _checked(importer: Importer, job: Job, out: Path) -> Iterator[Record]:
-    """The valid records of an importer.
+    """Yields the valid records of an importer.
 
     Raises:
-        RecordError: what the importer reads beside its rows is not as its data set writes it.
+        RecordError: a file that the importer reads beside its rows is malformed.
     """
     try:
         for record in importer.records(job):
@@ -223,10 +223,10 @@ def _checked(importer: Importer, job: Job, out: Path) -> Iterator[Record]:
 
 
 def _untrainable(record: Record) -> str | None:
-    """Why one odd row is left out, rather than the import given up."""
+    """Why a record cannot be trained on and is left out; None if it can."""
     turns = record["messages"]
     spoken = turns[1:] if turns[0]["role"] == "system" else turns
-    if any(turn["role"] != ("user", "assistant")[place % 2] for place, turn in enumerate(spoken)):
+    if any(turn["role"] != ("user", "assistant")[index % 2] for index, turn in enumerate(spoken)):
         return "turns that do not alternate"
     if any(not "".join(_words(turn)).strip() for turn in spoken):
         return "empty question or answer"
@@ -238,16 +238,16 @@ def _untrainable(record: Record) -> str | None:
 
 
 def _words(turn: Mapping[str, Any]) -> Iterator[str]:
-    """A turn's texts, and the types of its media."""
+    """Yields the texts of a turn and the types of its media."""
     for part in [turn["content"]] if isinstance(turn["content"], str) else turn["content"]:
         yield part if isinstance(part, str) else part.get("text", part["type"])
 
 
 def _note_unread(job: Job, annotations: Sequence[Path]) -> None:
-    """Annotation files that were not read, which might have changed what is trained, are told.
+    """Notes annotation files that the importer did not read.
 
     Raises:
-        RecordError: one of them was named.
+        RecordError: the user named one of them.
     """
     unread = [file for file in job.files if file not in job.opened]
     for file in unread:
@@ -262,13 +262,13 @@ def _note_unread(job: Job, annotations: Sequence[Path]) -> None:
 def _files(
     annotations: Sequence[Path], passed_over: Callable[[Path, str], None], more: Sequence[str] = ()
 ) -> list[Path]:
-    """The files that are named, and all annotations of the folders that are.
+    """Lists the given files and all annotation files of the given folders.
 
     Args:
-        more: names of annotation files whose suffix says nothing.
+        more: names of annotation files without a telling suffix.
 
     Raises:
-        RecordError: one is not there.
+        RecordError: a path does not exist.
     """
     files: list[Path] = []
     for path in annotations:
