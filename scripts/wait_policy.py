@@ -1,11 +1,11 @@
-"""What OpenMP's wait policy costs: training, evaluation and indexing, passive and active, one thread and two.
+"""Measures OpenMP's wait policy: training, evaluation and indexing, passive and active, one thread and two.
 
     python scripts/wait_policy.py                     # on a quiet machine: nothing else running
     python scripts/wait_policy.py --rounds 5 --busy   # beside a process that keeps one core busy
 
-All variants take turns within a round, so that a change of the machine meets them alike. Prints the median of
-wall and CPU seconds, and the load before each round; put the table into docs/log.md with the machine's name.
-`mllm.command.cli.before_torch` holds the default that comes of it.
+All variants alternate within a round, so that changes of the machine affect them equally. Prints the median
+of wall and CPU seconds, and the load before each round; put the table into docs/log.md with the machine's
+name. `mllm.command.cli.before_torch` sets the default derived from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def works(folder: Path) -> dict[str, list[str]]:
-    """The commands that are measured, by name."""
+    """The commands to measure, by name."""
     stage: dict[str, object] = {"steps": 20, "warmup": 1, "batch": 32, "text_batch": 0}
     stage |= {"compile": "false", "num_threads": "null"}
     settings = [f"contrastive.{name}={value}" for name, value in stage.items()]
@@ -47,15 +47,15 @@ def measure(words: list[str], policy: str, threads: int) -> tuple[float, float]:
         [*COMMAND, *words], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
-    said = process.stdout.read()
+    output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{' '.join(words)} failed:\n{said.decode(errors='replace')[-2000:]}")
+        sys.exit(f"{' '.join(words)} failed:\n{output.decode(errors='replace')[-2000:]}")
     return time.monotonic() - began, usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
-    """Measures, and prints a table in Markdown."""
+    """Measures and prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["train", "eval", "index"], action="append")
@@ -66,18 +66,9 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="wait-policy-") as name:
             folder = Path(name)
-            made = [
-                *COMMAND,
-                "data",
-                "world",
-                "--clips",
-                "24",
-                "--split",
-                "val",
-                "--out",
-                str(folder / "world"),
-            ]
-            subprocess.run(made, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            world = [*COMMAND, "data", "world", "--clips", "24", "--split", "val"]
+            world += ["--out", str(folder / "world")]
+            subprocess.run(world, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             for number in range(options.rounds):
                 print(f"round {number + 1}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
                 for work, words in works(folder).items():

@@ -1,8 +1,8 @@
-"""Other views of the same recording, so that a model learns what stays the same.
+"""Data augmentation of recordings and captions.
 
-Each is drawn from a seeded generator that belongs to an example, so a resumed run sees the same ones. What a
-text says must stay true: a picture is not flipped where the text knows left and right, nor is a recording cut
-where it tells a time. In doubt nothing is changed: "right" may mean correct, and costs no more than a view.
+Each view is drawn from a seeded generator of its example, so a resumed run sees the same ones. Texts must
+stay true: a picture is not flipped if a text mentions left or right, nor is a recording cut if it mentions
+times. In doubt nothing is changed: "right" may mean correct, but skipping a view costs little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mllm.experiment import Augment
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE
 
-# What a text may tell. Sides go with writing and clocks, which a mirror makes unreadable.
+# What a text may mention. Sides include writing and clocks, which mirroring makes unreadable.
 SIDES = re.compile(
     r"\b(left|right|(east|west)(ern|wards?)?\b|mirror|writ(es|ing|ten)|wrote|reads?\b|reading|letter|text|word\b"
     r"|says?\b|spell|signs?\b|logo|label|title|numbers?\b|digit)|clock",
@@ -44,24 +44,24 @@ PITCHES = re.compile(
     r"|tenor|baritone|bass\b)|\d ?k?hz\b",
     re.IGNORECASE,
 )
-SPEECH = re.compile(r"\b(transcri|what is (said|spoken)\b)", re.IGNORECASE)  # all of it
-MAKES_FALSE = (  # what a text tells, and what of Augment would make that false
+SPEECH = re.compile(r"\b(transcri|what is (said|spoken)\b)", re.IGNORECASE)  # requests for all words
+MAKES_FALSE = (  # (what a text mentions, the augmentations that would make it false)
     (SIDES, ("flip",)),
     (TIMES, ("temporal_crop", "speed", "time_mask")),
     (COUNTS, ("temporal_crop", "time_mask", "crop")),
     (PITCHES, ("pitch", "speed")),
     (SPEECH, ("temporal_crop", "time_mask")),
 )
-VISIBLE = 1.0  # of 255: how much two videos differ on average before they count as different
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # how bright red, green and blue are to the eye
-BEHIND = 2048  # samples, 128 ms: what is put behind a sound, as FFmpeg's filters keep some back at an end
+VISIBLE = 1.0  # of 255: mean difference from which two videos count as different
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # luma weights of red, green and blue
+BEHIND = 2048  # samples, 128 ms: padding at the end, since FFmpeg's filters hold back some samples
 
 
 def augment(clip: Clip, settings: Augment, rng: np.random.Generator, texts: Iterable[str] = ()) -> Clip:
-    """A clip as it might also have been recorded.
+    """Returns a randomly augmented clip.
 
     Args:
-        texts: all that is said about it; what would make one of them false is left out.
+        texts: all texts about it; augmentations that would make one of them false are skipped.
     """
     held = {kind: Augment.model_fields[kind].default for kind in held_back(texts)}
     settings = settings.model_copy(update=held)
@@ -93,9 +93,9 @@ def augment(clip: Clip, settings: Augment, rng: np.random.Generator, texts: Iter
 
 
 def held_back(texts: Iterable[str]) -> dict[str, str]:
-    """What of Augment would make one of the texts false, each with the words that it would."""
-    said = "\n".join(texts)
-    found = [(words.search(said), kinds) for words, kinds in MAKES_FALSE]
+    """The augmentations that would make one of the texts false, each with the words concerned."""
+    joined = "\n".join(texts)
+    found = [(words.search(joined), kinds) for words, kinds in MAKES_FALSE]
     return {kind: match[0] for match, kinds in found if match for kind in kinds}
 
 
@@ -103,7 +103,7 @@ def held_back(texts: Iterable[str]) -> dict[str, str]:
 
 
 def crop(frames: np.ndarray, share: float, place: np.ndarray) -> np.ndarray:
-    """A part of every frame, `share` of its sides, enlarged; `place` (0 to 1) says which part."""
+    """Crops every frame to a `share` of its sides at `place` (0 to 1), and resizes it back."""
     height, width = frames.shape[1:3]
     rows, columns = max(1, round(height * share)), max(1, round(width * share))
     top, left = round((height - rows) * place[0]), round((width - columns) * place[1])
@@ -113,10 +113,10 @@ def crop(frames: np.ndarray, share: float, place: np.ndarray) -> np.ndarray:
 
 
 def jitter(frames: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Brightness, contrast and saturation times `factors`, the same in all frames."""
+    """Multiplies brightness, contrast and saturation by `factors`, the same in all frames."""
     brightness, contrast, saturation = map(float, factors)
     changed = torch.empty(frames.shape, dtype=torch.uint8)
-    for frame, to in zip(_tensor(frames), changed, strict=True):  # one by one, as far as a cache holds
+    for frame, to in zip(_tensor(frames), changed, strict=True):  # one by one, to fit the cache
         colour = frame * brightness
         grey = (colour @ LUMA).unsqueeze(-1)
         rest = (1 - contrast) * grey.mean() + contrast * (1 - saturation) * grey
@@ -125,24 +125,24 @@ def jitter(frames: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 def flip(frames: np.ndarray) -> np.ndarray:
-    """Left and right exchanged."""
+    """Mirrors every frame horizontally."""
     return _tensor(frames).flip(2).numpy()
 
 
 def drop_frames(frames: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-    """Dropped frames show what the frame before them shows, as a recording that stutters does."""
+    """Replaces dropped frames by the frame before them, as in a stuttering recording."""
     kept = np.where(dropped, 0, np.arange(len(frames)))
     return frames[np.maximum.accumulate(kept)]
 
 
 def permute_frames(pixel_values: torch.Tensor, rng: np.random.Generator) -> torch.Tensor | None:
-    """Frames of a whole video in another order: no view of it, but what its captions do not tell.
+    """Shuffles the frames of a whole video, to make a negative for its captions.
 
     Args:
         pixel_values: uint8 [windows, frames, channels, height, width].
 
     Returns:
-        the same shape; None where nobody would see a difference.
+        the same shape; None if there is no visible difference.
     """
     frames = pixel_values.flatten(0, 1)
     shuffled = frames[torch.from_numpy(rng.permutation(len(frames)))]
@@ -152,14 +152,14 @@ def permute_frames(pixel_values: torch.Tensor, rng: np.random.Generator) -> torc
 
 
 def _tensor(frames: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.require(frames, requirements=["C", "W"]))  # those of a shard are read-only
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"]))  # arrays from shards are read-only
 
 
 # --- time: the whole clip ---
 
 
 def temporal_crop(clip: Clip, share: float, place: float) -> Clip:
-    """A stretch of the clip, `share` of its length; `place` (0 to 1) says which."""
+    """Cuts a span of `share` of the clip's length, at `place` (0 to 1)."""
     length = clip.duration * share
     first = (clip.duration - length) * place
     frames, times = clip.frames, clip.frame_times
@@ -177,7 +177,7 @@ def temporal_crop(clip: Clip, share: float, place: float) -> Clip:
 
 
 def speed(clip: Clip, factor: float) -> Clip:
-    """The clip played so many times as fast; its sound changes in pitch, too."""
+    """Plays the clip `factor` times as fast, which also changes the pitch of its sound."""
     waveform = clip.waveform
     if waveform is not None:
         longer = np.pad(waveform, (0, BEHIND))
@@ -196,21 +196,21 @@ def speed(clip: Clip, factor: float) -> Clip:
 
 
 def noise(waveform: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
-    """White noise under it, at a signal-to-noise ratio in dB; silence stays silent."""
+    """Adds white noise at a signal-to-noise ratio in dB; silence stays silent."""
     power = float(np.mean(np.square(waveform)))
     hiss = rng.standard_normal(len(waveform), np.float32)
     return waveform + hiss * np.float32(np.sqrt(power / 10 ** (snr / 10)))
 
 
 def pitch(waveform: np.ndarray, semitones: float) -> np.ndarray:
-    """Up or down, an octave at most, of the same length: played as much faster, then stretched (WSOLA)."""
+    """Shifts the pitch by at most an octave: resamples, then stretches to the same length (WSOLA)."""
     factor = 2 ** (semitones / 12)
     longer = np.pad(waveform, (0, BEHIND), mode="reflect")
     return _filtered(longer, _faster(factor) | {"atempo": 1 / factor})[: len(waveform)]
 
 
 def time_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
-    """Silence over a `share` of it (SpecAugment, Park et al. 2019, on the waveform)."""
+    """Silences a `share` of the sound (SpecAugment, Park et al. 2019, on the waveform)."""
     length = round(len(waveform) * share)
     first = round((len(waveform) - length) * place)
     masked = waveform.copy()
@@ -219,7 +219,7 @@ def time_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
 
 
 def frequency_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
-    """Without a band of frequencies, a `share` of all that there are (SpecAugment, Park et al. 2019)."""
+    """Removes a band of frequencies, a `share` of the spectrum (SpecAugment, Park et al. 2019)."""
     spectrum = np.fft.rfft(waveform)
     width = round(len(spectrum) * share)
     first = round((len(spectrum) - width) * place)
@@ -228,12 +228,12 @@ def frequency_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarr
 
 
 def _faster(factor: float) -> dict[str, float]:
-    """Filters that play a sound so many times as fast, without what would lie above half the sample rate."""
+    """Filters that play a sound `factor` times as fast, without aliasing."""
     return {"asetrate": round(SAMPLE_RATE * factor), "aresample": SAMPLE_RATE}
 
 
 def _filtered(waveform: np.ndarray, filters: Mapping[str, float]) -> np.ndarray:
-    """A sound after FFmpeg's audio filters, name -> setting, one after the other."""
+    """Applies FFmpeg's audio filters, name -> setting, in order."""
     graph = Graph()
     begin = graph.add_abuffer(sample_rate=SAMPLE_RATE, format="fltp", layout="mono")
     between = [graph.add(name, str(setting)) for name, setting in filters.items()]
@@ -253,7 +253,7 @@ def _filtered(waveform: np.ndarray, filters: Mapping[str, float]) -> np.ndarray:
 
 
 def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """A text without some of its words, never without all."""
+    """Drops words of a text at random, but never all."""
     words = text.split()
     kept = [word for word, draw in zip(words, rng.uniform(size=len(words)), strict=True) if draw >= share]
     return " ".join(kept) if kept else text

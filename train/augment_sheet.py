@@ -53,13 +53,13 @@ SHOWN = {  # what a kind changes, and how much of it
 
 @dataclass
 class Scene:
-    """A recording, and what is said about it.
+    """A recording with its texts.
 
     Attributes:
         clip: as training loads it.
-        texts: all that training knows to be said about the recording.
-        caption: "" where it has none.
-        task, request: an instruction about it, and the task whose phrasings it has.
+        texts: all texts about the recording.
+        caption: "" if it has none.
+        task, request: an instruction about it, and the task that it is phrased for.
     """
 
     clip: Clip
@@ -184,12 +184,12 @@ def _say(scene: Scene, kind: str, value: float, rng: np.random.Generator) -> tup
         draws = [views.drop_words(scene.caption, value, rng) for _ in range(DRAWS)]
         return scene.caption or "no caption", min(draws, key=len)
     draws = [paraphrase(scene.task, scene.request, str(draw)) for draw in range(DRAWS)]
-    other = next((told for told in draws if told != scene.request), "as it is: no other phrasing")
+    other = next((text for text in draws if text != scene.request), "as it is: no other phrasing")
     return scene.request, other
 
 
 def _panels(kind: str, clip: Clip) -> list[str]:
-    """What is drawn of a kind, each in a row."""
+    """The panels drawn for a kind of augmentation, one per row."""
     if SHOWN[kind][0] != "both":
         return [SHOWN[kind][0]]
     there = [name for name, part in (("picture", clip.frames), ("sound", clip.waveform)) if part is not None]
@@ -197,18 +197,18 @@ def _panels(kind: str, clip: Clip) -> list[str]:
 
 
 def _draw(axes: Axes, view: Clip | str, panel: str, original: Clip) -> None:
-    """A text, or a clip's pictures or sound over the time of the original; what is cut off stays white."""
+    """Draws a text, or a clip's pictures or sound on the time axis of the original."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if isinstance(view, str):
-        told = textwrap.fill(view, 62)
-        axes.text(0.01, 0.5, told, fontsize=9, va="center", transform=axes.transAxes, parse_math=False)
+        text = textwrap.fill(view, 62)
+        axes.text(0.01, 0.5, text, fontsize=9, va="center", transform=axes.transAxes, parse_math=False)
     elif panel == "picture" and view.frames is not None:
         count = 1 if original.is_image else FRAMES
         times = (np.arange(count) + 0.5) / count * original.duration
         shown = view.frames[view.on_screen(times[times <= view.duration])]
-        for place, frame in enumerate(shown):
-            axes.imshow(frame, extent=(place, place + 0.96, 0, 1), aspect="auto")
+        for index, frame in enumerate(shown):
+            axes.imshow(frame, extent=(index, index + 0.96, 0, 1), aspect="auto")
         axes.set(xlim=(0, FRAMES), ylim=(0, 1))
     elif panel == "sound" and view.waveform is not None and len(view.waveform):
         loudest = 0.0 if original.waveform is None else np.abs(original.waveform).max()

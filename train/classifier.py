@@ -1,4 +1,4 @@
-"""The batches and the trainer of the classifier, which is scored on `val` instead of being saved."""
+"""Collator and trainer of the classifier, which is scored on `val` instead of saved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LabelCollator(Collator):
     """One record of every scene: its sound and its answer.
 
     Args:
-        labels: the answers there are, in the order of the classifier's outputs.
+        labels: all answers, in the order of the classifier's outputs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`mllm train`: the stages of an experiment, one by one or all in order, and what looks at their data."""
+"""`mllm train`: runs the stages of an experiment, one or all in order, and inspects their data."""
 
 from __future__ import annotations
 

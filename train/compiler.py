@@ -1,4 +1,4 @@
-"""Whether torch.compile can work here, asked before training begins."""
+"""Checks that torch.compile can work here, before training starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mllm.errors import ConfigError
 
 
 def require_compiler(stage: str) -> None:
-    """What torch.compile needs on a CPU, looked for before it fails in the middle of the first step.
+    """Checks the requirements of torch.compile on a CPU, before it fails in the first step.
 
     Raises:
         ConfigError: naming what is missing.

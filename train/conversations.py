@@ -1,4 +1,4 @@
-"""Conversations as training puts them: captions asked for, questions grouped by their recordings."""
+"""Conversations for training: caption requests, and grouping by recordings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mllm.records.conversation import Conversation, MediaPart
 
 Messages = Sequence[Mapping[str, Any]]  # what `chat.validate_messages` takes
 
-# What stage 1 asks for before each kind of caption, and the order of caption columns in its batches.
+# The question of stage 1 for each kind of caption, in the order of caption columns in its batches.
 CAPTION_REQUESTS = {
     "video": "describe the picture.",
     "audio": "describe the sound.",
@@ -20,10 +20,10 @@ CAPTION_REQUESTS = {
 
 
 def caption_conversations(pair: dict[str, Any], number: int) -> list[Conversation]:
-    """Requests to describe a clip, each with its answer, all beginning with the clip.
+    """Caption requests with answers, each starting with the clip.
 
-    Every other example of a clip with picture and sound asks for both at once, the rest for each alone.
-    Timelines, where the source has them among its labels, name every attribute and its moment.
+    For clips with picture and sound, every other example asks for both together, the others for each alone.
+    Timelines among the labels serve as answers, since they name all attributes with their times.
     """
     part = pair.get("part") or media_part(pair["clip"])
     answers = {
@@ -51,20 +51,20 @@ def caption_conversations(pair: dict[str, Any], number: int) -> list[Conversatio
 
 
 def media_part(clip: Clip, modality: str | None = None) -> dict[str, Any]:
-    """The message part for a clip in memory, of what it holds unless told."""
+    """The message part for a clip in memory; its modality is detected unless given."""
     modality = modality or ("image" if clip.is_image else "audio" if clip.frames is None else "video")
     return {"type": modality, modality: clip}
 
 
 def one_of(captions: str | Sequence[str] | None, number: int) -> str | None:
-    """One of several captions, another one each time the clip comes by."""
+    """One of several captions, cycling with `number`."""
     if captions is None or isinstance(captions, str):
         return captions
     return captions[number % len(captions)] if captions else None
 
 
 def by_prefix(conversations: Iterable[Messages]) -> list[list[Conversation]]:
-    """Conversations in groups that begin with the same parts up to their last recording."""
+    """Groups conversations that share all parts up to their last recording."""
     groups: dict[tuple, list[Conversation]] = {}
     for conversation in map(chat.validate_messages, conversations):
         groups.setdefault(_prefix(conversation), []).append(conversation)
@@ -83,5 +83,5 @@ def _prefix(conversation: Conversation) -> tuple:
 
 
 def part_values(part: dict[str, Any]) -> tuple:
-    """A part by what it holds. In-memory clips have no equality: the same recording is the same object."""
+    """A hashable key of a part; clips in memory are compared by identity."""
     return tuple((key, id(v) if isinstance(v, Clip) else v) for key, v in sorted(part.items()))

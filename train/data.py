@@ -1,8 +1,8 @@
-"""From a data source to the batches of a stage, made on the fly.
+"""Collators, which make the batches of a stage from a data source on the fly.
 
-A stage trains on `steps × batch` numbers, in order; a collator turns each number into its example inside the
-data workers. So step n sees the same batch however often the run was stopped, a resume skips without
-generating, and nothing waits on disk.
+A stage trains on the numbers 0 … `steps × batch` − 1 in order; inside the data workers a collator turns each
+number into its example. So step n sees the same batch no matter how often the run was interrupted, a
+resumed run skips examples without generating them, and nothing is stored on disk.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ from train.objectives.info_nce import caption_id
 from train.sections import Curriculum
 from train.shapes import ROWS, TOKENS
 
-SHUFFLED_UP_TO = 1 << 24  # scenes whose order fits in memory; only generated worlds have more
-VIEWS, WORDS, PERMUTED = 1, 2, 3  # what a random generator of an example is for
+SHUFFLED_UP_TO = 1 << 24  # scenes; larger sources (generated worlds) are read in order
+VIEWS, WORDS, PERMUTED = 1, 2, 3  # purposes of an example's random generators
 RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def number_dataset(steps: int, batch: int):
-    """A datasets.Dataset of the numbers 0 … steps × batch − 1, over all processes of a distributed run."""
+    """A datasets.Dataset of the numbers of all examples, over all processes of a distributed run."""
     from datasets import Dataset
 
     return Dataset.from_dict({"number": np.arange(steps * batch * PROCESSES)})
 
 
 def easy_start(curriculum: Curriculum | None, batch: int) -> tuple[DataSource | None, int]:
-    """What `Collator` takes as `easy` and `easy_clips`, for batches of so many clips."""
+    """The arguments `easy` and `easy_clips` of `Collator` for a curriculum."""
     if curriculum is None:
         return None, 0
     return open_source(curriculum.source), curriculum.steps * batch * PROCESSES
 
 
 class Collator:
-    """Turns numbers into scenes of the source: every epoch in another order that the seed alone decides.
+    """Maps numbers to scenes of the source, in an order that depends on the seed and the epoch alone.
 
     Args:
-        easy, easy_clips: the source of the run's first so many scenes, for a curriculum.
+        easy, easy_clips: another source for the first `easy_clips` scenes of the run.
     """
 
-    text_tokens: int | None = None  # longest caption that the shared space reads
+    text_tokens: int | None = None  # maximum caption length for the shared space
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class Collator:
         return self.source, self.scene(number)
 
     def pair(self, number: int) -> dict[str, Any]:
-        """The run's `number`-th clip, with the captions whose turn it is: other ones in every epoch."""
+        """The run's `number`-th clip, with captions that change every epoch."""
         source, scene = self.place(number)
         return source.pair(scene + number // len(source) * len(source))
 
     def scene(self, number: int) -> int:
-        """The scene of the source that stands `number`-th in its order."""
+        """The scene of the source at this position in its shuffled order."""
         epoch, place = divmod(number, len(self.source))
         if len(self.source) > SHUFFLED_UP_TO:
             return place
@@ -114,10 +114,10 @@ class Collator:
         number: int,
         captions: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Conversation]:
-        """Conversations of the run's `number`-th example, their recordings augmented, each once for all.
+        """Conversations of the run's `number`-th example, with each distinct recording augmented once.
 
         Args:
-            captions: what else is said about the recordings, and must stay true.
+            captions: further texts about the recordings, which augmentation must not make false.
         """
         checked = [chat.validate_messages(messages) for messages in conversations]
         if self.augmentation is None:
@@ -137,7 +137,7 @@ class Collator:
         ]
 
     def phrased(self, record: Record, number: int) -> Conversation:
-        """`answered`, the last question in the phrasing that belongs to the run's `number`-th example."""
+        """`answered(record)`, with its last question rephrased for the run's `number`-th example."""
         messages = answered(record)
         if self.augmentation is None or not self.augmentation.paraphrase:
             return messages
@@ -163,10 +163,10 @@ class Collator:
     def space(
         self, media: Sequence[MediaFeatures], captions: Sequence[dict[str, Any]], numbers: Sequence[int]
     ) -> dict[str, torch.Tensor]:
-        """`space_batch` of recordings and their captions, words dropped where the experiment says so.
+        """`space_batch` of recordings and their captions, with word dropout if configured.
 
         Args:
-            numbers: of the example that each recording belongs to.
+            numbers: number of the example of each recording.
         """
         share = self.augmentation.word_dropout if self.augmentation else 0.0
 
@@ -182,9 +182,9 @@ class Collator:
 
 
 class TextCollator(Collator):
-    """Stage 0: questions about a text that stands for the recording, behind one copy of it.
+    """Stage 0: questions about a text that describes the recording, after one copy of that text.
 
-    The text and every answer are trained. The questions are not: how they are put is chance.
+    The text and all answers are trained on; the questions, whose phrasing is random, are not.
     """
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -208,11 +208,11 @@ class TextCollator(Collator):
 
 
 class PairCollator(Collator):
-    """Stage 1: clips with their captions, as pairs for the shared space and as answers of the decoder.
+    """Stage 1: clips with captions, as pairs for the shared space and as answers for the decoder.
 
     Args:
-        text_tokens: longest caption that the shared space's text tower reads.
-        text_batch: scenes of stage 0 that join every batch, so that the decoder keeps what it learned there.
+        text_tokens: maximum caption length for the text tower.
+        text_batch: stage-0 scenes in every batch, so that the decoder does not forget them.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class PairCollator(Collator):
         return batch | {"text": self.texts(rows[: self.text_batch])} if self.text_batch else batch
 
     def _permuted(self, media: Sequence[MediaFeatures], numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Videos with their frames shuffled, [windows, …], and how many windows each clip has of them."""
+        """Videos with shuffled frames, [windows, …], and the number of their windows for each clip."""
         shuffled = [
             permute_frames(item.pixel_values, np.random.default_rng((self.seed, number, PERMUTED)))
             if item.modality == "video" and item.pixel_values is not None
@@ -265,12 +265,12 @@ class PairCollator(Collator):
 
 
 class QuestionCollator(Collator):
-    """Stage 2: some of a scene's conversations; those on the same recordings share one media prefix.
+    """Stage 2: sampled conversations of scenes; those about the same recordings share one media prefix.
 
     Args:
         questions: conversations per scene.
-        text_tokens: longest caption for the retained contrastive loss; None leaves that loss out. It looks at
-            the scenes whose records carry `captions`; where none does, half as many pairs join the batch.
+        text_tokens: maximum caption length for the contrastive loss; None omits that loss. It uses the scenes
+            whose records have `captions`; if there are none, pairs are added, half as many as rows.
     """
 
     def __init__(
@@ -331,18 +331,18 @@ def space_batch(
     text_tokens: int,
     say: Callable[[str, int], str] = lambda caption, clip: caption,
 ) -> dict[str, torch.Tensor]:
-    """What the shared space needs to know about a batch of recordings.
+    """The inputs of the shared space's losses for a batch of recordings.
 
     Args:
-        media: every recording of the batch, in order.
-        captions: for each recording one of every kind of CAPTION_REQUESTS; {} leaves it out of the loss.
-        text_tokens: longest caption that the text tower reads.
-        say: a caption as the text tower reads it, from the caption and the number of its clip.
+        media: all recordings of the batch, in order.
+        captions: for each recording one caption per kind in CAPTION_REQUESTS; {} excludes it from the loss.
+        text_tokens: maximum caption length for the text tower.
+        say: maps a caption and the index of its clip to the text for the text tower.
 
     Returns:
-        video_windows, image_windows, audio_windows: [clips], query rows of each clip, 0 where it has none;
-        text_ids, text_mask: [texts, tokens], each different caption once;
-        captions: [clips, 3], row of the caption in text_ids for video, audio, both; -1 where there is none;
+        video_windows, image_windows, audio_windows: [clips], query rows of each clip, 0 if it has none;
+        text_ids, text_mask: [texts, tokens], the distinct captions;
+        captions: [clips, 3], row of the caption in text_ids for video, audio, both; -1 if there is none;
         caption_ids: [clips, 3], equal for equal captions in every process.
     """
     texts: dict[str, int] = {}
@@ -351,7 +351,7 @@ def space_batch(
     for clip, of_clip in enumerate(captions):
         for column, kind in enumerate(CAPTION_REQUESTS):
             text = of_clip.get(kind)
-            # A missing caption gets a number of its own, so that it equals no other.
+            # A missing caption gets a unique id.
             ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
             if text:
                 rows[clip, column] = texts.setdefault(say(text, clip), len(texts))

@@ -14,10 +14,10 @@ from train.trainer import StageTrainer
 
 
 class InstructTrainer(StageTrainer, SFTTrainer):
-    """Token loss by TRL, and beside it the shared space's.
+    """Adds the loss of the shared space to TRL's token loss.
 
     Args:
-        contrastive_weight: of the shared space's loss; 0 where the collator makes none.
+        contrastive_weight: of the loss of the shared space; 0 if the collator provides no captions.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class InstructTrainer(StageTrainer, SFTTrainer):
         settings = SFTConfig(
             max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, **trainer_arguments(run)
         )
-        # TRL wants a transformers model to put its loss into; what is wrapped and trained is the objective.
+        # TRL patches its loss into a transformers model; the objective is what is wrapped and trained.
         super().__init__(run, objective, processor, collator, model=objective.model, args=settings, **options)
         self.model = self.model_wrapped = objective
-        # TRL's own terms for a second loss that comes with the outputs: elsewhere, a mixture of experts'.
+        # TRL's names for an auxiliary loss in the outputs, meant for mixtures of experts.
         self.aux_loss_enabled = contrastive_weight > 0
         self.router_aux_loss_coef = contrastive_weight
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Not TRL's: `mllm export` writes ours."""
+        """Disables TRL's model card, since `mllm export` writes ours."""

@@ -15,7 +15,7 @@ from train.sections import Lora
 def add_lora(
     model: MllmForConditionalGeneration, lora: Lora | None
 ) -> MllmForConditionalGeneration | PeftModel:
-    """The model with LoRA, whatever trained before still trainable; None leaves it as it is.
+    """Adds LoRA to the model, unless `lora` is None; trainable parameters stay trainable.
 
     Raises:
         ConfigError: if the head would get an adapter.
@@ -38,7 +38,7 @@ def add_lora(
         parameter.requires_grad_(True)
     head = adapted.get_base_model().get_output_embeddings()
     if isinstance(head, TrainableTokensWrapper):
-        head.bias = None  # TRL's loss asks for it, and PEFT's wrapper passes on the weight alone
+        head.bias = None  # TRL's loss reads it, and PEFT's wrapper only forwards the weight
     if isinstance(head, LoraLayer):
         raise ConfigError(
             f"instruct.lora.target {lora.target!r} names the head, and the training loss goes past an "

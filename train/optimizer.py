@@ -1,8 +1,8 @@
 """Learning rates by part of the model, and Muon beside AdamW as one optimizer.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes the step of a matrix equally large
-in all its directions. Towers that begin from nothing see motions and shapes after a fraction of the steps
-(docs/log.md). Embeddings, biases, norms, convolutions and LoRA's thin matrices stay with AdamW.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the updates of matrices.
+Towers trained from scratch learn motions and shapes in a fraction of the steps (docs/log.md). Embeddings,
+biases, norms, convolutions and LoRA's thin matrices stay with AdamW.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mllm.errors import ConfigError
 
 
 def hidden_matrices(model: nn.Module) -> Iterator[str]:
-    """Names of the weights that Muon is for: those of linear layers, but no output head and no adapter."""
+    """Yields the names of weights for Muon: those of linear layers, except output head and adapters."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name and not name.endswith("lm_head"):
             yield f"{name}.weight"
@@ -34,16 +34,16 @@ def parameter_groups(
     muon_rate: float | None = None,
     part_rates: Mapping[tuple[str, ...], float | None] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """What trains, in groups for an optimizer; `muon` tells whether a group is for Muon.
+    """Groups the trainable parameters for an optimizer; `muon` marks groups for Muon.
 
     Args:
-        decayed: names of the parameters that weight decay is for.
+        decayed: names of the parameters with weight decay.
         muon_rate: of the hidden matrices; None leaves them to AdamW at `rate`.
-        part_rates: in place of `rate`, for parameters with one of these texts in their names; None is `rate`.
-            Their `muon_rate` changes by as much.
+        part_rates: replaces `rate` for parameters with one of these substrings in their names; None is
+            `rate`. Their `muon_rate` is scaled likewise.
 
     Raises:
-        ConfigError: if there is a `muon_rate` and nothing for it to train.
+        ConfigError: if there is a `muon_rate`, but no parameter for it.
     """
     matrices = set(hidden_matrices(model)) if muon_rate else set()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
@@ -66,10 +66,10 @@ def parameter_groups(
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW behind one interface, with one list of parameter groups.
+    """torch's Muon and AdamW as one optimizer, with one list of parameter groups.
 
     Args:
-        groups: of `parameter_groups`.
+        groups: from `parameter_groups`.
         adamw: further options of AdamW.
     """
 
@@ -77,7 +77,7 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices = [group for group in groups if group["muon"]]
         others = [group for group in groups if not group["muon"]]
         self.parts: list[torch.optim.Optimizer] = [
-            # Its steps are then as large as AdamW's, so that a rate means the same to both.
+            # Matches the step size of AdamW, so that learning rates are comparable.
             torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, **adamw),
         ]
@@ -85,7 +85,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Both parts work on this optimizer's groups and state, which schedulers and checkpoints know."""
+        """Shares groups and state, which schedulers and checkpoints access here, with both parts."""
         for part, is_muon in zip(self.parts, (True, False), strict=True):
             part.param_groups = [group for group in self.param_groups if group["muon"] is is_muon]
             part.state = self.state
@@ -95,7 +95,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: Any = None) -> Any:
-        """One step of both; `closure` as everywhere in torch."""
+        """Steps both optimizers."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self.parts:
             part.step()

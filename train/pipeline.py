@@ -1,4 +1,4 @@
-"""The way through an experiment's stages: where each starts, how it runs, what is reported of it."""
+"""Runs an experiment's stages: the starting point, training and scores of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mllm.models.processor import MllmProcessor
     from mllm.records.source import DataSource
 
-TOKENIZER_SCENES = 3000  # whose texts a new tokenizer is trained on
+TOKENIZER_SCENES = 3000  # on whose texts a new tokenizer is trained
 
 
 def train_stages(
@@ -33,7 +33,7 @@ def train_stages(
     restart: bool = False,
     validate: bool = False,
 ) -> None:
-    """Runs the stages that have steps, in the order given; Ctrl-C ends the process with status 130."""
+    """Runs the given stages in order, except those without steps; Ctrl-C exits with status 130."""
     before_torch()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers are forked
     experiment = load_experiment(config, overrides or [])
@@ -49,11 +49,11 @@ def train_stages(
 
 
 def run_stage(experiment: Experiment, stage: Stage, restart: bool = False, validate: bool = False) -> None:
-    """Runs one stage to its end, or leaves it if it has finished.
+    """Runs one stage to its end, unless it has finished already.
 
     Args:
-        restart: throw its run folder away first.
-        validate: score its result, too.
+        restart: delete its run folder first.
+        validate: also score its result.
 
     Raises:
         ConfigError: if its run folder was made with other settings.
@@ -85,7 +85,7 @@ def run_stage(experiment: Experiment, stage: Stage, restart: bool = False, valid
 
 
 def _first_process() -> tuple[bool, Callable[[], AbstractContextManager[None]]]:
-    """Whether this process writes, and a context in which it goes first; torchrun starts several."""
+    """Whether this is the main process, and a context in which the main process runs first."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True, nullcontext
     import torch
@@ -98,7 +98,7 @@ def _first_process() -> tuple[bool, Callable[[], AbstractContextManager[None]]]:
 def starting_point(
     experiment: Experiment, stage: Stage, folder: Path
 ) -> tuple[MllmForConditionalGeneration, MllmProcessor]:
-    """The result of the stage before; where every one before is switched off, `start` or a new model.
+    """Loads the result of the stage before; if all stages before are switched off, `start` or a new model.
 
     Raises:
         ConfigError: if the stage before has not finished.
@@ -129,12 +129,12 @@ def starting_point(
         texts = list(source_texts(open_source(experiment.data.train), TOKENIZER_SCENES))
     model, processor = build_model(experiment.model, texts)
     if texts is not None:
-        save(model, processor, start)  # a resumed run needs this very tokenizer and these very weights
+        save(model, processor, start)  # a resumed run needs the same tokenizer and weights
     return model, processor
 
 
 def source_texts(source: DataSource, scenes: int) -> Iterator[str]:
-    """Every text of the first scenes, without the media."""
+    """Yields the texts of the first scenes, without media."""
     for index in range(min(len(source), scenes)):
         for messages in source.text(index):
             for message in messages:
@@ -145,7 +145,7 @@ def source_texts(source: DataSource, scenes: int) -> Iterator[str]:
 
 
 def report(experiment: Experiment, stage: Stage, folder: Path) -> Scores:
-    """Quick scores of a finished stage on the `val` source, printed and written to validation.json."""
+    """Prints quick scores of a finished stage on the `val` source and writes them to validation.json."""
     from mllm.files import write_atomically
     from mllm.models.checkpoint import load
     from mllm.records.shards import require_windows

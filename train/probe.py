@@ -1,7 +1,7 @@
-"""What the Q-Former's outputs know: a linear probe of each label on clips with a single shape.
+"""Linear probes of each label on the Q-Former's outputs, for clips with a single shape.
 
-If a linear map cannot read the colour from them, no decoder will: run this after stage 1, before hours of
-stage 2.
+If a linear map cannot read the colour from them, a decoder hardly will: run this after stage 1, before hours
+of stage 2.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def probe(
     val: DataSource,
     clips: int = 1000,
 ) -> dict[str, tuple[float, float]]:
-    """Accuracy of a linear probe on `val`, and of always the most frequent label, for each of LABELS."""
+    """Accuracy on `val` of a linear probe and of the most frequent label, for each of LABELS."""
     seen, truth = query_outputs(model, processor, train, clips)
     unseen, wanted = query_outputs(model, processor, val, max(clips // 4, 1))
     mean, spread = seen.mean(0), seen.std(0) + 1e-6
@@ -84,7 +84,7 @@ def probe(
 
 
 def fit(features: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.nn.Linear:
-    """Multinomial logistic regression with a little weight decay, by LBFGS."""
+    """Fits multinomial logistic regression with weight decay by LBFGS."""
     layer = torch.nn.Linear(features.shape[1], classes)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)

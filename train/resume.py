@@ -1,7 +1,7 @@
-"""Where a stage that was stopped goes on: its newest checkpoint that is whole.
+"""Finds where an interrupted stage resumes: its newest complete checkpoint.
 
-transformers goes on from half a checkpoint without a word: without the optimizer's state the learning rate
-stays at 0, without the random state dropout falls otherwise.
+transformers silently resumes from incomplete checkpoints: without the optimizer's state the learning rate
+stays at 0, without the random state dropout differs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ WEIGHTS, OPTIMIZER, SCHEDULER, STATE = (
 
 
 def processes() -> int:
-    """How many processes train together; torchrun says so."""
+    """Number of training processes, as set by torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The `checkpoint-<n>` of a stage, newest first."""
+    """The `checkpoint-<n>` folders of a stage, newest first."""
     found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     numbered = [(int(match.group(1)), path) for path, match in found.items() if match and path.is_dir()]
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def last_checkpoint(folder: Path, passed_over: list[str] | None = None) -> Path | None:
-    """The newest whole checkpoint of a stage; a line for each newer one goes into `passed_over`."""
+    """The newest complete checkpoint of a stage; adds a line for each newer one to `passed_over`."""
     for candidate in checkpoints(folder):
         problem = what_is_missing(candidate, processes())
         if problem is None:
@@ -50,7 +50,7 @@ def last_checkpoint(folder: Path, passed_over: list[str] | None = None) -> Path 
 
 
 def what_is_missing(checkpoint: Path, world: int) -> str | None:
-    """What a checkpoint lacks to go on from, for so many processes; None if it is whole."""
+    """What a checkpoint lacks to resume with `world` processes; None if it is complete."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except OSError:
@@ -60,7 +60,7 @@ def what_is_missing(checkpoint: Path, world: int) -> str | None:
     if not isinstance(state, dict) or not checkpoint.name.endswith(f"-{state.get('global_step', '')}"):
         return f"{STATE} is damaged"
     if (checkpoint / "latest").is_file() or any(checkpoint.glob("pytorch_model_fsdp*")):
-        needed = [SCHEDULER]  # DeepSpeed and FSDP have folders of their own for the rest
+        needed = [SCHEDULER]  # DeepSpeed and FSDP store the rest in folders
     else:
         try:
             weight_shapes(checkpoint / WEIGHTS)
@@ -71,18 +71,17 @@ def what_is_missing(checkpoint: Path, world: int) -> str | None:
     for name in needed:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if not zipfile.is_zipfile(
-            checkpoint / name
-        ):  # as torch.save writes them; the directory is at the end
+        # torch.save writes zip files, whose directory is at the end.
+        if not zipfile.is_zipfile(checkpoint / name):
             return f"{name} is damaged"
     return None
 
 
 def settings_there(folder: Path) -> dict[str, Any] | None:
-    """The experiment that a run folder was made for; None for a new folder.
+    """Reads the experiment that a run folder was made for; None for a new folder.
 
     Raises:
-        ConfigError: it holds work, but not what made it.
+        ConfigError: it contains results, but no valid experiment.
     """
     written = folder / "experiment.yaml"
     problem = "is missing"
@@ -104,10 +103,10 @@ def settings_there(folder: Path) -> dict[str, Any] | None:
 
 
 def check_processes(folder: Path) -> None:
-    """Notes how many processes work in a run folder, or compares with what is noted there.
+    """Writes the number of processes into a run folder, or compares it with that written before.
 
     Raises:
-        ConfigError: it was another number, so that batches would be others.
+        ConfigError: the number differs, so batches would differ as well.
     """
     note = folder / "processes.json"
     before = _noted(note) or next(filter(None, map(_that_saved, checkpoints(folder))), None)
@@ -130,6 +129,6 @@ def _noted(note: Path) -> int | None:
 
 
 def _that_saved(checkpoint: Path) -> int | None:
-    """How many processes wrote a checkpoint, by their random states."""
+    """Number of processes that wrote a checkpoint, counted by their random states."""
     ranks = len(list(checkpoint.glob("rng_state_*.pth")))
     return ranks or (1 if (checkpoint / "rng_state.pth").is_file() else None)

@@ -1,13 +1,13 @@
-"""One stage of one experiment: its folder, its resume point, what trains in it and what it writes down.
+"""The run of one stage: its folder, resume point, trained parameters and metrics.
 
     runs/<name>/<stage>/experiment.yaml   the resolved experiment
                         metrics.json      every logged row, rewritten whole at each log
                         loss.png          the curves of every loss component
-                        checkpoint-<n>/   what a resume needs (weights that train, optimizer, random state)
+                        checkpoint-<n>/   the state for a resume (trained weights, optimizer, random state)
                         final/            the stage's result, loadable with mllm.models.checkpoint.load
 
-A stage that was killed goes on from its last whole checkpoint (`resume.py`) when the same command is given
-again, and logs the same losses as if it had never stopped: batches depend on the step alone (`data.py`).
+If a stage is killed, the same command resumes from its last complete checkpoint (`resume.py`) and logs the
+same losses as an uninterrupted run, since batches depend on the step alone (`data.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mllm.models.model import MllmForConditionalGeneration
     from train.sections import StageSection
 
-# What each word of an experiment's `train:` lists stands for, as prefixes of parameter names.
+# The groups in `train:` lists of experiments, as prefixes of parameter names.
 MODULE_GROUPS = {
     **{f"{side}_tower": (f"model.{side}_tower.",) for side in SIDES},
     "qformers": tuple(f"model.{side}_qformer." for side in SIDES),
@@ -49,20 +49,20 @@ MODULE_GROUPS = {
 
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, MIN_LR_RATE = (0.9, 0.98), 0.01, 1.0, 0.03  # of every stage
 
-# Settings that change speed or output but, save for rounding, not the result: a resumed run may change them.
+# Settings that, except for rounding, do not change the result: a resumed run may change them.
 FREE_SETTINGS = {"workers", "shards", "cache", "num_threads", "compile", "log_every", "save_every"}
 
 
 @dataclass
 class Run:
-    """A stage's folder and where to go on.
+    """A stage's folder and resume point.
 
     Attributes:
         stage: the stage's name.
-        section: key of the experiment's section that sets it.
-        earlier: names of the stages that come before, in order.
+        section: key of its settings in the experiment.
+        earlier: names of the preceding stages, in order.
         resume: a checkpoint folder, or None for a fresh start.
-        passed_over: a line for each newer checkpoint that is not whole.
+        passed_over: a line for each newer checkpoint that is incomplete.
     """
 
     experiment: Experiment
@@ -94,11 +94,11 @@ def stage_folder(experiment: Experiment, stage: str) -> Path:
 def open_run(
     experiment: Experiment, stage: str, section: str, earlier: Sequence[str] = (), restart: bool = False
 ) -> Run:
-    """The run folder of a stage, made or found again; the arguments are those of `Run`.
+    """Creates or reopens the run folder of a stage; the arguments are those of `Run`.
 
     Raises:
-        ConfigError: if the folder belongs to an experiment with other settings, or to another number of
-            processes, or if what it belongs to is lost; names what differs.
+        ConfigError: if the folder was made with other settings or another number of processes, naming the
+            differences, or if its settings are lost.
     """
     run = Run(experiment, stage, section, tuple(earlier), stage_folder(experiment, stage))
     resolved = experiment.model_dump(mode="json")
@@ -121,7 +121,7 @@ def open_run(
 
 
 def _that_matters(resolved: dict[str, Any], section: str) -> dict[str, Any]:
-    """Of a resolved experiment, what the result of the stage with this section depends on."""
+    """The settings on which the result of the stage with this section depends."""
     kept = {key: resolved.get(key) for key in ("seed", "start", "model", "data", section)}
     for key in ("data", section):
         kept[key] = {k: v for k, v in (kept[key] or {}).items() if k not in FREE_SETTINGS}
@@ -137,7 +137,7 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterable[str]:
 
 
 def set_trainable(model: MllmForConditionalGeneration, groups: Iterable[str]) -> None:
-    """Freeze everything but the named module groups.
+    """Freezes everything except the named module groups.
 
     Raises:
         ConfigError: for a name that MODULE_GROUPS does not have.
@@ -201,13 +201,13 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
     if run.settings.num_threads:
         torch.set_num_threads(run.settings.num_threads)
     if not torch.cuda.is_available():
-        # The fused kernel's backward pass on a CPU costs twice the plain one at these sizes.
+        # At these sizes the fused kernel's backward pass on a CPU takes twice as long as the plain one.
         towers = list(model.model.towers.values())
         if hasattr(model.model, "space"):
             towers.append(model.model.space.text_tower)
         for part in [model.model.language_model, *(tower.encoder for tower in towers)]:
             part.set_attn_implementation("eager")
-        torch.backends.cuda.enable_flash_sdp(False)  # of the Q-Formers; the flag counts on a CPU, too
+        torch.backends.cuda.enable_flash_sdp(False)  # for the Q-Formers; the flag also applies on a CPU
         for part in [*towers, *map(model.model.qformer, model.model.towers)]:
             pad_rows(part)
     if run.experiment.data.cache is not None:
@@ -222,22 +222,22 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).
         model.model.language_model.compile(dynamic=True)
     if run.settings.gradient_checkpointing:
-        # The re-entrant kind drops gradients silently where the inputs are frozen.
+        # The re-entrant variant silently drops gradients if the inputs are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def metrics_of(run: Run, state: TrainerState, history: bool = False) -> dict[str, Any]:
-    """What metrics.json holds: the stage, its machine and every logged row.
+    """The content of metrics.json: the stage, its machine and every log row.
 
     Args:
-        history: add the earlier stages, those of a checkpoint that it started from as well, each with its
-            last row, under `earlier`.
+        history: add earlier stages with their last rows under `earlier`, including those of the checkpoint
+            that the experiment started from.
     """
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     metrics: dict[str, Any] = {
         "stage": run.stage,
         "steps": state.max_steps,
-        "batch": run.settings.batch * processes(),  # clips a step, all processes
+        "batch": run.settings.batch * processes(),  # clips per step, over all processes
         "machine": machine,
         "rows": [row for row in state.log_history if "loss" in row],
     }

@@ -1,4 +1,4 @@
-"""The whole state of a model that several processes may hold in parts."""
+"""Gathers the weights of a model that may be sharded over several processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PREFIX = "model."  # of `Objective.model`
 
 
 def save_state(wrapped: nn.Module, objective: Objective, accelerator: Accelerator) -> dict[str, Tensor]:
-    """The weights of `objective.model`, whole, by the names they have there; called in every process.
+    """Gathers the full state dict of `objective.model`; called in every process.
 
     Args:
-        wrapped: what the trainer made of the objective: itself, or DDP, FSDP or DeepSpeed around it.
+        wrapped: the objective as wrapped by the trainer: unchanged, or in DDP, FSDP or DeepSpeed.
 
     Returns:
-        the whole state in the first process; in the others of FSDP and ZeRO-3 nothing, or as much.
+        the full state in the first process; in others it may be empty.
 
     Raises:
-        ConfigError: if DeepSpeed is told to keep the weights in parts.
+        ConfigError: if DeepSpeed is configured to keep the weights sharded.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         try:

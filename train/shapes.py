@@ -1,8 +1,7 @@
-"""Few shapes instead of many: on a CPU, torch compiles a bfloat16 kernel for every new shape it multiplies.
+"""Pads tensors to fewer distinct shapes: on a CPU, torch compiles a bfloat16 kernel for every new shape.
 
-Batches of clips differ in windows, captions and tokens, so that nearly every step brought new shapes, and
-compiling their kernels took almost half of it (docs/log.md). Rounded up, shapes come again, and kernels are
-found in oneDNN's cache.
+Batches differ in windows, captions and tokens, so nearly every step had new shapes and spent almost half of
+its time compiling their kernels (docs/log.md). Rounded up, shapes recur and kernels come from oneDNN's cache.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-ROWS = 8  # windows or captions that a tower reads at once come in multiples of this
-TOKENS = 32  # so do the tokens of a decoder's batch
+ROWS = 8  # windows or captions in a tower's batch are padded to a multiple of this
+TOKENS = 32  # likewise the tokens in a decoder's batch
 
 
 def pad_rows(module: nn.Module) -> None:
-    """Make `module` compute zero rows up to a multiple of ROWS, and drop what comes of them.
+    """Makes `module` pad its inputs with zero rows to a multiple of ROWS, and drop them from its output.
 
-    Fewer rows than ROWS stay as they are: of such shapes there are few, and filling them would cost much.
+    Up to ROWS rows are not padded: there are few such shapes, and padding them would be expensive.
     """
     forward = module.forward
 

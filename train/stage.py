@@ -1,7 +1,7 @@
-"""The contract of a training stage, and the stages there are, in their order.
+"""The contract of a training stage, and the lookup of installed stages, in order.
 
-A stage is a class named in the entry-point group `mllm.stages` (docs/adding.md); `mllm train NAME` runs it.
-Its `position` is the only place where the order of stages is written down. Nothing here loads torch.
+A stage is a class of the entry-point group `mllm.stages` (docs/adding.md); `mllm train NAME` runs it. Their
+order is defined by `position` alone. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Stage(ABC):
     """One stage of training; the first line of a subclass's docstring is the help of `mllm train NAME`.
 
     Attributes:
-        name: of the verb and of the run folder, `<output>/<experiment>/<name>`.
-        position: where it stands in `mllm train all`, which runs the stages by ascending position and starts
-            each from the result of the one before. None keeps it out: it begins where the first one does.
-        section: key of the experiment's section that sets it, a `train.sections.StageSection`.
+        name: of the command and of the run folder, `<output>/<experiment>/<name>`.
+        position: sort key in `mllm train all`, where each stage starts from the result of the one before.
+            None excludes the stage; it starts where the first stage does.
+        section: key of its settings in the experiment, a `train.sections.StageSection`.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Stage(ABC):
 
     @property
     def summary(self) -> str:
-        """What it does, in one line."""
+        """A one-line description."""
         return " ".join((inspect.getdoc(self) or self.name).partition("\n\n")[0].split())
 
     def open(self, experiment: Experiment, restart: bool = False) -> Run:
-        """Its run folder, made or found again; see `train.run.open_run`."""
+        """Creates or reopens its run folder; see `train.run.open_run`."""
         from train.run import open_run
 
         earlier = [stage.name for stage in before(self)]
@@ -74,31 +74,31 @@ class Stage(ABC):
         return getattr(experiment, self.section)
 
     def trained_groups(self, settings: StageSection) -> list[str]:
-        """The module groups that it trains, names of `run.MODULE_GROUPS`; the rest stays frozen."""
+        """The module groups to train, names in `run.MODULE_GROUPS`; the rest stays frozen."""
         return getattr(settings, "train", [])
 
     @abstractmethod
     def objective(self, run: Run, model: MllmForConditionalGeneration) -> Objective:
-        """The model with the stage's losses as its forward pass.
+        """Wraps the model in the stage's losses.
 
-        What is to be trained is marked already (`requires_grad`); the random state is the experiment's seed.
+        `requires_grad` is already set, and torch is seeded with the experiment's seed.
         """
 
     @abstractmethod
     def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
-        """Makes the batches that the objective takes."""
+        """Makes the batches for the objective."""
 
     def trainer(
         self, run: Run, model: MllmForConditionalGeneration, processor: MllmProcessor
     ) -> StageTrainer:
-        """The stage's trainer, ready to run."""
+        """Builds the stage's trainer."""
         from train.trainer import StageTrainer
 
         objective = self.prepared(run, model)
         return StageTrainer(run, objective, processor, self.collator(run, objective, processor))
 
     def prepared(self, run: Run, model: MllmForConditionalGeneration) -> Objective:
-        """The objective over a model made ready: what trains, threads, kernels, gradient checkpointing."""
+        """Prepares the model (trained parameters, kernels and so on) and wraps it in the objective."""
         import torch
 
         from train.run import prepare_model, set_trainable
@@ -112,14 +112,14 @@ class Stage(ABC):
     def scores(
         self, model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource
     ) -> Scores:
-        """Quick scores of its result on the `val` source, for `mllm train all`."""
+        """Quick scores of the result on the `val` source, for `mllm train all`."""
         return {}
 
     def verb(self, train_stages: Callable[..., None]) -> Callable[..., None]:
         """The function behind `mllm train NAME`, with typer's annotations.
 
         Args:
-            train_stages: that of `train.pipeline`.
+            train_stages: `train.pipeline.train_stages`.
         """
 
         def verb(config: Config, overrides: Overrides = None, restart: Restart = False) -> None:
@@ -133,7 +133,7 @@ def stages() -> tuple[Stage, ...]:
     """All installed stages: those with a position in order, then the others by name.
 
     Raises:
-        ConfigError: if one cannot be imported, is no `Stage`, or stands where another one stands.
+        ConfigError: if one cannot be imported, is not a `Stage`, or shares its position with another.
     """
     found = [_load(entry) for entry in {entry.name: entry for entry in entry_points(group=STAGES)}.values()]
     found.sort(key=lambda stage: (stage.position is None, stage.position or 0.0, stage.name))
@@ -152,7 +152,7 @@ def route() -> tuple[Stage, ...]:
 
 
 def before(stage: Stage) -> tuple[Stage, ...]:
-    """The stages of the route that come before this one; none for a stage outside it."""
+    """The stages of `mllm train all` before this one; none for a stage without a position."""
     return tuple(
         other
         for other in route()

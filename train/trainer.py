@@ -1,4 +1,4 @@
-"""The trainer of every stage: transformers' Trainer over an objective, with small checkpoints."""
+"""The trainer of all stages: transformers' Trainer over an objective, with small checkpoints."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from train.saving import save_state
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-# Of a row, what is not kept: a sum over our block mask, which says nothing, and one of losses noted apart.
+# Dropped from log rows: a meaningless sum over our block mask, and a sum of losses logged separately.
 NOT_KEPT = ("num_tokens", "aux_loss")
 NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds"}  # on the terminal
 
 
 class StageTrainer(Trainer):
-    """What every stage adds to a Trainer: loss parts in the log, rates by part, small checkpoints.
+    """A Trainer that logs loss components, sets learning rates by part, and saves small checkpoints.
 
-    Checkpoints hold the weights that train, and nothing else: the rest is the previous stage's result.
+    Checkpoints contain the trained weights only: the others are in the result of the previous stage.
 
     Args:
-        options: of transformers' Trainer, in place of the stage's own.
+        options: override those for transformers' Trainer.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -109,14 +109,14 @@ class StageTrainer(Trainer):
             raise ConfigError(f"{resume_from_checkpoint} does not fit this model ({wrong[0]}): use --restart")
 
     def run_stage(self) -> str:
-        """Trains from the start or the resume point and writes the result; returns what is printed of it."""
+        """Trains from the start or a checkpoint and writes the result; returns a line to print."""
         self.train(resume_from_checkpoint=str(self.run.resume) if self.run.resume else None)
         if self.is_world_process_zero():
             draw_losses(self.state.log_history, self.run.folder / "loss.png", self.run.stage)
         return self.finish()
 
     def finish(self) -> str:
-        """Writes the result of training, called in every process; returns what is printed of it."""
+        """Writes the result; called in every process. Returns a line to print."""
         return str(self.save_final())
 
     def save_final(self) -> Path:
@@ -132,12 +132,12 @@ class StageTrainer(Trainer):
 
 
 class RunCallback(TrainerCallback):
-    """metrics.json and a progress bar with clips/s (plain lines where nobody watches a terminal)."""
+    """Writes metrics.json and shows a progress bar with clips/s (plain lines without a terminal)."""
 
     def __init__(self, run: Run):
         self.stage_run = run
         self.bar: tqdm | None = None
-        self.last = (time.monotonic(), 0)  # time and step of the last row
+        self.last = (time.monotonic(), 0)  # time and step of the last log row
         self.seconds = 0.0
 
     def on_train_begin(

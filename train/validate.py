@@ -1,6 +1,6 @@
-"""Quick scores between stages: retrieval of 256 clips, answers about 64 in text or as recordings.
+"""Quick scores between stages: retrieval of 256 clips, answers about 64 as texts or recordings.
 
-`mllm eval` does it in full.
+`mllm eval` is the full evaluation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST_ANSWER = 48  # tokens
 def retrieval(
     model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource, clips: int = 256
 ) -> dict[str, float]:
-    """R@1 of text to clip and back, for picture and for sound, over the first `clips` that have them."""
+    """R@1 in both directions between text and picture and text and sound, over the first `clips` of each."""
     from mllm.search.embedder import Embedder
 
     embedder = Embedder(model, processor)
@@ -62,7 +62,7 @@ def answers(
     clips: int = 64,
     batch: int = 64,
 ) -> dict[str, float]:
-    """Share of greedy answers that are exactly right, per task and over `all`, on the first `clips`."""
+    """Exact match of greedy answers, per task and over `all`, on the first `clips`."""
     scenes = range(min(len(source), clips))
     return _right(model, processor, [r for index in scenes for r in source.conversations(index)], batch)
 
@@ -74,7 +74,7 @@ def text_answers(
     scenes: int = 64,
     batch: int = 64,
 ) -> dict[str, float]:
-    """The same with texts in place of the recordings: whether the decoder can answer at all."""
+    """The same with texts in place of recordings, which tests the decoder alone."""
     texts = [messages for index in range(min(len(source), scenes)) for messages in source.text(index)]
     return _right(model, processor, [{"messages": messages} for messages in texts], batch)
 
@@ -95,7 +95,7 @@ def _right(
 
 
 def question_of(record: Record) -> tuple[Conversation, str]:
-    """(messages up to the last question, the right answer) of a record."""
+    """Returns (messages up to the last question, correct answer) of a record."""
     messages = validate_messages(record["messages"])
     if messages[-1].role != "assistant":
         return messages, record["answer"]

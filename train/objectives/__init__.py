@@ -1,1 +1,1 @@
-"""What the stages minimise: each objective is a module that runs the model and returns its loss."""
+"""The objectives of the stages: modules that run the model and return its loss."""

@@ -1,4 +1,4 @@
-"""The contract of an objective: a model, with a stage's losses as its forward pass."""
+"""The contract of an objective: a model whose forward pass computes the losses of a stage."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module):
-    """A model whose forward pass returns the loss to minimise: DDP, FSDP and DeepSpeed wrap the whole.
+    """A module whose forward pass returns the loss to minimise; DDP, FSDP and DeepSpeed wrap all of it.
 
-    `forward(**batch)` takes what the stage's collator makes and returns `{"loss": scalar}`. A distributed
-    wrapper sees what is computed inside it, and nothing that is called past it.
+    `forward(**batch)` takes a batch of the stage's collator and returns `{"loss": scalar}`. Distributed
+    wrappers only handle what is computed inside `forward`.
 
     Attributes:
-        model: what the stage's result is saved from.
+        model: saved as the result of the stage.
         accepts_loss_kwargs: whether `forward` takes `num_items_in_batch`, the trained tokens of all
-            processes, and divides by it; else the loss is this process's mean, and processes are averaged.
+            processes, and divides by it; otherwise the loss is the mean of this process, averaged over all.
     """
 
     accepts_loss_kwargs = False
@@ -36,12 +36,12 @@ class Objective(nn.Module):
         self._noted: dict[str, list[Tensor]] = defaultdict(list)
 
     def note(self, losses: dict[str, Tensor]) -> None:
-        """Keeps components of this step's loss for the log."""
+        """Records components of this step's loss for the log."""
         for name, value in losses.items():
             self._noted[name].append(value.detach())
 
     def take_notes(self) -> dict[str, float]:
-        """The mean of each component noted since the last call."""
+        """Returns the mean of each component noted since the last call."""
         means = {name: torch.stack(values).float().mean().item() for name, values in self._noted.items()}
         self._noted.clear()
         return means

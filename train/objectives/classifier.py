@@ -1,4 +1,4 @@
-"""Labels of recordings from the audio tower alone: what answering in words is measured against."""
+"""Classification by the audio tower alone, a baseline for answers in words."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from train.objectives.base import Objective
 
 
 class ClassifierObjective(Objective):
-    """The audio tower, the mean of its tokens, one linear layer; cross-entropy over a closed set of labels.
+    """Audio tower, mean over tokens, one linear layer; cross-entropy over a closed set of labels.
 
-    Notation: `chunks` of sound of all recordings in order.
+    Notation: `chunks` of sound of all recordings, in order.
 
     Raises:
         ConfigError: if the model has no audio tower.
@@ -35,12 +35,12 @@ class ClassifierObjective(Objective):
 
         Args:
             input_features: [chunks, …], as the tower takes them.
-            chunk_counts: [recordings], how many chunks each has.
+            chunk_counts: [recordings], number of chunks of each.
         """
         tokens = self.tower(self.tower.ready(input_features))
         chunks = tokens.mean(1).split(chunk_counts.tolist())
         return self.head(torch.stack([recording.mean(0) for recording in chunks]))
 
     def forward(self, labels: Tensor, **sounds: Tensor) -> dict[str, Tensor]:
-        """labels [recordings], places in `self.labels`; sounds as in `logits` -> {"loss"}."""
+        """labels [recordings], indices into `self.labels`; sounds as for `logits` -> {"loss"}."""
         return {"loss": functional.cross_entropy(self.logits(**sounds), labels)}

@@ -1,7 +1,7 @@
 """Stage 1: the shared space and a caption loss together.
 
-InfoNCE alone learns which clip belongs to which caption without learning colour or shape; words that the
-decoder has to say supervise every attribute (BLIP-2, Li et al. 2023; CoCa, Yu et al. 2022). The towers run
+InfoNCE alone matches clips and captions without learning colours or shapes; the caption loss supervises every
+attribute (BLIP-2, Li et al. 2023; CoCa, Yu et al. 2022). The towers run
 once a step: the same Q-Former outputs go to the shared space and, projected, to the decoder.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ContrastiveObjective(Objective):
-    """InfoNCE, a caption loss and, where the batch has text, stage 0's loss, weighed by the section."""
+    """InfoNCE, a caption loss and, if the batch has text, the loss of stage 0, weighted by the settings."""
 
     model: MllmForConditionalGeneration
 
@@ -40,7 +40,7 @@ class ContrastiveObjective(Objective):
         """A batch of `PairCollator` -> {"loss"}.
 
         Args:
-            space: of `data.space_batch`.
+            space: from `data.space_batch`.
             labels: [clips, tokens], the captions as answers.
             text: a batch of `TextCollator`.
         """

@@ -13,17 +13,16 @@ from torch.nn import functional
 
 
 def caption_id(text: str) -> int:
-    """A 62-bit number of a caption, equal for equal captions in every process (no salted hashes)."""
+    """A 62-bit hash of a caption, equal in every process (not salted)."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes, in rank order: [rows, …] -> [all_rows, …]; gradients reach this process's own.
+    """Rows of all processes in rank order, [rows, …] -> [all_rows, …], with gradients for this process's own.
 
-    Processes with fewer rows than the longest are filled up with zeros.
-
-    Every process then computes the loss of the whole batch, and gets the part of its gradient that belongs to
-    its own rows. Distributed wrappers average over processes what should be added up here: hence the factor.
+    Processes with fewer rows than others are padded with zeros. Every process computes the loss of the whole
+    batch and gets the gradient of its own rows. Distributed wrappers average gradients that should be summed
+    here: hence the factor.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows
@@ -49,15 +48,15 @@ def info_nce(
     """Symmetric InfoNCE over gathered pairs (van den Oord et al. 2018; CLIP, Radford et al. 2021).
 
     Args:
-        left, right: unit vectors [rows, dim]; row i of both belongs together.
+        left, right: unit vectors [rows, dim]; rows i form a pair.
         scale: inverse temperature (a scalar).
-        ids: [rows, kinds] whole numbers; two rows that share the number of any kind are false negatives of
-            each other (identical captions) and leave each other's denominator.
-        present: [rows] bool; rows without this pair (no sound, no picture) are neither asked nor offered.
-        negatives: [rows, dim], more that each of `right` is told from; rows of zeros are left out.
+        ids: [rows, kinds] integers; two rows that share an id of any kind (identical captions) are false
+            negatives and are excluded from each other's denominator.
+        present: [rows] bool; rows without this pair (no sound, no picture) are ignored.
+        negatives: [rows, dim], further negatives for each of `right`; rows of zeros are ignored.
 
     Returns:
-        the mean over the present rows of both directions; zero, with zero gradients, where there are none.
+        the mean over present rows and both directions; zero, with zero gradients, if there are none.
     """
     left, right, ids, present = gather(left), gather(right), gather(ids), gather(present)  # zeros are absent
     same = (ids[:, None, :] == ids[None, :, :]).any(-1)

@@ -1,7 +1,7 @@
-"""Stage 2: answers to instructions (Ouyang et al. 2022), and the shared space kept meanwhile.
+"""Stage 2: instruction tuning (Ouyang et al. 2022) that preserves the shared space.
 
-TRL computes the token loss from the decoder's hidden states itself, equal to `forward`'s (tested). The shared
-space is kept by the contrastive loss on clips with captions: tuning the towers for questions alone bends it.
+TRL computes the token loss from the decoder's hidden states itself, equal to that of `forward` (tested). The
+contrastive loss on captioned clips preserves the shared space, which tuning on questions alone would distort.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from train.objectives.space import space_losses, weighted
 
 
 class InstructObjective(Objective):
-    """The model's outputs for TRL, with the shared space's loss as `aux_loss` where the batch has captions.
+    """The model's outputs for TRL, with the loss of the shared space as `aux_loss` if the batch has captions.
 
     Args:
         model: the model or, with LoRA, the PeftModel around it.
-        video_audio_weight: stage 1's: the space that it made is kept by its own weights.
+        video_audio_weight: as in stage 1, which trained the shared space.
     """
 
     def __init__(self, model: MllmForConditionalGeneration | PeftModel, video_audio_weight: float):
@@ -41,8 +41,8 @@ class InstructObjective(Objective):
         """A batch of `QuestionCollator` -> the model's outputs.
 
         Args:
-            space: of `data.space_batch`; None leaves the shared space alone.
-            output_router_logits: TRL's request for an `aux_loss`; the decoder is no mixture of experts.
+            space: from `data.space_batch`; None skips the loss of the shared space.
+            output_router_logits: set by TRL to request an `aux_loss`; ignored.
         """
         if space is None:
             return self.model(**inputs)

@@ -1,7 +1,7 @@
-"""The shared space: InfoNCE between every pair of text, picture and sound.
+"""The shared space: InfoNCE between text, picture and sound.
 
-CLIP (Radford et al. 2021) for text and picture; the same between text and sound, text and both, picture and
-sound.
+As CLIP (Radford et al. 2021) for text and picture, and likewise for text and sound, text and both, picture
+and sound.
 
 Notation: `clips` recordings of the batch, `texts` different captions of the batch, `dim` width of the space.
 """
@@ -44,7 +44,7 @@ def space_losses(model: MllmModel, queries: MediaQueries, space: dict[str, Tenso
     if "audio" in queries:
         audio = audio + model.embed("audio", queries["audio"], audio_windows)
     seen, heard = (video_windows + image_windows) > 0, audio_windows > 0
-    told = captions >= 0
+    captioned = captions >= 0
     shuffled = None
     if "permuted_pixels" in space:
         shuffled = torch.zeros_like(video)
@@ -59,24 +59,27 @@ def space_losses(model: MllmModel, queries: MediaQueries, space: dict[str, Tenso
         return info_nce(left, right, scale, ids[:, columns], present, negatives)
 
     return {
-        "video_text_loss": pair(video, text[:, VIDEO], [VIDEO], seen & told[:, VIDEO], shuffled),
-        "audio_text_loss": pair(audio, text[:, AUDIO], [AUDIO], heard & told[:, AUDIO]),
+        "video_text_loss": pair(video, text[:, VIDEO], [VIDEO], seen & captioned[:, VIDEO], shuffled),
+        "audio_text_loss": pair(audio, text[:, AUDIO], [AUDIO], heard & captioned[:, AUDIO]),
         "fused_text_loss": pair(
-            functional.normalize(video + audio, dim=-1), text[:, BOTH], [BOTH], seen & heard & told[:, BOTH]
+            functional.normalize(video + audio, dim=-1),
+            text[:, BOTH],
+            [BOTH],
+            seen & heard & captioned[:, BOTH],
         ),
-        # Another clip with the same picture or the same sound would be as right an answer.
+        # Clips with the same picture or the same sound are not negatives.
         "video_audio_loss": pair(video, audio, [VIDEO, AUDIO], seen & heard),
     }
 
 
 def weighted(losses: dict[str, Tensor], video_audio_weight: float) -> Tensor:
-    """The shared space's losses as one number: three of equal weight, video–audio with its own."""
+    """The weighted sum of the shared space's losses: the mean of three with text, and video–audio."""
     texts = losses["video_text_loss"] + losses["audio_text_loss"] + losses["fused_text_loss"]
     return texts / 3 + video_audio_weight * losses["video_audio_loss"]
 
 
 def longest_caption(config: MllmConfig) -> int:
-    """Tokens that the text tower of the shared space reads.
+    """Maximum number of tokens that the text tower of the shared space reads.
 
     Raises:
         ConfigError: if the model has no shared space.

@@ -1,4 +1,4 @@
-"""The stages of training, one file each, named in the entry-point group `mllm.stages`.
+"""The stages of training, one module each, registered in the entry-point group `mllm.stages`.
 
-They load torch only when they run, so that `mllm train --help` stays quick.
+They import torch only when they run, so that `mllm train --help` stays fast.
 """

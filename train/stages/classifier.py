@@ -1,8 +1,8 @@
-"""A yardstick: a classifier of recordings by their sound.
+"""A baseline: a classifier of recordings by their sound.
 
-The audio tower starts from the same weights as the experiment, or from nothing, and sees the same records, in
-the same order and views, for as many steps as the stage `instruct`, under the same optimizer and schedule. It
-knows the closed set of answers, which a model that answers in words does not.
+The audio tower starts from the experiment's weights or from random ones, and trains on the same records, in
+the same order and views, with the steps, optimizer and schedule of the stage `instruct`. Unlike a model that
+answers in words, it knows the closed set of answers.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ClassifierStage(Stage):
                 typer.Option("--from-scratch", help="Random weights, not those of the experiment's start."),
             ] = False,
         ) -> None:
-            # It takes minutes, and does not go on where it was.
+            # It takes minutes and does not resume.
             train_stages(config, overrides, [ClassifierStage(from_scratch)], restart=True)
 
         return verb

@@ -27,7 +27,7 @@ class ContrastiveStage(Stage):
     def objective(self, run: Run, model: MllmForConditionalGeneration) -> Objective:
         from train.objectives.contrastive import ContrastiveObjective
 
-        model.model.match_projectors()  # to the words as stage 0 has left them
+        model.model.match_projectors()  # to the word embeddings after stage 0
         return ContrastiveObjective(model, run.experiment.section(Contrastive))
 
     def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
@@ -53,7 +53,7 @@ class ContrastiveStage(Stage):
 
 
 def space_scores(model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource) -> Scores:
-    """Retrieval in the shared space, where the model has one."""
+    """Retrieval in the shared space, if the model has one."""
     from train import validate
 
     if model.config.space_config is None:

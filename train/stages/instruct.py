@@ -1,4 +1,4 @@
-"""Stage 2: several questions behind one media prefix, LoRA on the decoder."""
+"""Stage 2: several questions per media prefix, with LoRA on the decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 0, for decoders that start from nothing."""
+"""Stage 0, for decoders with random weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TextStage(Stage):
 
 
 def text_scores(model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource) -> Scores:
-    """Whether the decoder can answer at all, about scenes told as text; nothing where the source has none."""
+    """Answers about scenes described in text: whether the decoder can answer at all; {} if there are none."""
     from train import validate
 
     answers = validate.text_answers(model, processor, source)
