@@ -5,8 +5,8 @@
     for piece in answerer.stream(messages): print(piece, end="")
     answerer.rank(messages, ["a bell", "three beeps"]).probabilities
 
-What towers and Q-Formers make of a recording does not depend on the question, so each recording is read and
-encoded once for all questions and turns about it.
+The outputs of towers and Q-Formers do not depend on the question, so each recording is read and encoded once
+for all questions and turns about it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recording as the decoder reads it; `features` come without their tensors, which nothing needs now."""
+    """A recording encoded for the decoder; `features` without their tensors, which are no longer needed."""
 
     features: MediaFeatures
     queries: MediaQueries
@@ -70,13 +70,13 @@ class Answerer:
     Args:
         model: put into evaluation mode.
         processor: the model's own.
-        name: of the model, for reports.
-        generation: how answers are written where a call does not say it.
+        name: name of the model in reports.
+        generation: default settings of generation.
         batch: conversations that are answered at once, padded on the left.
-        isolated: decode recordings in processes that may be lost (see `mllm.media.recording.load_clip`).
+        isolated: decode recordings in worker processes (see `mllm.media.recording.load_clip`).
 
     Attributes:
-        report: what the last `stream` saw of its recordings, in one line.
+        report: one line on how much of its recordings the last `stream` saw.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Answerer:
         """The answerer of a checkpoint; `options` go to the class.
 
         Args:
-            checkpoint: as `mllm.load` takes it; None takes the checkpoint that ships with mllm.
-            device: a GPU if there is one, unless given.
+            checkpoint: as in `mllm.load`; None takes the checkpoint that ships with mllm.
+            device: by default a GPU if there is one.
 
         Raises:
             MllmError: if there is no such checkpoint.
@@ -120,7 +120,7 @@ class Answerer:
         return cls(model, processor, name=str(checkpoint), **options)
 
     def check(self, modality: str, source: Any, **options: Any) -> str:
-        """Reads a recording before a question needs it; returns one line about what the model sees of it.
+        """Reads a recording in advance, and returns one line about what the model sees of it.
 
         Raises:
             MediaError: if it cannot be read, or lacks what the modality needs.
@@ -181,7 +181,7 @@ class Answerer:
         try:
             yield from (piece for piece in streamer if piece)
         finally:
-            abandoned.set()  # where the caller wants no more
+            abandoned.set()  # if the caller stops early
             thread.join()
         if failures:
             raise failures[0]
@@ -189,7 +189,7 @@ class Answerer:
 
     @torch.inference_mode()
     def rank(self, messages: Sequence[chat.Message], options: Sequence[str]) -> Ranking:
-        """How likely each option is as the answer; the conversation runs through the model once for all.
+        """How likely each option is as the answer; the conversation runs through the model only once.
 
         Raises:
             ChatError: if the conversation is malformed, or an option occurs twice.
@@ -207,11 +207,11 @@ class Answerer:
     def _likelihoods(
         self, prompt: _Prompt, options: Sequence[str], logits: torch.Tensor, cache: Any
     ) -> list[float]:
-        """Log-likelihoods of a few options behind a prompt.
+        """Log-likelihoods of a few options after a prompt.
 
         Args:
-            logits: of the first token of an answer, [1, 1, vocabulary].
-            cache: keys and values of the prompt; changed here.
+            logits: [1, 1, vocabulary], of the first token of an answer.
+            cache: keys and values of the prompt; modified here.
         """
         start, media = len(prompt.encoded.input_ids), [item.features for item in prompt.recordings]
         tails: list[Encoded] = []
@@ -245,7 +245,7 @@ class Answerer:
             return Unread(str(error))
 
     def _generate(self, prompts: Sequence[_Prompt], generation: Generation, **options: Any) -> list[str]:
-        """The texts of one batch; `options` go to `generate()`."""
+        """The answers of one batch; `options` go to `generate()`."""
         if not prompts:
             return []
         inputs = self._inputs(prompts)
@@ -259,7 +259,7 @@ class Answerer:
         return self.processor.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
 
     def _inputs(self, prompts: Sequence[_Prompt]) -> dict[str, Any]:
-        """What the model takes for a batch of prompts."""
+        """The model's inputs for a batch of prompts."""
         tensors = self.processor.collate([prompt.encoded for prompt in prompts], "left")
         del tensors["labels"]
         inputs = self._on_device(tensors)
@@ -286,7 +286,7 @@ class Answerer:
         return found
 
     def _read(self, part: _Part) -> _Recording | Unread:
-        """Reads a recording and runs towers and Q-Formers over it; a failure to read it is kept, too."""
+        """Reads a recording and runs towers and Q-Formers over it; failures are cached, too."""
         try:
             features = self.processor.media(
                 part.source, part.modality, isolated=self.isolated, **part.options
@@ -299,7 +299,7 @@ class Answerer:
 
 
 def _identity(value: Any) -> Any:
-    """What tells a source or an option from another: a file by its path and state, an object by itself."""
+    """A key that identifies a source or an option: a file by path and state, an object by identity."""
     if isinstance(value, str | os.PathLike):
         path = os.fspath(value)
         try:
@@ -312,7 +312,7 @@ def _identity(value: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Draws from a seed inside, and goes on outside as if nothing had been drawn."""
+    """Seeds torch inside the block, and restores its random state afterwards."""
     if seed is None:
         yield
         return

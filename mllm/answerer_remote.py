@@ -3,7 +3,7 @@
     answerer = RemoteAnswerer("http://localhost:8000")
     (answer,) = answerer.answer([messages])
 
-Torch is not loaded here, and the official client only once an answerer is made.
+Torch is not imported here, and the official client only when an answerer is created.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mllm.records.openai_parts import to_openai
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
-REFUSED = (400, 413, 415, 422)  # what servers answer to a recording that they cannot take
+REFUSED = (400, 413, 415, 422)  # statuses for a recording that a server does not accept
 NO_LIKELIHOODS = "it gives no log-likelihoods of prompts, as vLLM does (prompt_logprobs)"
 
 Item = TypeVar("Item")
@@ -31,21 +31,21 @@ Result = TypeVar("Result")
 
 
 class RemoteAnswerer:
-    """Conversations to answers through the official client, several requests under way at once.
+    """Answers conversations through the official client, with concurrent requests.
 
     Args:
-        url: of the server, with or without `/v1`. Its key is read from OPENAI_API_KEY.
-        model: as the server calls it; None takes its first.
-        generation: how answers are written where a call does not say it.
-        concurrent: requests under way at once.
+        url: of the server, with or without `/v1`. The API key is read from OPENAI_API_KEY.
+        model: the server's name of the model; None takes its first.
+        generation: default settings of generation.
+        concurrent: number of concurrent requests.
         file_urls: send `file://` paths, which the server must be allowed to read, instead of the bytes.
         timeout: of a request, s.
 
     Attributes:
-        report: how many tokens the last `stream` cost, in one line.
+        report: one line on the tokens of the last `stream`.
 
     Raises:
-        MllmError: if no server answers there.
+        MllmError: if no server answers at this URL.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class RemoteAnswerer:
         self.name = f"{self.model} at {self.url}"
 
     def check(self, modality: str, source: str) -> str:
-        """The modality, if the recording can be sent.
+        """Checks that a recording can be sent, and returns its modality.
 
         Raises:
-            MediaError: if the file is missing, or is no ordinary file.
+            MediaError: if the file is missing, or is not an ordinary file.
         """
         if not source.startswith(("http://", "https://", "data:")):
             if not Path(source).exists():
@@ -136,11 +136,11 @@ class RemoteAnswerer:
             raise self._failure(error) from error
 
     def rank(self, messages: Sequence[chat.Message], options: Sequence[str]) -> Ranking:
-        """How likely each option is as the answer, by the server's log-likelihoods of its prompts.
+        """How likely each option is as the answer, by the server's log-likelihoods of prompts.
 
         Raises:
             ChatError: if the conversation is malformed, or an option occurs twice.
-            MllmError: if the server fails, or gives no log-likelihoods of prompts.
+            MllmError: if the server fails, or returns no log-likelihoods of prompts.
         """
         options = check_options(options)
         asked = chat.validate_messages(messages, to_answer=True)
@@ -157,16 +157,16 @@ class RemoteAnswerer:
             start = prompt.usage.prompt_tokens if prompt.usage else 0
             if not start or not isinstance(tokens, list) or len(tokens) <= start:
                 raise MllmError(f"the server at {self.url} cannot rank: {NO_LIKELIHOODS}")
-            # Each maps the token's id to its account.
+            # Each maps the token's id to its log-probability and text.
             answer = [next(iter(token.values())) for token in tokens[start:]]
             while len(answer) > 1 and not (answer[-1].get("decoded_token") or "?").strip():
-                answer.pop()  # white space of the template, behind the end of the answer
+                answer.pop()  # white space of the template after the end of the answer
             return sum(token["logprob"] for token in answer)
 
         return Ranking(options, tuple(self._at_once(likelihood, options)))
 
     def _create(self, messages: Sequence[chat.Message], generation: Generation, **options: Any) -> Any:
-        """One request; raises the client's own errors."""
+        """Sends one request; raises the client's own errors."""
         extra = options.pop("extra_body", {})
         if generation.min_tokens:
             extra["min_tokens"] = generation.min_tokens
@@ -190,7 +190,7 @@ class RemoteAnswerer:
         items: Sequence[Item],
         progress: Progress = lambda count: None,
     ) -> list[Result]:
-        """The result for each item, in order; the first failure of the server cancels all that wait."""
+        """The result for each item, in order; the server's first failure cancels all pending requests."""
         import openai
 
         pool = ThreadPoolExecutor(self.concurrent)

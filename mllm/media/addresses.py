@@ -1,6 +1,6 @@
-"""Which addresses of the internet a stranger may have fetched for him: those that anybody reaches.
+"""Which internet addresses may be fetched for untrusted clients: only public ones.
 
-A host is looked up once: `is_public` judges what was found, `pinned` has the connection go to just that.
+A host is resolved once: `is_public` checks the addresses, and `pinned` makes the connection use just these.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Find = Callable[[str, int], Awaitable[list[str]]]  # host, port -> addresses; OS
 
 
 class FetchError(MediaError):
-    """A recording cannot be fetched; the message says why, as far as a stranger may know."""
+    """A recording cannot be fetched; the message reveals nothing about the network inside."""
 
     code = "media_not_fetched"
 
 
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Inside some networks, though `is_global` of one Python or another says otherwise.
+# Not public, although `is_global` is True for them in some versions of Python.
 _NOT_PUBLIC = [
     ipaddress.ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20")
 ]
-# One sentence for every such host, whether it exists, listens or answers: strangers learn nothing of it.
+# The same message for every such host, whether it exists, listens or answers, so that clients learn nothing.
 REFUSED = (
     "its host has no address on the public internet: this server fetches from nowhere else "
     "(unless started with --allow-private-media)"
@@ -39,7 +39,7 @@ REFUSED = (
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet; the IPv4 address inside an IPv6 one decides."""
+    """Whether an IP address is public; an IPv4 address embedded in an IPv6 one decides."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -52,13 +52,13 @@ def is_public(address: str) -> bool:
 
 
 def addresses_of(host: str, port: int) -> list[str]:
-    """What the system's resolver says; it also reads every way in which an IP address can be written."""
+    """Addresses from the system's resolver, which also accepts every notation of an IP address."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def client_key(address: str) -> str:
-    """Who counts as one client: an IPv4 address, or the network of 2^64 that one IPv6 client has."""
+    """What counts as one client: an IPv4 address, or an IPv6 /64 network."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -67,7 +67,7 @@ def client_key(address: str) -> str:
 
 
 class Resolver(AbstractResolver):
-    """What aiohttp asks for the addresses of a host; `find` answers."""
+    """An aiohttp resolver that calls `find`."""
 
     def __init__(self, find: Find):
         self.find = find
@@ -92,7 +92,7 @@ class Resolver(AbstractResolver):
 
 
 def pinned(addresses: list[str]) -> Find:
-    """Answers with the addresses that were checked, whatever the name server would say by now."""
+    """A `find` that returns the checked addresses, whatever the name server would answer by now."""
 
     async def find(host: str, port: int) -> list[str]:
         return addresses
@@ -101,7 +101,7 @@ def pinned(addresses: list[str]) -> Find:
 
 
 def plain_host(host: str) -> str:
-    """A host's name as it is compared."""
+    """A host name normalised for comparison."""
     return host.lower().rstrip(".")
 
 
@@ -109,13 +109,13 @@ def web_address(text: str, base: URL | None = None) -> URL:
     """An http(s) URL, or one relative to `base`.
 
     Raises:
-        FetchError: if it is none.
+        FetchError: if it is not a valid one.
     """
     try:
         url = URL(text) if base is None else base.join(URL(text))
         if url.scheme in ("http", "https") and url.raw_host and url.port is not None:
             return url
-    except ValueError:  # also for ports, hosts and characters that cannot be
+    except ValueError:  # also for invalid ports, hosts and characters
         pass
     where = "a redirect leads to what" if base is not None else "it"
     raise FetchError(f"{where} is no address on the web: http:// or https://, a host and a path")

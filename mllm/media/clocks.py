@@ -1,6 +1,6 @@
-"""Clocks that jump: after a splice, a stream counts on from wherever its next piece began. Private to `scan`.
+"""Clocks that jump: after a splice, a stream continues with the next piece's own clock. Private to `scan`.
 
-So an MPEG transport stream of 8 s may announce two hours. Sound and picture close such gaps together.
+An MPEG transport stream of 8 s may thus announce two hours. Sound and picture close such gaps together.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from heapq import merge
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
-# Elsewhere the container has one clock, and a gap is a pause that was meant.
+# Other containers have one clock, and a gap is an intended pause.
 JUMPING = {"mpegts", "mpeg", "flv"}
-FORWARD = 5.0  # s: longer than this without a packet of any stream is a jump
-SPARSE, SPARSEST = 2.0, 60.0  # or, of slides, than so many of their usual steps of at most so many s
-BACKWARD = 0.5  # s: decoding times never go back, but for a muxer's rounding
+FORWARD = 5.0  # s: a longer gap in all streams is a jump …
+SPARSE, SPARSEST = 2.0, 60.0  # … unless shorter than this many usual steps (of at most 60 s), as with slides
+BACKWARD = 0.5  # s: decoding times never go back, except for a muxer's rounding
 
 
 class Stamp(NamedTuple):
-    """Of a packet, in ticks of its stream.
+    """The timestamps of a packet, in ticks of its stream.
 
     Attributes:
-        time: when it is seen or heard.
-        key: decoding can begin here.
-        duration: 0 where the container does not say.
-        number: of the packet within its stream.
-        decoded: when it is decoded, which is in the order of the file.
-        place: of the packet among those of all streams.
+        time: presentation time.
+        key: whether decoding can begin here.
+        duration: 0 if the container does not say.
+        number: index of the packet within its stream.
+        decoded: decoding time, ascending in file order.
+        place: index of the packet among those of all streams.
     """
 
     time: int
@@ -41,18 +41,18 @@ class Stamp(NamedTuple):
     place: int
 
 
-Shifts: TypeAlias = tuple[tuple[int, int], ...]  # (number of a packet, ticks that it and later ones move by)
+Shifts: TypeAlias = tuple[tuple[int, int], ...]  # (number of a packet, shift of it and later ones in ticks)
 
 
 def shifts(streams: Sequence[tuple[Sequence[Stamp], Fraction]]) -> list[Shifts]:
-    """How to move the packets of each stream so that the clock no longer jumps.
+    """How to shift the packets of each stream so that the clock no longer jumps.
 
-    The file is read as pieces, each with a clock of its own, which follow each other. A packet that follows
-    neither its own stream nor the others begins a piece; streams enter it each with its next packet that fits
-    there better. A gap in one of them, while another goes on, is a still picture or silence, and stays.
+    The file is split into consecutive pieces, each with its own clock. A packet that continues neither its
+    own stream nor the others starts a piece; each stream enters it with its next packet that fits better
+    there. A gap in one stream while another continues is a still picture or silence, and is kept.
 
     Args:
-        streams: of picture and of sound, or of one of them: stamps in the order of the file, seconds a tick.
+        streams: picture and sound, or one of them: stamps in file order, and seconds per tick.
     """
     tracks = [_Track(float(time_base), _patience(stamps, time_base)) for stamps, time_base in streams]
     pieces = _Pieces(tracks)
@@ -68,20 +68,20 @@ def shifts(streams: Sequence[tuple[Sequence[Stamp], Fraction]]) -> list[Shifts]:
 
 
 def moved_by(moves: Shifts, number: int) -> int:
-    """Ticks to add to the stamps of this packet."""
+    """The shift of a packet in ticks."""
     place = bisect_right(moves, number, key=lambda move: move[0])
     return moves[place - 1][1] if place else 0
 
 
 def moved(stamps: Sequence[Stamp], moves: Shifts) -> list[Stamp]:
-    """Stamps on the mended clock."""
+    """Stamps on the corrected clock."""
     if not moves:
         return list(stamps)
     return [stamp._replace(time=stamp.time + moved_by(moves, stamp.number)) for stamp in stamps]
 
 
 def _patience(stamps: Sequence[Stamp], time_base: Fraction) -> float:
-    """How long a gap may be, s."""
+    """The longest gap that is not a jump, s."""
     steps = [abs(after.decoded - before.decoded) for before, after in pairwise(stamps)]
     usual = float(statistics.median(steps) * time_base) if steps else 0.0
     return FORWARD + SPARSE * min(usual, SPARSEST)
@@ -89,15 +89,15 @@ def _patience(stamps: Sequence[Stamp], time_base: Fraction) -> float:
 
 @dataclass
 class _Track:
-    """A stream, as far as it is read: on its own clock, s.
+    """The state of a stream, in s on its own clock.
 
     Attributes:
         tick: s.
-        patience: how long a gap may be, s.
-        piece: the one that it is in.
-        newest: when its newest packet is decoded; None before the first.
-        step: how long that packet lasts.
-        entered: (number of a packet, piece that begins with it), but for the first piece.
+        patience: the longest gap that is not a jump.
+        piece: index of its current piece.
+        newest: decoding time of its newest packet; None before the first.
+        step: duration of that packet.
+        entered: (number of a packet, piece that begins with it), except for the first piece.
     """
 
     tick: float
@@ -109,12 +109,12 @@ class _Track:
 
 
 class _Pieces:
-    """The pieces of a file: `moves`, how far the clock of each has to be moved, s."""
+    """The pieces of a file; `moves` holds the shift of each piece's clock, s."""
 
     def __init__(self, tracks: Sequence[_Track]):
         self.tracks = tracks
         self.moves = [0.0]
-        self.begin: float | None = None  # of the newest piece, s on the mended clock
+        self.begin: float | None = None  # start of the newest piece, s on the corrected clock
 
     def add(self, track: _Track, stamp: Stamp) -> None:
         clock = stamp.decoded * track.tick
@@ -138,27 +138,27 @@ class _Pieces:
             track.newest, track.step = clock, lasts or clock - track.newest
 
     def _piece_of(self, track: _Track, clock: float, end: float) -> int | None:
-        """In which piece a packet is no jump: the track's own, or the newest."""
+        """The piece in which a packet is not a jump: the track's own, or the newest; None if neither."""
         newest = len(self.moves) - 1
         assert self.begin is not None
         expected, early = self.begin, {newest: self.begin - FORWARD}
         if track.newest is not None:
             before = track.newest + self.moves[track.piece]
-            # Where it would overlap what came before, `_enter` moves the new piece.
+            # If it overlaps what came before, `_enter` moves the new piece.
             expected, early = before + track.step, {newest: before - FORWARD, track.piece: before - BACKWARD}
         times = {piece: clock + self.moves[piece] for piece in early}
         fitting = [piece for piece in early if early[piece] < times[piece] < end + track.patience]
         return min(fitting, key=lambda piece: abs(times[piece] - expected), default=None)
 
     def _own_end(self, track: _Track, end: float) -> float:
-        """Where a piece begins that this track opens: behind all, or right behind its own if that is near."""
+        """Start of a piece that this track opens: after all tracks, or after its own if that is near."""
         if track.newest is None:
             return end
         own = track.newest + track.step + self.moves[track.piece]
         return own if own > end - BACKWARD else end
 
     def _enter(self, track: _Track, stamp: Stamp, clock: float) -> None:
-        """The track goes on in the newest piece; later, if it would overlap what it holds already."""
+        """Continues the track in the newest piece, which moves back if the track would overlap itself."""
         if track.newest is not None:
             expected = track.newest + track.step + self.moves[track.piece]
             self.moves[-1] += max(0.0, expected - clock - self.moves[-1])

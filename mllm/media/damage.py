@@ -1,4 +1,4 @@
-"""What a recording that opens lacks all the same: its end, packets that decode, sound made of numbers."""
+"""Finds damage in recordings that open: a missing end, undecodable packets, sound that is not finite."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mllm.media.decode import interleaved
 from mllm.media.scan import configure, open_container, packets
 from mllm.media.sources import MediaLimits, Source, clear_errors, locate
 
-SHORT = 0.9  # of the length that a container announces: what holds less was cut off
+SHORT = 0.9  # of the announced length: a recording with less was cut off
 ANNOUNCING = {"mov", "matroska", "asf", "flac"}  # elsewhere FFmpeg guesses the length from the bit rate
-STREAMED = 0x7FFF0000  # bytes: RIFF headers that say so many, or more, were written before the end was known
-UNDECODABLE = 0.02  # of the packets, and more than the two that a clean cut may spoil: damaged
+STREAMED = 0x7FFF0000  # bytes: RIFF headers with this size or more were written before the end was known
+UNDECODABLE = 0.02  # share of packets, beyond the two that a clean cut may spoil, that counts as damage
 MOST = 2000  # packets of a picture that are decoded to find damage
 
 
@@ -30,15 +30,15 @@ def find_damage(
     limits: MediaLimits = MediaLimits(),
     sound: bool = True,
 ) -> list[str]:
-    """What is wrong with a recording, a phrase for each; decodes all of its sound and a part of its picture.
+    """One phrase for each kind of damage; decodes all of the sound and a part of the picture.
 
     Args:
-        info: what `probe` found.
-        choose: duration (s) -> moments (s) of the picture that are decoded, ascending.
-        sound: whether its sound is decoded, too.
+        info: the result of `probe`.
+        choose: duration (s) -> ascending times (s) at which the picture is decoded.
+        sound: whether to decode the sound, too.
 
     Raises:
-        MediaError: if it cannot be found.
+        MediaError: if the recording cannot be found.
     """
     found = locate(source, limits)
     if info.is_image or found.path.is_dir():
@@ -70,7 +70,7 @@ def _cut_off(source: Source, container: Any, info: MediaInfo) -> list[str]:
 
 
 def _undecodable(wanted: Iterable[Any]) -> list[str]:
-    """Decodes once more, since `media.decode` passes over what is damaged, as playing does."""
+    """Counts undecodable packets; `media.decode` skips them, as players do."""
     met: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     numbers = True
@@ -86,25 +86,25 @@ def _undecodable(wanted: Iterable[Any]) -> list[str]:
             continue
         if kind == "sound":
             numbers = numbers and all(np.isfinite(interleaved(frame)).all() for frame in frames)
-    told = [
+    problems = [
         f"{failed[kind]} of {count} packets of its {kind} cannot be decoded: fetch it again"
         for kind, count in met.items()
         if failed[kind] > max(2, UNDECODABLE * count)
     ]
-    return told + ([] if numbers else ["its sound holds values that are no numbers: encode it again"])
+    return problems + ([] if numbers else ["its sound holds values that are no numbers: encode it again"])
 
 
 def _to_decode(
     container: Any, streams: list[Any], moments: list[float], max_pixels: int | None
 ) -> Iterator[Any]:
-    """All packets of the sound; of the picture, those from a keyframe to each of the moments (s)."""
+    """All packets of the sound, and those of the picture from a keyframe up to each of the times (s)."""
     begin = (container.start_time or 0) / av.time_base
     moments = [begin + moment for moment in moments]
     waiting: list[Any] = []  # packets of the picture since a keyframe
     for stream in streams:
         if stream.type == "video":
             configure(stream, max_pixels)
-            # Only whether it decodes matters, not how it looks: half the time.
+            # Only whether it decodes matters, not the result: this takes half the time.
             stream.codec_context.options |= {"skip_loop_filter": "all"}
             stream.codec_context.skip_frame = "NONREF"
     for packet in packets(container, streams):

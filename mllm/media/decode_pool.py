@@ -1,8 +1,9 @@
-"""Recordings of strangers, decoded in processes that may be lost: `open_recording(source, isolated=True)`.
+"""Decodes untrusted recordings in expendable processes: `open_recording(source, isolated=True)`.
 
-A crash, a hang or a bomb costs its own recording a MediaError of one line; the next one finds another worker
-warm. A worker (`decode_worker`) imports the decoders alone, keeps one recording open, takes requests as JSON
-over a socket, and gives its arrays back in shared memory; nothing that it says is run or unpickled here.
+A crash, a hang or a decompression bomb costs only its own recording, with a MediaError of one line; the next
+one finds another warm worker. A worker (`decode_worker`) imports only the decoders, keeps one recording open,
+takes requests as JSON over a socket, and returns arrays in shared memory; its output is never executed or
+unpickled here.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ from mllm.media.sources import MediaLimits, Source
 
 _log = logging.getLogger(__name__)
 
-MOST_WORKERS = 32  # at once, those with slow requests and with recordings that stay open included
-MOST_WARM = 8  # of them that are started before anybody asks
-REQUESTS = 500  # after so many a worker is replaced: some decoders leak
+MOST_WORKERS = 32  # at once, including those with slow requests or open recordings
+MOST_WARM = 8  # workers started in advance
+REQUESTS = 500  # after which a worker is replaced, since some decoders leak
 BUSY = "too many recordings are being decoded: try again later"
 
 
 class WorkerLost(MediaError):
-    """A recording that ended the process that decoded it, or held it for too long."""
+    """A recording crashed the process that decoded it, or occupied it for too long."""
 
     code = "decoder_lost"
 
 
 class DecodersBusy(MediaError):
-    """More recordings wait to be decoded than can be in the time that they may take."""
+    """A recording waited too long for a worker."""
 
     code, status = "busy", 429
 
 
 class DecodePool:
-    """Warm worker processes; several threads may ask at once.
+    """A pool of warm worker processes; thread-safe.
 
     Args:
-        side_by_side: requests that are worked on at once, one for each core by default. One that takes longer
-            than SLOW makes room for the next, so that a few that hang do not hold up the rest.
+        side_by_side: concurrent requests, by default one per core. A request that takes longer than SLOW no
+            longer counts, so that a few that hang do not block the rest.
     """
 
     def __init__(self, side_by_side: int | None = None):
@@ -61,16 +62,16 @@ class DecodePool:
         self._lock = threading.Lock()
 
     def warm(self) -> None:
-        """Starts workers without waiting for them, so that no request has to."""
+        """Starts workers in advance, without waiting for them."""
         with self._lock:
             self._idle += [Worker() for _ in range(min(self.side_by_side, MOST_WARM) - len(self._idle))]
 
     def open(self, source: Source, audio: Source | None, limits: MediaLimits) -> IsolatedRecording:
-        """A recording for a worker to open as soon as something is asked of it."""
+        """A recording that a worker opens on the first request."""
         return IsolatedRecording(self, source, audio, limits)
 
     def close(self) -> None:
-        """Ends the workers that wait; those at work end when they are done."""
+        """Ends idle workers; busy ones end when they are done."""
         with self._lock:
             idle, self._idle = self._idle, []
         for worker in idle:
@@ -78,10 +79,10 @@ class DecodePool:
 
     @contextmanager
     def turn(self, name: str, until: float | None) -> Iterator[Callable[[], None]]:
-        """Waits until a request may be worked on; gives what lets the next one begin beside it.
+        """Waits for a turn; yields a function that gives the turn up early, for slow requests.
 
         Raises:
-            DecodersBusy: that takes too long.
+            DecodersBusy: if the wait takes too long.
         """
         if not self._turns.acquire(timeout=left(until)):
             raise DecodersBusy(f"{name}: {BUSY}")
@@ -99,10 +100,10 @@ class DecodePool:
             give_way()
 
     def take_place(self, name: str, until: float | None) -> None:
-        """Waits until there may be another worker.
+        """Waits until another worker may be used.
 
         Raises:
-            DecodersBusy: that takes too long.
+            DecodersBusy: if the wait takes too long.
         """
         if not self._places.acquire(timeout=left(until)):
             raise DecodersBusy(f"{name}: {BUSY}")
@@ -111,7 +112,7 @@ class DecodePool:
         self._places.release()
 
     def worker(self) -> Worker:
-        """One that waits, or a new one; one that was killed meanwhile, for want of memory, is passed over."""
+        """An idle worker or a new one; skips workers that were killed meanwhile for lack of memory."""
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
@@ -122,13 +123,13 @@ class DecodePool:
             worker.kill()
 
     def replace(self) -> None:
-        """Starts another worker, so that the next request need not wait for it."""
+        """Starts another worker, so that the next request does not have to wait for it."""
         with self._lock:
             if len(self._idle) < self.side_by_side:
                 self._idle.insert(0, Worker())
 
     def take_back(self, worker: Worker) -> None:
-        """Lets a worker wait for the next recording."""
+        """Returns a worker to the pool."""
         worn = worker.asked >= REQUESTS
         if worn:
             self.replace()
@@ -141,12 +142,12 @@ class DecodePool:
 
 
 class IsolatedRecording(Recording):
-    """A recording that a worker opens when something is first asked of it, and keeps open until `close`.
+    """A recording that a worker opens on the first request, and keeps open until `close`.
 
     Raises:
         MediaError: as for other recordings.
-        WorkerLost: the worker crashed over it, or took too long.
-        DecodersBusy: too many wait.
+        WorkerLost: if the worker crashed, or took too long.
+        DecodersBusy: if too many recordings wait.
     """
 
     def __init__(self, pool: DecodePool, source: Source, audio: Source | None, limits: MediaLimits):
@@ -196,7 +197,7 @@ class IsolatedRecording(Recording):
         try:
             worker.connection.send_bytes(b'{"call": "close"}')
             self._pool.take_back(worker)
-        except OSError:  # it ended while nobody asked
+        except OSError:  # it ended between requests
             worker.kill()
         finally:
             self._pool.leave_place()
@@ -254,7 +255,7 @@ _lock = threading.Lock()
 
 
 def shared_pool() -> DecodePool:
-    """The pool of this process, begun at the first call."""
+    """The pool of this process, created by the first call."""
     global _pool
     with _lock:
         if _pool is None:
@@ -269,7 +270,7 @@ def _close() -> None:
 
 
 def _after_fork() -> None:
-    """A forked process lets go of its parent's workers, which end with the parent, and begins its own."""
+    """Detaches a forked process from its parent's workers, which end with the parent."""
     global _pool, _lock
     for worker in _pool._idle if _pool is not None else []:
         worker.connection.close()

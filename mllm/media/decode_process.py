@@ -1,4 +1,4 @@
-"""One process that decodes for this one, and the socket to it. Private to `decode_pool`."""
+"""A worker process, seen from the process that started it. Private to `decode_pool`."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from mllm.media.clip import Clip
 from mllm.media.recording import Choose
 from mllm.media.sources import Source, memory_file
 
-SLOW = 2.0  # s: a request that takes longer no longer counts among those that run side by side
+SLOW = 2.0  # s: a request that takes longer no longer counts as concurrent
 LONGEST_WAIT = 1e6  # s
-STARTING = 60.0  # s that a worker may take to start; only then its time for a request begins
-MOST_BYTES = 1_000_000  # of a worker's message; its arrays come by shared memory
+STARTING = 60.0  # s that a worker may take to start, before its time for a request begins
+MOST_BYTES = 1_000_000  # of a worker's message; arrays come in shared memory
 NOT_STARTED = "no process to decode recordings can be started ({})"
-THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy would start some that nothing uses
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy would start threads that nothing uses
 
 
 class Worker:
@@ -39,9 +39,9 @@ class Worker:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.ready = False  # it has said that it has started
+        self.ready = False  # whether it has reported that it has started
         try:
-            self.errors = memory_file()  # what its libraries say when they give up
+            self.errors = memory_file()  # its stderr, with the last words of its libraries
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 self.process = _started(theirs.fileno(), self.errors)
@@ -57,14 +57,14 @@ class Worker:
         choose: Choose | None,
         give_way: Callable[[], None],
     ) -> tuple[dict[str, Any], mmap.mmap | None]:
-        """The reply, and the memory that a clip lies in.
+        """Sends a request; returns the reply, and the memory that holds a clip's arrays.
 
         Raises:
-            Lost: the process ended, or took too long.
-            MediaError: it never started, or files cannot be passed to it or from it.
+            Lost: if the process ended, or took too long.
+            MediaError: if it never started, or files cannot be passed to it or from it.
         """
         self.asked += 1
-        self.errors.seek(0)  # the process writes where we stand
+        self.errors.seek(0)  # shares its position with the process
         self.errors.truncate()
         try:
             self.connection.send_bytes(json.dumps(request).encode())
@@ -106,14 +106,14 @@ class Worker:
         return message
 
     def _last_words(self) -> str:
-        """How the process ended."""
+        """Why the process ended."""
         try:
             status = self.process.wait(1.0)
         except subprocess.TimeoutExpired:
             return "its decoder hung up"
         if status == -signal.SIGKILL:
             return "decoding it was killed, probably for want of memory"
-        if status == -signal.SIGALRM:  # its owner was held up, and did not watch
+        if status == -signal.SIGALRM:  # this process was too busy to watch the time
             return "decoding it takes too long"
         self.errors.seek(0)
         said = self.errors.read(MOST_BYTES).decode(errors="replace").strip()
@@ -140,14 +140,14 @@ class Worker:
 
 
 class Lost(Exception):
-    """A worker that ended, or does not come back."""
+    """A worker ended, or did not answer in time."""
 
 
 def _started(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """The process, at the other end of whose socket we are."""
+    """Starts a worker with its end of the socket."""
     if not sys.executable:
         raise MediaError(NOT_STARTED.format("it is not known where Python lies: set sys.executable"))
-    # -P and the path: what stands in the user's folder must not be imported in place of ours.
+    # -P and the path: nothing in the user's folder may be imported in place of our modules.
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "mllm.media.decode_worker", str(socket)],
@@ -161,18 +161,18 @@ def _started(socket: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _passing() -> Iterator[None]:
-    """Files on their way from one process to the other: both need a free descriptor."""
+    """Turns a lack of file descriptors, on either side, into a MediaError."""
     try:
         yield
     except (ConnectionError, EOFError):
         raise
-    except (OSError, RuntimeError) as error:  # RuntimeError: it was sent, and none was free here
+    except (OSError, RuntimeError) as error:  # RuntimeError: no descriptor was free on this side
         cause = getattr(error, "strerror", None) or os.strerror(errno.EMFILE)
         raise MediaError(f"files cannot be passed between processes ({cause}): raise `ulimit -n`") from None
 
 
 def left(until: float | None) -> float | None:
-    """Seconds; no more than the system can wait."""
+    """Seconds until a deadline, at most what the system can wait for; None without a deadline."""
     return None if until is None else min(max(0.0, until - time.monotonic()), LONGEST_WAIT)
 
 
@@ -183,7 +183,7 @@ def described(source: Source) -> dict[str, Any]:
 
 
 def _mapped(descriptor: int) -> mmap.mmap | None:
-    """A worker's memory: ours to write, and the worker's writing no longer seen."""
+    """Maps a worker's memory privately: writable, and unaffected by later writes of the worker."""
     try:
         size = os.fstat(descriptor).st_size
         access = mmap.PROT_READ | mmap.PROT_WRITE

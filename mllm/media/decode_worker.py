@@ -1,7 +1,7 @@
-"""One process that decodes recordings for another one: `python -m mllm.media.decode_worker SOCKET`.
+"""A process that decodes recordings for another one: `python -m mllm.media.decode_worker SOCKET`.
 
-It may be lost: a file that crashes a decoder, never ends or swells in memory takes this process with it, and
-nothing else. `decode_pool` starts it and says what crosses the socket.
+It is expendable: a file that crashes a decoder, never ends or exhausts memory ends only this process.
+`decode_pool` starts it and describes the protocol.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mllm.media.clip import Clip
 from mllm.media.recording import Decoding
 from mllm.media.sources import MediaLimits, Source, bound_memory, memory_file
 
-ORPHAN = 5  # s: how much longer than its time a worker lives whose owner does not watch it
+ORPHAN = 5  # s that a worker outlives its time limit if its owner fails to kill it
 NO_ROOM = (errno.EFBIG, errno.ENOMEM, errno.ENOSPC)
 TOO_MUCH = "decoding it takes too much memory: ask for a smaller size or a shorter cut"
-ARRAYS = ("frame_times", "waveform", "frames")  # of a Clip; the widest numbers first, so that all are aligned
+ARRAYS = ("frame_times", "waveform", "frames")  # of a Clip; the widest dtype first, for alignment
 FIELDS = ("duration", "source", "is_image", "picture_end", "clock_jumps")
 
 
 def main(socket: int) -> None:
-    """Serves requests until the other side of the socket is gone."""
+    """Serves requests until the other side closes the socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who then closes the socket
     connection = Connection(socket)
     threading.Thread(target=_end_with_owner, args=[socket], daemon=True).start()
@@ -52,13 +52,13 @@ def main(socket: int) -> None:
 def _end_with_owner(socket: int) -> None:
     """Ends this process when its owner is gone, whatever it is decoding."""
     watch = select.poll()
-    watch.register(socket, 0)  # a hang-up is told, asked for or not
+    watch.register(socket, 0)  # a hang-up is always reported
     watch.poll()
     os._exit(0)
 
 
 class _Desk:
-    """Keeps one recording open, and answers what is asked of it."""
+    """Keeps one recording open, and answers requests about it."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -67,7 +67,7 @@ class _Desk:
         self.recording: Decoding | None = None
 
     def answer(self, request: dict[str, Any]) -> None:
-        """Sends what is asked for, or why there is none."""
+        """Sends the reply, or the reason why there is none."""
         if request["call"] == "close":
             self.recording = None
             return
@@ -117,7 +117,7 @@ class _Desk:
 
 
 def _packed(clip: Clip) -> tuple[dict[str, Any], IO[bytes]]:
-    """A clip as JSON and a file that holds its arrays, one after another."""
+    """A clip as JSON, and a file with its concatenated arrays."""
     arrays = {name: array for name in ARRAYS if (array := getattr(clip, name)) is not None}
     reply = {
         "arrays": {name: [array.shape, array.dtype.str] for name, array in arrays.items()},
@@ -135,7 +135,7 @@ def _packed(clip: Clip) -> tuple[dict[str, Any], IO[bytes]]:
 
 
 def _bound(limits: MediaLimits) -> None:
-    """Sets what one recording may take of this process; the owner watches the time, too."""
+    """Limits time and memory for one recording; the owner watches the time, too."""
     if limits.max_decode_seconds is not None:
         signal.alarm(min(int(limits.max_decode_seconds) + ORPHAN, 2**31 - 1))
     bound_memory(limits.max_decode_bytes)
@@ -148,7 +148,7 @@ def _source(connection: Connection, described: dict[str, Any]) -> Source:
 
 
 def _ask(connection: Connection) -> Callable[[float], np.ndarray]:
-    """Which times are wanted of a recording that lasts so long (s), the owner knows."""
+    """A `choose` that asks the owner which times are wanted, given the duration (s)."""
 
     def choose(duration: float) -> np.ndarray:
         _send(connection, {"choose": duration})

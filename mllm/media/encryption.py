@@ -1,4 +1,4 @@
-"""Whether a recording is encrypted (DRM, pay TV), so that nothing here can decode it. Private to `scan`."""
+"""Detects encrypted recordings (DRM, pay TV), which cannot be decoded. Private to `scan`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mllm.media.sources import Source
 ENCRYPTED_ENTRIES = {b"encv", b"enca", b"drmi", b"drms", b"aavd"}
 INSIDE = {b"moov", b"trak", b"mdia", b"minf", b"stbl"}  # boxes on the way to the sample entries
 STSD_HEADER = 8  # bytes in stsd before its first entry
-CONTENT_ENCRYPTION = 0x5035  # a Matroska element, and those on the way to it, from Segment to ContentEncoding
-AROUND = {0x18538067, 0x1654AE6B, 0xAE, 0x6D80, 0x6240}
+CONTENT_ENCRYPTION = 0x5035  # a Matroska element
+AROUND = {0x18538067, 0x1654AE6B, 0xAE, 0x6D80, 0x6240}  # its ancestors, from Segment to ContentEncoding
 ASF_ENCRYPTION = (
     bytes.fromhex("fbb3112223bdd211b4b700a0c955fc6e"),  # content encryption object
     bytes.fromhex("14e68a292226174cb935dae07ee9289c"),  # extended one
     bytes.fromhex("338505438169e6499b74ad12cb86d58c"),  # advanced one
 )
-HEAD = 1 << 20  # bytes that are searched, where the header has no fixed place
-SYNC, SCRAMBLED, NULL = 0x47, 0xC0, 0x1FFF  # of a packet of a transport stream: its mark, flags, no stream
-PACKET = 188  # bytes of it; others stand in front (a time) or behind (to mend errors)
+HEAD = 1 << 20  # bytes to search if the header has no fixed position
+SYNC, SCRAMBLED, NULL = 0x47, 0xC0, 0x1FFF  # of transport stream packets: sync byte, flags, null id
+PACKET = 188  # bytes of such a packet, without a timestamp before it or error correction after it
 STRIDES = (PACKET, 192, 204)
 
 
@@ -41,7 +41,7 @@ def is_encrypted(source: Source, container: str) -> bool:
 
 
 def _sample_entries(file: IO[bytes], end: int) -> Iterator[bytes]:
-    """Kinds of the sample entries of all tracks of an mp4 (ISO/IEC 14496-12)."""
+    """Types of the sample entries of all tracks of an mp4 (ISO/IEC 14496-12)."""
     while file.tell() + 8 <= end:
         begin = file.tell()
         size, kind = int.from_bytes(file.read(4), "big"), file.read(4)
@@ -65,7 +65,7 @@ def _sample_entries(file: IO[bytes], end: int) -> Iterator[bytes]:
 
 
 def _holds_encryption(file: IO[bytes], end: int) -> bool:
-    """Whether a track of a Matroska file (RFC 9559) says how it is encrypted."""
+    """Whether a track of a Matroska file (RFC 9559) declares an encryption."""
     while file.tell() < end:
         kind, size = _number(file, marked=True), _number(file)
         if kind is None:
@@ -78,10 +78,10 @@ def _holds_encryption(file: IO[bytes], end: int) -> bool:
 
 
 def _number(file: IO[bytes], marked: bool = False) -> int | None:
-    """One of EBML's numbers (RFC 8794), whose first bits say how long it is; None if it is none, or unknown.
+    """A variable-length number of EBML (RFC 8794); None if it is invalid, or an unknown size.
 
     Args:
-        marked: keep those bits, as names of elements do.
+        marked: keep the length bits, as in element ids.
     """
     first = file.read(1)
     if not first or not first[0]:

@@ -228,9 +228,8 @@ class Fetcher:
     async def _resolve(self, host: str, port: int, client: str) -> list[str]:
         """Addresses of a host. An abandoned lookup keeps its turn, since it still holds its thread."""
         work = asyncio.ensure_future(self._look_up(host, port, client))
-        work.add_done_callback(
-            lambda done: done.cancelled() or done.exception()
-        )  # told, if to anybody, below
+        # An abandoned lookup's exception counts as retrieved, else asyncio would log it.
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(work)
 
     async def _look_up(self, host: str, port: int, client: str) -> list[str]:

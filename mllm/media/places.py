@@ -1,4 +1,4 @@
-"""Where records say that their recordings lie: paths relative to the record file, made absolute and back."""
+"""Media paths in records: relative to the record file, made absolute and back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mllm.errors import RecordError
 
 
 def existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
-    """A media source with its path absolute; anything that is not a path passes.
+    """Makes the path of a media source absolute; returns other sources unchanged.
 
     Args:
-        folder: what relative paths are relative to.
-        where: how errors begin, such as "train.jsonl row 12".
+        folder: base of relative paths.
+        where: prefix of errors, such as "train.jsonl row 12".
 
     Raises:
-        RecordError: it is no path, or (`must_exist`) nothing lies there.
+        RecordError: if it is not a valid path, or (`must_exist`) does not exist.
     """
     if not isinstance(media, (str, os.PathLike)):
         return media
@@ -33,13 +33,13 @@ def existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
                 f"{where}: {name[:40]!r} is no file:// address ({error}): give a path"
             ) from None
     elif is_data_uri(name):
-        return "data:" + name.lstrip()[5:]  # however it was written: readers know it by these letters
+        return "data:" + name.lstrip()[5:]  # normalised: readers look for this prefix
     elif "://" in name:
         return media
     path = folder.absolute() / name
     if max(map(len, path.parts)) > 255 or len(name) > 4096 or "\0" in name:
         raise RecordError(f"{where}: {name[:40]!r}… is no path: give a file, or data as a data: URI")
-    if must_exist and not os.path.exists(path):  # Path.exists raises where a folder is closed
+    if must_exist and not os.path.exists(path):  # Path.exists raises for a folder without permission
         raise RecordError(
             f"{where}: there is no {name!r} in {folder}: paths are relative to the record file; "
             "`mllm data check --fix` writes a file without such rows"
@@ -48,10 +48,10 @@ def existing(media: Any, folder: Path, where: str, must_exist: bool) -> Any:
 
 
 def portable(media: Any, folder: Path, where: str) -> str:
-    """A media source as a file in `folder` names it: relative, unless they share only the root of the disk.
+    """A media source relative to `folder`; absolute if they share only the root of the file system.
 
     Raises:
-        RecordError: it lies in memory alone.
+        RecordError: if it exists only in memory.
     """
     if not isinstance(media, (str, os.PathLike)):
         raise RecordError(f"{where}: media in memory cannot be written: save the clip and give its path")
@@ -59,9 +59,9 @@ def portable(media: Any, folder: Path, where: str) -> str:
     path, folder = Path(name), folder.absolute()
     if "://" in name or is_data_uri(name):
         return name
-    if path.is_relative_to(folder):  # perhaps through a link, which stays
+    if path.is_relative_to(folder):  # possibly through a link, which is kept
         return path.relative_to(folder).as_posix()
-    folder = folder.resolve()  # out of a link, .. would lead elsewhere
+    folder = folder.resolve()  # .. of a link leads elsewhere
     together = os.path.commonpath([path, folder])
     return path.as_posix() if together == path.anchor else Path(os.path.relpath(path, folder)).as_posix()
 
@@ -77,12 +77,12 @@ def _resolved(folder: Path) -> Path:
 
 
 def is_data_uri(text: str) -> bool:
-    """Whether the text is a data: URI; blanks before it don't count."""
+    """Whether the text is a data: URI, ignoring leading white space."""
     return text[:80].lstrip()[:5].lower() == "data:"
 
 
 def media_name(source: str) -> str:
-    """A recording in reports and keys: its path; a data: URI, which is too long, by a digest."""
+    """The name of a recording in reports and keys: its path, or a digest of a data: URI."""
     if not is_data_uri(source):
         return source
     source = "data:" + source.lstrip()[5:]

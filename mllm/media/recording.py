@@ -125,8 +125,8 @@ def _opening(
 ) -> Iterator[Recording]:
     """Like `open_recording`, but a worker opens it with the first request, which saves a round trip."""
     if isinstance(audio, Clip):
-        told = "a Clip cannot be the sound of another: give a path or bytes as `audio`"
-        raise MediaError(f"{audio.source}: {told}")
+        problem = "a Clip cannot be the sound of another: give a path or bytes as `audio`"
+        raise MediaError(f"{audio.source}: {problem}")
     recording: Recording
     if isinstance(source, Recording):
         if audio is not None:

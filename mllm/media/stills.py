@@ -13,10 +13,10 @@ from mllm.errors import MediaError
 from mllm.files import open_ordinary, printable
 from mllm.media.sources import SUFFIXES, Source, check_frame_bytes, check_pixels, clear_errors, frame_order
 
-# JPEG includes MPO, what phones write.
+# JPEG includes MPO, which phones write.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}  # several pictures in a JPEG are views, in a TIFF pages
-NOMINAL_DELAY = 0.1  # s: how long browsers show a frame that names no time
+NOMINAL_DELAY = 0.1  # s that browsers show a frame without a duration
 SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus"}
 FOLDER_FPS = 3.0  # frames per second in a folder without fps.txt: TVQA's
 
@@ -26,11 +26,11 @@ class Stills:
     """Pictures that Pillow reads.
 
     Attributes:
-        files: one file that holds them all, or one file per picture.
-        times: float64 [frames] s, when each appears; end: s, when the last one goes.
-        width, height: pixels, upright (of the first one, where they differ).
+        files: one file with all pictures, or one per picture.
+        times, end: float64 [frames] s, when each appears, and when the last one ends.
+        width, height: pixels, upright, of the first picture.
         codec: Pillow's name of the format, in lower case.
-        rotation: degrees clockwise by which the first was turned.
+        rotation: degrees clockwise by which the first picture is turned.
     """
 
     files: list[Source]
@@ -69,10 +69,10 @@ class Stills:
 
 
 def open_image(source: Source, max_pixels: int | None) -> Image.Image | None:
-    """The image, its pixels not yet decoded; None if this is no image.
+    """The image, with pixels not yet decoded; None if it is not an image.
 
     Raises:
-        MediaError: if it is a damaged one, or one with too many pixels.
+        MediaError: if it is damaged, or has too many pixels.
     """
     with clear_errors(source.name):
         try:
@@ -86,7 +86,7 @@ def open_image(source: Source, max_pixels: int | None) -> Image.Image | None:
 
 
 def require_image(source: Source, max_pixels: int | None) -> Image.Image:
-    """`open_image`, where nothing else will do."""
+    """Like `open_image`, but raises MediaError if it is not an image."""
     image = open_image(source, max_pixels)
     if image is None:
         raise MediaError(
@@ -96,7 +96,7 @@ def require_image(source: Source, max_pixels: int | None) -> Image.Image:
 
 
 def read_stills(source: Source, image: Image.Image, max_pixels: int | None, max_bytes: int | None) -> Stills:
-    """An image, or an animation with its own times (max_bytes: what its frames may take)."""
+    """An image, or an animation with its own timing, whose frames may take `max_bytes`."""
     delays = []
     with clear_errors(source.name), image:
         count = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
@@ -105,7 +105,7 @@ def read_stills(source: Source, image: Image.Image, max_pixels: int | None, max_
             check_frame_bytes(source.name, count, *image.size, max_bytes)
             for number in range(count):
                 image.seek(number)
-                image.load()  # WebP knows a frame's time only then
+                image.load()  # WebP knows a frame's duration only then
                 delays.append((image.info.get("duration") or 0) / 1000 or NOMINAL_DELAY)
     turned = rotation in (90, 270) and image.format != "TIFF"  # whose size Pillow turns already
     width, height = image.size[::-1] if turned else image.size
@@ -118,10 +118,10 @@ def read_stills(source: Source, image: Image.Image, max_pixels: int | None, max_
 def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills, Path | None]:
     """A folder of frames in the order of their names (frame2 before frame10), and its one sound file, if any.
 
-    The frame rate stands in `fps.txt`; without, it is FOLDER_FPS.
+    The frame rate is read from `fps.txt`, by default FOLDER_FPS.
 
     Raises:
-        MediaError: if there are no frames, several sound files, or a wrong fps.txt.
+        MediaError: if there are no frames, several sound files, or an invalid fps.txt.
     """
     with clear_errors(name):
         entries = sorted(
@@ -160,7 +160,7 @@ def read_folder(folder: Path, name: str, max_pixels: int | None) -> tuple[Stills
 
 
 def upright_rgb(image: Image.Image, size: int | None = None) -> np.ndarray:
-    """uint8 [height, width, 3]: turned as EXIF says, transparent parts on white, squashed to size×size."""
+    """uint8 [height, width, 3]: turned according to EXIF, on white if transparent, squashed to size×size."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # 16-bit grey: Pillow would clip it, not scale it
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -176,7 +176,7 @@ def upright_rgb(image: Image.Image, size: int | None = None) -> np.ndarray:
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
-    """A grey picture of whole numbers or fractions, white at 1, 255, 65,535 or its brightest pixel."""
+    """A grey picture of integers or floats, with white at 1, 255, 65,535 or its brightest pixel."""
     values = np.nan_to_num(values, posinf=0.0).clip(0)
     brightest = float(values.max(initial=0.0))
     white = next((level for level in (1.0, 255.0, 65_535.0) if brightest <= level), brightest)

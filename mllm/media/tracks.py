@@ -1,4 +1,4 @@
-"""What a source turns out to be: a file with tracks, or still pictures. Private to `recording`."""
+"""The two kinds of source: a file with tracks, or still pictures. Private to `recording`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_SOUND = "no sound in it: give a sound file such as wav or flac as `audio`"
 
 
 class FileTracks:
-    """A file or bytes with video, sound or both in it."""
+    """A file or bytes with video, sound or both."""
 
     is_image = False
 
@@ -39,7 +39,7 @@ class FileTracks:
         self.clock_jumps = max((len(track.shifts) for track in tracks), default=0)
 
     def require_picture(self) -> None:
-        """Raises MediaError if there is a picture that cannot be decoded."""
+        """Raises MediaError if its picture cannot be decoded."""
         if self.found.undecodable:
             raise MediaError(cannot_decode(self.name, self.found.undecodable))
 
@@ -78,7 +78,7 @@ class FileTracks:
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """What is read now belongs to what was scanned: otherwise a MediaError says that the file changed."""
+        """Raises MediaError if the file has changed since it was scanned."""
         try:
             yield
         except MediaError:
@@ -92,7 +92,7 @@ class FileTracks:
 
 
 class StillTracks:
-    """An image, an animation, or a folder of frames with its sound; every frame is checked as it is read."""
+    """An image, an animation, or a folder of frames with its sound; frames are checked when they are read."""
 
     clock_jumps = 0
 
@@ -145,7 +145,7 @@ def open_tracks(source: object, limits: MediaLimits) -> Tracks:
     """Scans a source: a path, bytes, a `data:` URI or a folder of frames.
 
     Raises:
-        MediaError: if it cannot be read, or breaks a limit.
+        MediaError: if it cannot be read, or exceeds a limit.
     """
     place = locate(source, limits)
     if place.path.is_dir():
@@ -159,10 +159,10 @@ def open_tracks(source: object, limits: MediaLimits) -> Tracks:
 
 
 def open_sound(source: str | Path | object, limits: MediaLimits) -> FileTracks:
-    """Scans a recording for its sound alone.
+    """Scans a recording of which only the sound is used.
 
     Raises:
-        MediaError: as `open_tracks`, or if there is no sound.
+        MediaError: as `open_tracks` does, or if there is no sound.
     """
     found = open_tracks(source, limits)
     if not isinstance(found, FileTracks) or found.found.sound is None:
@@ -171,12 +171,12 @@ def open_sound(source: str | Path | object, limits: MediaLimits) -> FileTracks:
 
 
 def rate_of(times: np.ndarray, end: float) -> float | None:
-    """Frames per second on average, from when they appear to when the last one goes."""
+    """Frames per second on average, from the first frame to the end of the last."""
     return len(times) / (end - float(times[0])) if len(times) and end > times[0] else None
 
 
 def _state(source: Source) -> tuple[int, ...] | None:
-    """What changes when a file is written or another one takes its place."""
+    """A state that changes when a file is written or replaced."""
     try:
         found = source.path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""From a `Clip` to time windows: which frames, which stretch of sound, and the mark that tells the time."""
+"""Cuts a `Clip` into time windows: frames, a stretch of sound, and a time mark each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mllm.media.clip import Clip
 from mllm.media.recording import HOLD, SAMPLE_RATE, load_clip
 from mllm.media.stills import resize
 
-LEAST_SOUND = 0.1  # s: a window that the sound covers by less has no sound
-TAIL = 0.05  # of a window: a recording that is longer by less starts no new window
+LEAST_SOUND = 0.1  # s of sound, below which a window has none
+TAIL = 0.05  # of a window: a shorter remainder of the recording starts no new window
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class WindowSpec:
     image_size: int
 
     def starts(self, duration: float) -> list[float]:
-        """Where the windows begin, s: all of the grid, or `max_windows` of it, first and last included."""
+        """Starts of the windows, s: the whole grid, or `max_windows` of it including first and last."""
         count = max(1, math.ceil(duration / self.window_seconds - TAIL))
         if count <= self.max_windows:
             picked: Sequence[int] = range(count)
         elif self.max_windows == 1:
             picked = [0]
         else:
-            # In whole numbers, so that no rounding picks a window twice.
+            # In integers, so that no rounding picks a window twice.
             gaps = self.max_windows - 1
             picked = [(index * (count - 1) + gaps // 2) // gaps for index in range(self.max_windows)]
         return [index * self.window_seconds for index in picked]
 
     def frame_times(self, duration: float) -> np.ndarray:
-        """Where the pictures are taken, s: float64 [windows, frames_per_window], spread over each window."""
+        """Times of the pictures, s: float64 [windows, frames_per_window], spread evenly over each window."""
         starts = np.asarray(self.starts(duration), np.float64)[:, None]
         ends = np.minimum(starts + self.window_seconds, max(duration, 0.0))
         steps = (np.arange(self.frames_per_window) + 0.5) / self.frames_per_window
@@ -72,7 +72,7 @@ class Window:
 
 
 class WindowLayout(NamedTuple):
-    """What one window gives a prompt: its start (s) as a time mark, and tokens of the sides that it has."""
+    """A window's part of a prompt: its start (s), for the time mark, and which sides have tokens."""
 
     start: float
     video: bool
@@ -84,10 +84,10 @@ class Seen:
     """What the model sees of a recording.
 
     Attributes:
-        windows, frames: how many of each.
+        windows, frames: number of each.
         seconds: how much of the recording the windows cover.
-        duration: of the recording, s.
-        has_video, has_audio: whether any window has a picture, has sound.
+        duration: length of the recording, s.
+        has_video, has_audio: whether any window has a picture, or sound.
     """
 
     windows: int
@@ -116,11 +116,11 @@ class Seen:
 
 
 def cut(clip: Clip, spec: WindowSpec) -> list[Window]:
-    """Pick each window's pictures by time and slice its sound.
+    """Cuts a clip into windows with pictures and sound.
 
-    A picture is the frame on screen at that time. A window has no picture (None) if the clip has none or its
+    A picture is the frame on screen at its time. A window has no picture (None) if the clip has none or its
     picture ended more than HOLD before the window; no sound if the waveform covers less than LEAST_SOUND of
-    it. An image becomes one window in which it stands still.
+    it. An image becomes one window of equal frames.
     """
     if clip.is_image and clip.frames is not None:
         frames = resize(clip.frames[:1], spec.image_size)
@@ -133,7 +133,7 @@ def cut(clip: Clip, spec: WindowSpec) -> list[Window]:
 
 
 def load_windows(source: Any, spec: WindowSpec, **options: Any) -> tuple[list[Window], Seen]:
-    """Read a recording and cut it: decodes only the frames that the windows need, at their size.
+    """Reads a recording and cuts it into windows; decodes only the frames that they need, at their size.
 
     Args:
         source, options: see `media.load_clip` (start, end, audio, limits, want_video, want_audio).

@@ -1,7 +1,6 @@
-"""Text and recordings to unit vectors of the shared space, compared by their dot product.
+"""Embeds text and recordings as unit vectors of the shared space, compared by dot product.
 
-The index, the retrieval scores and the embeddings endpoint all call this, so that a vector means the same to
-all of them.
+The index, the retrieval scores and the embeddings endpoint all call this, so their vectors are comparable.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from mllm.search.text_embedder import OF_VECTORS, model_fingerprint
 
 Modality = Literal["video", "audio", "both", "image"]
 MODALITIES: tuple[str, ...] = get_args(Modality)
-PIECE_BYTES = 128_000_000  # frames of a long recording that are in memory at once
+PIECE_BYTES = 128_000_000  # frames of a long recording that are held in memory at once
 OWN_FILES = MediaLimits(max_bytes=None, max_seconds=None, max_decode_seconds=600)
 
 
 @dataclass(frozen=True)
 class WindowVector:
-    """One window of a recording as the index keeps it; `vector` is float32 [dim] of length 1."""
+    """One window of a recording as the index stores it; `vector` is float32 [dim] of length 1."""
 
     start: float
     end: float
@@ -48,11 +47,11 @@ class WindowVector:
 def text_inputs(
     processor: MllmProcessor, texts: Sequence[str], max_tokens: int, pad_to_multiple_of: int = 1
 ) -> dict[str, torch.Tensor]:
-    """What the text side of the shared space reads; training calls this too.
+    """The inputs of the shared space's text side; training calls this too.
 
     Args:
-        texts: captions or queries; a special token of the decoder's, typed in one, is escaped.
-        max_tokens: longer texts are cut.
+        texts: captions or queries; special tokens of the decoder in them are escaped.
+        max_tokens: longer texts are truncated.
 
     Returns:
         input_ids and attention_mask, int64 [texts, tokens], padded on the right.
@@ -78,7 +77,7 @@ def text_inputs(
 
 
 def longest_text(config: MllmConfig) -> int:
-    """Tokens that the text tower of the shared space reads."""
+    """Maximum length in tokens of the shared space's text tower."""
     return find_tower(config.space_config.model_type, TextTower).longest(config.space_config)
 
 
@@ -88,7 +87,7 @@ class Embedder:
     Args:
         model: with a shared space (`config.space_config` set); put into evaluation mode.
         processor: the model's own.
-        name: what to call the model in an index and in errors.
+        name: name of the model in an index and in errors.
         batch_windows: windows that go through the towers at once.
 
     Raises:
@@ -125,7 +124,7 @@ class Embedder:
         """The embedder of a checkpoint folder or hub id; None takes the checkpoint that ships with mllm.
 
         Args:
-            features: folder in which `mllm.models.feature_cache` keeps what the towers give.
+            features: folder in which `mllm.models.feature_cache` keeps the towers' outputs.
         """
         from mllm.models.checkpoint import find_default_checkpoint, load
 
@@ -155,10 +154,10 @@ class Embedder:
         """Whole recordings, one vector each -> unit float32 [sources, dim].
 
         Args:
-            sources: what `media.load_clip` takes (path, bytes, data: URI, folder of frames, Clip), or lists
-                of `Window` that are already cut.
-            modality: "video" reads the picture alone, "audio" the sound alone, "image" a still; "both" adds
-                the vectors of picture and sound, and takes whichever there is where one is missing.
+            sources: anything `media.load_clip` takes (path, bytes, data: URI, folder of frames, Clip), or
+                lists of `Window` that are already cut.
+            modality: "video" reads only the picture, "audio" only the sound, "image" a still; "both" adds the
+                vectors of picture and sound, or uses the only one there is.
 
         Raises:
             MediaError: if a recording cannot be read, or has nothing of the modality.
@@ -184,13 +183,13 @@ class Embedder:
     ) -> Iterator[WindowVector]:
         """Every window of a recording, each embedded as a clip of its own: the rows of the index.
 
-        A window gives a row "video" if it has a picture and a row "audio" if it has sound; if it has both,
-        also a row "both", the fused vector. A still image gives one row "image". Unlike a prompt, which
-        samples `max_windows` windows evenly, this covers the recording from beginning to end, piece by piece.
+        A window yields a row "video" if it has a picture and a row "audio" if it has sound; if it has both,
+        also a row "both", the fused vector. A still image yields one row "image". Unlike a prompt, which
+        samples `max_windows` windows evenly, this covers the recording from start to end, piece by piece.
 
         Args:
             source: see `media.open_recording`.
-            limits: what is too much; by default a recording may be of any size and length.
+            limits: upper bounds; by default a recording may be of any size and length.
             isolated: see `media.open_recording`.
 
         Raises:
@@ -221,13 +220,13 @@ class Embedder:
                 yield WindowVector(offset + window.start, offset + window.end, modality, vector)
 
     def _whole_chunks(self, windows: int) -> int:
-        """About so many windows, such that the audio tower's chunks begin where they do in a prompt."""
+        """Rounds a number of windows so that the audio tower's chunks begin where they do in a prompt."""
         per_chunk = self.processor.windows_per_chunk
         return max(1, windows // per_chunk) * per_chunk
 
     @torch.inference_mode()
     def _each_alone(self, windows: Sequence[Window]) -> list[dict[str, np.ndarray]]:
-        """Vectors of windows, by modality; towers read them side by side, as they do in a prompt."""
+        """Vectors of windows by modality; towers read them in shared chunks, as they do in a prompt."""
         features = self.processor.media_from_windows(windows, "video")
         queries = self.model.model.query_outputs(**self._on_device(collate_media([features])))
         found: list[dict[str, np.ndarray]] = [{} for _ in windows]
@@ -282,8 +281,8 @@ class Embedder:
     def fingerprint(self) -> str:
         """See `model_fingerprint`.
 
-        Weights count as float32, so that a bf16 checkpoint has one fingerprint in whatever type it is loaded.
-        The decoder does not count: tuning it alone leaves an index valid.
+        Weights are hashed as float32, so a bf16 checkpoint has the same fingerprint in whatever dtype it is
+        loaded. The decoder is left out: tuning only the decoder leaves an index valid.
         """
         if self._fingerprint is None:
             state = self.model.model.state_dict()

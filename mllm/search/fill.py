@@ -1,4 +1,4 @@
-"""Filling an index: what is new is read, what has changed is replaced, what is gone is removed.
+"""Filling an index: new items are read, changed ones replaced, missing ones removed.
 
 Private to `index`, whose `Index.add` describes it.
 """
@@ -35,10 +35,10 @@ _OF_WINDOW = ("id", "modality", "start", "end", "fullest", "vector")
 
 @dataclass
 class AddReport:
-    """What `Index.add` did, by the names of items; `failed` and `passed_over` hold (name, cause).
+    """The outcome of `Index.add`, by the names of items; `failed` and `passed_over` hold (name, cause).
 
-    `updated` are items whose content is indexed already and whose name, attributes or source have changed,
-    `passed_over` folders that were not read, `windows` counts the rows of what was added.
+    `updated` items have the same content but a new name, attributes or source; `passed_over` are folders
+    that were skipped; `windows` counts the added rows.
     """
 
     added: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class AddReport:
 
 @dataclass(frozen=True)
 class Indexed:
-    """An item in the index and the content of its rows: size in bytes, last change in ns, SHA-256."""
+    """An item in the index and the state of its content: size in bytes, last change in ns, SHA-256."""
 
     item: Item
     size: int
@@ -115,7 +115,7 @@ class Filling:
         migrate(self.table, self.folder)
         self.indexed = read_items(self.table, self.folder)
         self.ids = {str(one.item.source): key for key, one in self.indexed.items() if one.item.source}
-        for item in given:  # before files, which may be theirs
+        for item in given:  # first, since the files below may belong to them
             self._try(item)
         for path in dict.fromkeys(file for root in roots for file in walk(root, self._pass_over)):
             self._try(make_item(path))
@@ -140,13 +140,13 @@ class Filling:
         self.progress(item.shown, status)
 
     def _identified(self, item: Item) -> Item:
-        """With its source as text, and an id: its own, that of its source in the index, or a new one."""
+        """The item with its source as text, and an id: its own, its source's in the index, or a new one."""
         source = None if item.source is None else str(item.path or item.source)
         item_id = item.id or self.ids.get(source or "")
         if item_id is None:
             item_id = derived_id(source or hashlib.sha256(item.content or b"").hexdigest())
             while item_id in self.indexed and self.indexed[item_id].item.source != source:
-                item_id = derived_id(item_id)  # it is the id of an item whose file has moved since
+                item_id = derived_id(item_id)  # taken by an item whose file has moved since
         return replace(item, source=source, id=item_id)
 
     def _add(self, item: Item) -> str:
@@ -178,7 +178,7 @@ class Filling:
 
     def _read(self, item: Item) -> list[dict[str, Any]]:
         """Decodes and embeds an item: the rows of its windows."""
-        require_writable(self.folder)  # before a recording is decoded for nothing
+        require_writable(self.folder)  # before decoding in vain
         media = item.path if item.content is None else item.content
         vectors = list(self.embedder.windows(media, isolated=True))
         if not vectors:
@@ -238,9 +238,9 @@ def walk(root: Path, passed_over: Callable[[Path, str], None] = lambda path, cau
 
 
 def _content(item: Item, before: Indexed | None) -> tuple[int, int, str]:
-    """Size in bytes, time of the last change in ns and SHA-256 of what an item holds.
+    """Size in bytes, time of the last change in ns and SHA-256 of an item's content.
 
-    A file that looks as it did when it was indexed is not read.
+    A file whose size and time have not changed since it was indexed is not read.
     """
     if item.content is not None:
         return len(item.content), 0, hashlib.sha256(item.content).hexdigest()

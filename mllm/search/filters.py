@@ -1,11 +1,11 @@
-"""Filters by attribute: OpenAI's filter objects, and a short form for the command line, as SQL for the store.
+"""Filters by attribute: OpenAI's filter objects, and a short form for the command line, compiled to SQL.
 
     {"type": "eq" | "ne" | "gt" | "gte" | "lt" | "lte", "key": "year", "value": 2020}
     {"type": "in" | "nin", "key": "speaker", "value": ["ann", "bob"]}
     {"type": "and" | "or", "filters": [...]}
 
-An item without the attribute, or with one of another type, meets "ne" and "nin" alone. Strings are ordered by
-their code points, so that dates written as 2026-11-27 compare as dates.
+An item without the attribute, or with a value of another type, passes only "ne" and "nin". Strings are
+ordered by code point, so dates written as 2026-11-27 compare as dates.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from mllm.errors import ConfigError
 from mllm.search.items import Value, is_value, kind
 from mllm.search.store import quoted
 
-Filters: TypeAlias = Mapping[str, Any]  # one of the objects above, as JSON gives it: checked by `to_sql`
+Filters: TypeAlias = Mapping[str, Any]  # one of the objects above, as parsed JSON; checked by `to_sql`
 
 _ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _NOT_IN = {"ne": "eq", "nin": "in"}
 _TYPES = ("eq", *_ORDER, *_NOT_IN, "in", "and", "or")
 _SHORT = {"=": "eq", "==": "eq", "!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _SHORT_FORM = re.compile(r"\s*([^=<>!]*[^=<>!\s])\s*(>=|<=|!=|==?|>|<)\s*(.*)", re.DOTALL)
-_MOST_COMPARISONS, _DEEPEST, _MOST_VALUES = 100, 8, 1000  # what the store's planner takes without trouble
+_MOST_COMPARISONS, _DEEPEST, _MOST_VALUES = 100, 8, 1000  # safe limits for the store's query planner
 
 
 def parse_value(text: str) -> Value:
-    """A value as the command line and CSV files have it: a number, true, false or a "quoted string" of JSON;
-    everything else is a string as it stands."""
+    """Parses a value on the command line or in a CSV file.
+
+    JSON numbers, true, false and "quoted strings" are parsed; everything else is a literal string.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -42,7 +44,7 @@ def parse_value(text: str) -> Value:
 
 
 def parse_filters(words: Sequence[str]) -> Filters | None:
-    """What `--filter` gives: `year>=2020`, `speaker=ann`, or a filter object in JSON; all of them must hold.
+    """Parses `--filter` options: `year>=2020`, `speaker=ann`, or a filter object in JSON, joined by "and".
 
     Raises:
         ConfigError: if a word is neither.
@@ -68,14 +70,14 @@ def parse_filters(words: Sequence[str]) -> Filters | None:
 
 
 def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
-    """The condition on a row's column `attributes`.
+    """Compiles a filter to an SQL condition on the column `attributes`.
 
     Args:
-        known: the attributes that the index has: the types of each, in the words of `items.kind`.
+        known: types (see `items.kind`) of the attributes in the index, by name.
 
     Raises:
-        ConfigError: if the filter is malformed or too large, if no item has an attribute of this name, or if
-            none has it with a value of the same type.
+        ConfigError: if the filter is malformed or too large, or if no item has an attribute of this name and
+            type.
     """
     count = 0
 
@@ -140,12 +142,12 @@ def _ordered(key: str, sign: str, value: Value) -> str:
 
 
 def _json(key: str) -> str:
-    """The value as text in JSON: strings in quotes."""
+    """The value as JSON text, with strings in quotes."""
     return f"json_extract(attributes, {quoted('$.' + json.dumps(key, ensure_ascii=False))})"
 
 
 def _number(key: str) -> str:
-    return f"TRY_CAST({_json(key)} AS DOUBLE)"  # NULL for a string, since its quotes are no part of a number
+    return f"TRY_CAST({_json(key)} AS DOUBLE)"  # NULL for a string, because of its quotes
 
 
 def _double(value: Value) -> str:

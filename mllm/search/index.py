@@ -1,17 +1,17 @@
 """The retrieval index: items and the vectors of their windows in a LanceDB table, stamped with the model.
 
-A window with picture and sound has three rows, "video", "audio" and "both"; one with picture or sound alone
-has that row; a still image has the row "image". A search names a modality, or names none: it then compares
-with the fullest row of every window ("both" if there is one), so that a query about picture and sound
-together ("a red star and three beeps") and a query about one of them meet every window exactly once.
+A window with picture and sound has three rows, "video", "audio" and "both"; one with only picture or sound
+has that row; a still image has the row "image". Without a modality, a search compares with the fullest row of
+every window ("both" if there is one), so that a query about picture and sound together ("a red star and three
+beeps") and a query about one of them are compared with every window exactly once.
 
 Vectors have length 1 and the score is their dot product, the cosine. For a "both" row that is the sum of the
-picture's and the sound's cosines over the length of the sum of their vectors: the fused score that training
-has aligned with captions.
+picture's and the sound's cosines divided by the length of the sum of their vectors: the fused score that
+training aligns with captions.
 
-Every row holds the id, name, source and attributes of its item, so that an item is written in one transaction
-and a filter works inside the search: a process killed at any moment leaves whole items, and adding again goes
-on where it stopped. The search compares with every row that meets the filter, so it is exact.
+Every row holds the id, name, source and attributes of its item, so an item is written in one transaction and
+a filter is part of the search: a process killed at any moment leaves whole items, and adding again continues
+where it stopped. The search compares with every row that passes the filter, so it is exact.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ SEARCHABLE = ("video", "audio", "both", "image")
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index says of itself.
+    """A summary of an index.
 
     Attributes:
-        model: name of the model that filled it, `stamp` its `Embedder.fingerprint()`.
-        recordings: how many items there are.
-        rows: how many rows there are of each modality.
-        seconds: length of all recordings together.
+        model: name of the model that filled it; `stamp` is its `Embedder.fingerprint()`.
+        recordings: number of items.
+        rows: number of rows by modality.
+        seconds: total length of all recordings.
         attributes: types of value ("string", "number", "boolean") by name of attribute.
     """
 
@@ -77,9 +77,9 @@ class Hit:
     """A window that a search found.
 
     Attributes:
-        id: of the row, unique in the index.
-        item: what the window belongs to.
-        modality: of the row: "video", "audio", "both" or "image".
+        id: unique id of the row in the index.
+        item: the item that the window belongs to.
+        modality: "video", "audio", "both" or "image", of the row.
         start, end: in seconds.
         score: the cosine, -1 to 1.
     """
@@ -109,16 +109,17 @@ class Index:
         rebuild: bool = False,
         create: bool = True,
     ) -> Index:
-        """Open the index in `folder`, or begin it.
+        """Opens the index in `folder`, or creates it.
 
         Args:
-            embedder: None loads the model that filled the index, or, to begin one, the model that ships.
-            rebuild: empty it, whatever state it is in, and stamp it with this embedder.
-            create: False raises if there is no index yet.
+            embedder: None loads the model that filled the index or, for a new one, the model that ships with
+                mllm.
+            rebuild: empty the index, whatever state it is in, and stamp it with this embedder.
+            create: if False, a missing index is an error.
 
         Raises:
-            ConfigError: if another model filled it, if it is damaged or cannot be made, or if there is none
-                and `create` is False.
+            ConfigError: if another model filled it, if it is damaged or cannot be created, or if there is
+                none and `create` is False.
         """
         folder = Path(folder)
         begin = rebuild or (create and not exists(folder))
@@ -147,15 +148,15 @@ class Index:
         progress: Callable[[str, str], None] | None = None,
         make_item: Callable[[Path], Item] = Item,
     ) -> AddReport:
-        """Index recordings and pictures. Content that is indexed already is not read again.
+        """Indexes recordings and pictures. Content that is already indexed is not read again.
 
         Args:
             items: items; or paths of files (taken whatever their suffix) and folders (walked for files with a
                 suffix of `MEDIA_SUFFIXES`), which become items by `make_item`.
-            prune: also remove the items whose files lay under these paths and are gone.
-            progress: called with every item's name and what became of it: "added", "unchanged", "updated" or
-                "failed: …"; and with folders that are not read: "passed over: …".
-            make_item: gives a file its name and attributes.
+            prune: also remove items whose files were under these paths and no longer exist.
+            progress: called with every item's name and its outcome: "added", "unchanged", "updated" or
+                "failed: …"; and with folders that are skipped: "passed over: …".
+            make_item: makes an item, with name and attributes, from a file.
 
         Raises:
             MllmError: if a path does not exist.
@@ -166,7 +167,7 @@ class Index:
         return Filling(self.table, self.folder, self.embedder, progress).run(items, prune, make_item)
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Delete the items with these ids.
+        """Deletes the items with these ids.
 
         Raises:
             ConfigError: if the index cannot be written.
@@ -181,7 +182,7 @@ class Index:
         indexed = read_items(self.table, self.folder).values()
         return sorted((one.item for one in indexed), key=lambda item: item.shown)
 
-    # --- ask ------------------------------------------------------------------------------------------------
+    # --- search ---------------------------------------------------------------------------------------------
 
     def search(
         self,
@@ -190,16 +191,16 @@ class Index:
         modality: str | None = None,
         filters: Filters | None = None,
     ) -> list[Hit]:
-        """The k best windows, best first; among equals by name and time.
+        """The k best windows, best first; ties are sorted by name and time.
 
         Args:
             query: text, or a unit vector float32 [dim] of the shared space (search by example).
-            modality: compare with rows of this modality alone; None with the fullest row of every window.
-            filters: a filter object of OpenAI's form over attributes (see `mllm.search.filters`); only the
-                windows of items that meet it are compared.
+            modality: compare only with rows of this modality; None with the fullest row of every window.
+            filters: a filter object in OpenAI's format over attributes (see `mllm.search.filters`); only the
+                windows of items that pass it are compared.
 
         Raises:
-            ConfigError: for an unknown modality, or a filter that no item could meet.
+            ConfigError: for an unknown modality, or a filter that no item could pass.
         """
         check_modality(modality)
         where = f"modality = {quoted(modality)}" if modality else "fullest"
@@ -237,7 +238,7 @@ class Index:
         modality: str | None = None,
         filters: Filters | None = None,
     ) -> dict[str, list[Hit]]:
-        """X"""
+        """The k best items, best first: id -> its windows among the best, best first. See `search`."""
         vector = self._vector(query)
         with store_errors(self.folder):
             rows = self.table.count_rows()
@@ -256,7 +257,7 @@ class Index:
         )
 
     def _kinds(self) -> dict[str, set[str]]:
-        """`_attribute_kinds` of the version of the table that is searched."""
+        """`_attribute_kinds` of the current version of the table, cached."""
         with store_errors(self.folder):
             version = self.table.version
         if self._kinds_at[0] != version:
@@ -269,13 +270,13 @@ class Index:
 
 
 def check_modality(modality: str | None) -> None:
-    """Raises ConfigError for a modality that no row can have; None stands for the fullest row."""
+    """Raises ConfigError for a modality that no row can have; None means the fullest row."""
     if modality is not None and modality not in SEARCHABLE:
         raise ConfigError(f"no modality '{modality}' in an index: choose from {', '.join(SEARCHABLE)}")
 
 
 def describe(folder: str | Path) -> IndexInfo:
-    """What the index in `folder` holds; needs no model.
+    """Summarises the index in `folder`, without loading a model.
 
     Raises:
         ConfigError: if there is none, or it is damaged.
@@ -297,9 +298,9 @@ def describe(folder: str | Path) -> IndexInfo:
 
 
 def filled_by(folder: str | Path) -> str | None:
-    """The model that filled the index, as `Embedder.from_pretrained` takes it.
+    """The model that filled the index, for `Embedder.from_pretrained`.
 
-    None if that was a folder which is gone: it may have been moved, and the model that ships may be the same;
+    None if that was a folder that no longer exists: it may have been moved, and may be the model that ships;
     opening the index compares their fingerprints.
 
     Raises:
@@ -323,7 +324,7 @@ def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> Non
 
 
 def _attribute_kinds(table: Any, folder: Path) -> dict[str, set[str]]:
-    """Types of value by name of attribute, of all items."""
+    """Types of value by name of attribute, over all items."""
     kinds: dict[str, set[str]] = {}
     for text in read_columns(table, ["attributes"], folder)["attributes"].unique().to_pylist():
         for key, value in json.loads(text or "{}").items():

@@ -22,19 +22,19 @@ Attributes: TypeAlias = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Item:
-    """A recording or a still picture to index, and what a search gives back.
+    """A recording or a still picture to index, and the result of a search.
 
     Attributes:
-        source: how to open it again: a path, which is made absolute, or a URL, which is kept as it is and
-            never fetched here; None if it exists nowhere else.
-        name: what people see; None keeps the name that the index has for it, by default the source.
-        attributes: string, number or boolean by name, for filters; None keeps those that the index has.
-        id: stands for the item as long as it is in the index; by default it is derived from the source, or
-            from the content of an item without one.
-        content: the recording itself, for an item that is not a file; it is read once and not kept.
+        source: a path, which is made absolute, or a URL, which is stored but never fetched here; None if the
+            item has neither.
+        name: for display; None keeps the name in the index, by default the source.
+        attributes: string, number or boolean by name, for filters; None keeps those in the index.
+        id: identifies the item in the index; by default derived from the source, or from the content of an
+            item without a source.
+        content: the recording itself, for an item that is not a file; read once and not stored.
 
     Raises:
-        ConfigError: if it says neither where the recording is nor what it holds, or an attribute is wrong.
+        ConfigError: if it has neither source nor content nor id, or an attribute is invalid.
     """
 
     source: str | Path | None = None
@@ -56,14 +56,14 @@ class Item:
 
     @property
     def path(self) -> Path | None:
-        """The absolute path of its file; None if its source is a URL or it has none."""
+        """The absolute path of its file; None if its source is a URL, or missing."""
         if self.source is None or (isinstance(self.source, str) and "://" in self.source):
             return None
         return Path(os.path.abspath(self.source))
 
     @property
     def shown(self) -> str:
-        """Its name, by default its source, or its id if it has neither."""
+        """Its name for display: name, source or id, whichever comes first."""
         return str(self.name or self.source or self.id)
 
 
@@ -73,13 +73,13 @@ def derived_id(text: str) -> str:
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
-    """The item of a row; rows made before there were attributes have none."""
+    """The item of a row; rows from before there were attributes have none."""
     attributes = json.loads(row.get("attributes") or "{}")
     return Item(row["source"], row.get("name"), attributes, row["item_id"])
 
 
 def check_attributes(attributes: Attributes, where: str) -> None:
-    """Raises ConfigError unless these are strings, numbers or booleans by name; it begins with `where`."""
+    """Raises ConfigError, beginning with `where`, unless these are strings, numbers or booleans by name."""
     if not isinstance(attributes, Mapping):
         raise ConfigError(f"{where}: attributes are an object of names and values, not {attributes!r:.80}")
     for key, value in attributes.items():
@@ -94,14 +94,14 @@ def check_attributes(attributes: Attributes, where: str) -> None:
 
 
 def is_value(value: object) -> bool:
-    """Whether an attribute can have the value: a string in Unicode, a finite number or a boolean."""
+    """Whether a value is valid for an attribute: a Unicode string, a finite number or a boolean."""
     if isinstance(value, str):
         return not any("\ud800" <= character <= "\udfff" for character in value)
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def kind(value: Value) -> str:
-    """The word of JSON for the type of a value: string, number or boolean."""
+    """The JSON type of a value: string, number or boolean."""
     if isinstance(value, bool):
         return "boolean"
     return "string" if isinstance(value, str) else "number"

@@ -1,4 +1,4 @@
-"""The LanceDB table of an index, and what can be wrong with it. Private to `index`."""
+"""The LanceDB table of an index, and its errors. Private to `index`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _log = logging.getLogger(__name__)
 _TABLE = "windows"
 _STAMP = b"mllm"
 _STAMPED = {"model": str, "stamp": str, "dim": int, "created": str}
-# Tables made before there were items name these columns so, and have neither `name` nor `attributes`.
+# Earlier tables, without items, have these names for columns, and neither `name` nor `attributes`.
 _FORMERLY = {"item_id": "media_id", "source": "path"}
 
 
 def exists(folder: str | Path) -> bool:
-    """Whether there is an index in the folder, be it a damaged one."""
+    """Whether there is an index, possibly damaged, in the folder."""
     try:
         os.lstat(_table_path(folder))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
-    except OSError:  # the folder is closed to us: opening the index says so
+    except OSError:  # no permission: opening the index reports it
         return True
     return True
 
@@ -57,14 +57,14 @@ def open_table(folder: Path) -> Any:
 
 
 def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
-    """An empty table; or the one that another process has made in the meantime.
+    """Creates an empty table, or opens one that another process has created in the meantime.
 
     Args:
         stamp: the keys of `read_stamp`.
-        rebuild: take away what is there, whatever state it is in.
+        rebuild: remove an existing table first, whatever state it is in.
 
     Raises:
-        ConfigError: if the folder cannot be written, or holds a table that mllm did not make.
+        ConfigError: if the folder cannot be written, or holds a table that mllm did not create.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
     """Which model filled the table: "model", "stamp", "dim", "created".
 
     Raises:
-        ConfigError: if mllm has not made it, or it is damaged.
+        ConfigError: if mllm did not create it, or it is damaged.
     """
     with store_errors(folder):
         written = (table.schema.metadata or {}).get(_STAMP)
@@ -96,7 +96,7 @@ def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
 
 
 def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | None = None) -> pa.Table:
-    """These columns of all rows, or of those that meet a condition; null if the table has no such column."""
+    """These columns of all rows, or of those that meet a condition; null for a column that does not exist."""
     with store_errors(folder):
         query = table.search() if where is None else table.search().where(where)
         found = query.select(stored_as(table, names)).limit(max(table.count_rows(), 1)).to_arrow()
@@ -104,13 +104,13 @@ def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | No
         name: found[name] if name in found.schema.names else pa.nulls(len(found), pa.string())
         for name in names
     }
-    if "attributes" in columns:  # JSON is a type of its own, which Arrow cannot compare or group by
+    if "attributes" in columns:  # Arrow cannot compare or group by its JSON type
         columns["attributes"] = columns["attributes"].cast(pa.string())
     return pa.table(columns)
 
 
 def replace_item(table: Any, folder: Path, item_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces all rows of an item with these, in one transaction."""
+    """Replaces all rows of an item in one transaction."""
     schema = _schema(table.schema.field("vector").type.list_size)
     written = pa.Table.from_pylist(rows, schema=schema)
     with store_errors(folder):
@@ -131,36 +131,36 @@ def delete_items(table: Any, folder: Path, ids: Sequence[str]) -> None:
 
 
 def compact(table: Any, folder: Path) -> None:
-    """Joins small files of the table, and removes old versions."""
+    """Merges small files of the table, and removes old versions."""
     with store_errors(folder):
-        # Readers may still stand on a version of a moment ago.
+        # Readers may still use a recent version.
         table.optimize(cleanup_older_than=timedelta(hours=1))
 
 
 def quoted(text: str) -> str:
-    """A string literal of SQL."""
+    """An SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def stored_as(table: Any, names: Iterable[str]) -> dict[str, str]:
-    """name -> its column in this table, of those that it has; what `select` takes."""
+    """name -> its column in this table, for `select`; without names that it does not have."""
     there = set(table.schema.names)
     columns = {name: name if name in there else _FORMERLY.get(name, name) for name in names}
     return {name: column for name, column in columns.items() if column in there}
 
 
 def migrate(table: Any, folder: Path) -> None:
-    """Gives a table of before there were items its present columns; no row is rewritten.
+    """Adds the present columns to a table made before there were items; no row is rewritten.
 
-    Every step is one transaction of the store and leaves what can be read, so that a process which is killed
-    between two of them has only to come here again. Reading never needs this: see `stored_as`.
+    Every step is one transaction and leaves a readable table, so a process killed between two steps only has
+    to call this again. Reading never needs this: see `stored_as`.
 
     Raises:
         ConfigError: if the folder cannot be written.
     """
     require_writable(folder)
     with store_errors(folder):
-        table.checkout_latest()  # another process may have been here
+        table.checkout_latest()  # another process may have migrated it
         there = set(table.schema.names)
         renamed = [{"path": old, "rename": new} for new, old in _FORMERLY.items() if old in there]
         added = [_schema(1).field(name) for name in ("name", "attributes") if name not in there]
@@ -185,12 +185,12 @@ def require_writable(folder: Path) -> None:
 
 @contextmanager
 def store_errors(folder: Path) -> Iterator[None]:
-    """Whatever LanceDB raises, as one line that names the index and what to do."""
+    """Turns whatever LanceDB raises into one line that names the index and the remedy."""
     try:
         yield
     except MllmError:
         raise
-    except Exception as error:  # RuntimeError, ValueError, OSError; a panic in Rust has no type to name
+    except Exception as error:  # RuntimeError, ValueError, OSError; a panic in Rust has no public type
         said = " ".join(str(error).split()) or type(error).__name__
         found = re.search(r"os error (\d+)", said)
         number = int(found[1]) if found else getattr(error, "errno", None) or 0
@@ -218,7 +218,7 @@ def _damaged(folder: Path, cause: str) -> str:
 
 
 def _take_away(folder: Path) -> None:
-    """Removes the table: overwriting would read it, and a damaged one cannot be read."""
+    """Removes the table; overwriting it would read it, which fails if it is damaged."""
     path, foreign = _table_path(folder), False
     with suppress(ConfigError):
         table = open_table(folder)
@@ -234,10 +234,10 @@ def _take_away(folder: Path) -> None:
 
 @cache
 def _lancedb() -> ModuleType:
-    """LanceDB, without its clients for remote catalogues, which are a third of the time it takes to import.
+    """LanceDB, without its clients for remote catalogues, which take a third of its import time.
 
-    Their package is registered unexecuted, so that its submodules can be imported, and runs as soon as
-    anything asks it for an attribute.
+    Their package is registered without being executed, so that its submodules can be imported; the first
+    access to an attribute executes it.
     """
     name = "lance_namespace_urllib3_client"
     spec = util.find_spec(name)

@@ -1,8 +1,8 @@
-"""Queries to vectors of the shared space without torch: all that `mllm search` needs of a model.
+"""Embeds queries in the shared space without torch, for `mllm search`.
 
-Loading torch and transformers takes seconds, for a text tower that runs in milliseconds. This computes with
-numpy what `Embedder` computes (a test holds the two together), and knows the checkpoint by the
-same fingerprint: vectors of an index are compared with those of its own model alone.
+Loading torch and transformers takes seconds, for a text tower that runs in milliseconds. This computes the
+same as `Embedder` with numpy (a test compares the two), and the same fingerprint of the checkpoint, so that
+an index is only searched with vectors of the model that filled it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mllm.records.chat_form import escape
 
 _log = logging.getLogger(__name__)
 
-MADE_BY = ("TokenizersBackend", "PreTrainedTokenizerFast")  # whose tokenizer.json is all there is to them
+MADE_BY = ("TokenizersBackend", "PreTrainedTokenizerFast")  # tokenizers fully described by tokenizer.json
 OF_VECTORS = (*(f"{side}_{part}." for side in SIDES for part in ("tower", "qformer")), "space.")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
 
@@ -33,7 +33,7 @@ def model_fingerprint(settings: bytes, weights: Iterable[tuple[str, np.ndarray]]
 
     Args:
         settings: see `sides.cut_settings`.
-        weights: (name within `model`, values) of those whose names begin with OF_VECTORS, sorted by name.
+        weights: (name within `model`, values) of weights whose names begin with OF_VECTORS, sorted by name.
     """
     digest = hashlib.sha256(settings)
     for name, values in weights:
@@ -43,7 +43,7 @@ def model_fingerprint(settings: bytes, weights: Iterable[tuple[str, np.ndarray]]
 
 
 class TextEmbedder:
-    """The text side of a checkpoint folder; stands in for an `Embedder` when an index is only searched."""
+    """The text side of a checkpoint folder; replaces an `Embedder` if an index is only searched."""
 
     def __init__(self, folder: Path, config: dict[str, Any], name: str):
         from tokenizers import Tokenizer
@@ -63,7 +63,7 @@ class TextEmbedder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TextEmbedder | None:
-        """The text side of a checkpoint folder, or None if that takes the whole model; the log says why."""
+        """The text side of a checkpoint folder, or None if queries need the whole model; logs the reason."""
         folder = Path(folder)
         try:
             reason = _needs_whole_model(folder)
@@ -91,7 +91,7 @@ class TextEmbedder:
         return model_fingerprint(settings, weights)
 
     def fingerprint(self) -> str:
-        """That of `Embedder`."""
+        """The same as `Embedder.fingerprint`."""
         return self._fingerprint
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -148,7 +148,7 @@ class TextEmbedder:
 
 
 def _needs_whole_model(folder: Path) -> str | None:
-    """Why the text side alone cannot embed a query of this checkpoint; None if it can."""
+    """Why queries of this checkpoint need the whole model, or None if the text side suffices."""
     if (folder / "adapter").exists():
         return "it is made of a base and an adapter"
     if not (folder / "model.safetensors").is_file():
@@ -172,7 +172,7 @@ def _gelu(values: np.ndarray) -> np.ndarray:
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name within `model`, values as they are stored) of model.safetensors, mapped and not read."""
+    """Yields (name within `model`, stored values) of model.safetensors, memory-mapped."""
     path = folder / "model.safetensors"
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -188,7 +188,7 @@ def _weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _values(stored: np.ndarray) -> np.ndarray:
-    """float32; two bytes without a sign are bfloat16, the upper half of one."""
+    """Stored values as float32; uint16 holds bfloat16, the upper half of a float32."""
     if stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32)
