@@ -9,14 +9,14 @@ from typing import ClassVar
 
 
 class MllmError(ValueError):
-    """Base of every error that the user, not the code, has to mend."""
+    """Base of every error that the user can fix."""
 
     code: ClassVar[str] = "invalid_input"
     status: ClassVar[int] = 400
 
     @property
     def exit_status(self) -> int:
-        """Of the command: 2 if what it was given is wrong, 1 if a server failed (status 500 and above)."""
+        """Exit status of the command: 2 for invalid input, 1 for a failed server (status 500 and above)."""
         return 1 if self.status >= 500 else 2
 
 

@@ -141,7 +141,7 @@ class Model(Section):
 
 
 class Shards(Section):
-    """How `mllm data build` keeps recordings."""
+    """How `mllm data build` stores recordings."""
 
     frames: Literal["jpeg", "uint8"] = "jpeg"
     quality: Annotated[int, Field(ge=1, le=100)] = 90  # of JPEG
@@ -291,7 +291,7 @@ def load_experiment(path: str | Path | None = None, overrides: Sequence[str] = (
     if not overrides:
         return experiment
     # Overrides change the resolved experiment, so that `model.video.hidden_size=64` keeps the other defaults.
-    # They are judged together: one may be right only beside another.
+    # They are validated together: one may be valid only with another.
     values = experiment.model_dump()
     places = {_override(values, override): f"override {override!r}" for override in overrides}
     return _validate(values, f"overrides {' '.join(overrides)!r}", places)
@@ -330,7 +330,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
 
 
 def _validate(values: dict[str, Any], where: str, places: Mapping[tuple, str]) -> Experiment:
-    """The experiment of plain values; the places of keys, or else `where`, say where an error is."""
+    """Builds an experiment from plain values; `places`, or else `where`, locate errors."""
     try:
         return experiment_type().model_validate(values)
     except ValidationError as error:
@@ -349,12 +349,12 @@ def _validate(values: dict[str, Any], where: str, places: Mapping[tuple, str]) -
 
 
 def _keys(location: tuple) -> tuple:
-    """Pydantic's location without the names of the branches of a union, which are no keys."""
+    """Pydantic's location without the names of union branches, which are not keys."""
     return tuple(part for part in location if part != "str" and not str(part).startswith("dict["))
 
 
 def _nearest(name: str, known: Sequence[str], above: Sequence[Any]) -> str:
-    """`: did you mean 'a.b'?`, or the choice there is; looks through all sections if need be."""
+    """`: did you mean 'a.b'?`, or the known keys; searches all sections if necessary."""
     prefix = "".join(f"{key}." for key in above)
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     if near:

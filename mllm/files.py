@@ -1,4 +1,4 @@
-"""Files: opened without ever waiting, and written whole or not at all."""
+"""Opening files without ever blocking, and writing them whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 
 def in_the_way(module: str) -> str | None:
-    """A remedy if a file or folder of the user's is imported in place of a package of ours; else None.
+    """A remedy if a user's file or folder shadows one of our packages; else None.
 
     Args:
-        module: one of ours, such as "train.sections".
+        module: one of our modules, such as "train.sections".
     """
     package = module.partition(".")[0]
     ours = Path(__file__).parents[1]
@@ -37,12 +37,12 @@ def in_the_way(module: str) -> str | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, renamed over it at the end: a reader never sees half a file.
+    """Yields a temporary path, renamed to `path` at the end, so that readers never see half a file.
 
     Raises:
-        MllmError: the disk is full, or the folder cannot be written.
+        MllmError: if the disk is full, or the folder cannot be written.
     """
-    # Two processes may write one path, on two hosts perhaps.
+    # Two processes, possibly on two hosts, may write the same path.
     partial = path.with_name(f"{path.name}.{HOST}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """What processes of this host that were killed left half-written."""
+    """Removes temporary files of killed processes on this host."""
     for partial in path.parent.glob(f"{glob.escape(f'{path.name}.{HOST}')}.*.part"):
         process = partial.name.split(".")[-2]
         if process.isdigit() and not _runs(int(process)):
@@ -77,7 +77,7 @@ def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
     except OSError as error:
-        return error.errno == errno.EPERM  # somebody else's
+        return error.errno == errno.EPERM  # another user's process
     return True
 
 
@@ -89,10 +89,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def alone_in(folder: Path, work: str) -> Iterator[None]:
-    """Lets one process at a time work in a folder, made if it is not there; a killed one leaves no trace.
+    """Locks a folder, creating it if needed, for one process at a time; the lock ends with the process.
 
     Raises:
-        MllmError: another process works there, or the folder cannot be made.
+        MllmError: if another process holds the lock, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MllmError(f"{folder}: `{work}` works there already: wait, or give another --out") from None
-        except OSError as error:  # some network disks know no locks
+        except OSError as error:  # some network file systems have no locks
             raise MllmError(
                 f"{folder}: cannot be locked ({error.strerror}): give a folder elsewhere"
             ) from None
@@ -114,24 +114,24 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
 
 
 def printable(path: str | Path) -> str:
-    """A path as messages write it: one line, in characters that any encoding takes."""
+    """A path for messages: one line of printable characters."""
     return "".join(c if c.isprintable() else "?" for c in str(path)[:300])
 
 
 def open_ordinary(
     path: str | Path, name: str = "", follow_links: bool = True, error: type[MllmError] = MediaError
 ) -> io.BufferedReader:
-    """An ordinary file, open for reading. Never waits: a FIFO, a device or a socket is refused.
+    """Opens an ordinary file for reading, without ever blocking: rejects FIFOs, devices and sockets.
 
-    This is the one check of what a path is; whoever reads a file that a user names, reads it through this.
+    Every file that a user names is opened through this.
 
     Args:
-        name: what messages call the file; by default its path.
-        follow_links: False refuses a path whose last part is a symbolic link.
-        error: what is raised.
+        name: the file's name in messages; by default its path.
+        follow_links: False rejects a path whose last part is a symbolic link.
+        error: the class of error to raise.
 
     Raises:
-        MllmError: of that kind, if there is no such file, it may not be read, or it is no ordinary file.
+        MllmError: of class `error`, if the file does not exist, is not readable, or is not an ordinary file.
     """
     name = name or printable(path)
     # O_NONBLOCK: opening a FIFO that nobody writes to would wait for a writer, for ever.
@@ -160,7 +160,7 @@ def open_ordinary(
 
 
 def _not_a_file(mode: int) -> str:
-    """What a path of this mode is; nothing for an ordinary file."""
+    """The kind of file that a mode describes; empty for an ordinary file."""
     if stat.S_ISREG(mode):
         return ""
     kinds = {

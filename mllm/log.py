@@ -1,4 +1,4 @@
-"""What the library has to say beside its results: through `logging`, under "mllm", quiet unless asked for.
+"""The library's messages go through `logging`, under "mllm", and are off by default.
 
     MLLM_LOG=info mllm serve
 
@@ -17,10 +17,10 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def set_up() -> None:
-    """Writes to stderr what is at least as grave as MLLM_LOG says; does nothing if it is not set.
+    """Logs to stderr at the level in MLLM_LOG; does nothing if it is not set.
 
     Raises:
-        ConfigError: if MLLM_LOG is no level.
+        ConfigError: if MLLM_LOG is not a level.
     """
     level = os.environ.get("MLLM_LOG", "").lower()
     if not level:

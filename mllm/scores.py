@@ -1,6 +1,6 @@
-"""The three scores that training and evaluation share, so that both mean the same by them.
+"""The three scores that training and evaluation share.
 
-Small on purpose: exact match, token F1 (Rajpurkar et al., 2016, arXiv:1606.05250) and recall at k.
+Exact match, token F1 (Rajpurkar et al., 2016, arXiv:1606.05250) and recall at k.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 
 RECALL_AT = (1, 5, 10)
-_MEANT = "%‰@&"  # punctuation by its class that says something: 50% is not 50
-_ALIKE = str.maketrans("‘’−", "''-")  # as programs put it for what people type
-_FORM = "`´~|"  # symbols by their class that are form: `yes`, ~~yes~~
+_MEANINGFUL = "%‰@&"  # punctuation by Unicode class that changes an answer: 50% is not 50
+_TYPED = str.maketrans("‘’−", "''-")  # typographic characters to those that people type
+_MARKUP = "`´~|"  # symbols by Unicode class that are markup: `yes`, ~~yes~~
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: Unicode NFKC, lower case, single spaces, no punctuation at either end.
+    """Normalises an answer: Unicode NFKC, lower case, single spaces, no punctuation at either end.
 
-    Brackets, quotation marks and the marks of markdown count as such: "(yes)", "yes:", "**Yes.**" are "yes".
-    What changes an answer stays: "-5", ".5", "50%", "#3", "c#".
+    Brackets, quotation marks and markdown count as punctuation: "(yes)", "yes:", "**Yes.**" are all "yes".
+    Characters that change an answer are kept: "-5", ".5", "50%", "#3", "c#".
     """
-    return _bare(" ".join(unicodedata.normalize("NFKC", answer).translate(_ALIKE).casefold().split()))
+    return _bare(" ".join(unicodedata.normalize("NFKC", answer).translate(_TYPED).casefold().split()))
 
 
 def _bare(text: str) -> str:
@@ -42,7 +42,7 @@ def _bare(text: str) -> str:
 def _is_form(character: str) -> bool:
     """Whether it is punctuation, white space or invisible."""
     kind = unicodedata.category(character)[0]
-    return character in _FORM or (kind in "PZC" and character not in _MEANT)
+    return character in _MARKUP or (kind in "PZC" and character not in _MEANINGFUL)
 
 
 def _is_sign(text: str, place: int) -> bool:
@@ -73,7 +73,7 @@ def token_f1(prediction: str, truth: str) -> float:
 
 
 def majority_score(truths: Iterable[str]) -> float:
-    """Exact match of always giving the most frequent of these answers: the floor that a model has to beat."""
+    """Exact match of always giving the most frequent answer: the baseline that a model has to beat."""
     counts = Counter(normalise(truth) for truth in truths)
     return max(counts.values()) / sum(counts.values()) if counts else 0.0
 

@@ -1,4 +1,4 @@
-"""YAML as experiments use it: numbers like `1e-3`, no key twice, and each key's line for errors."""
+"""Reads YAML with numbers like `1e-3`, without repeated keys, and with each key's line for errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_yaml(path: Path, lines: dict[tuple, int] | None = None) -> Any:
     """The value of a YAML file; `lines` as in `parse_yaml`.
 
     Raises:
-        ConfigError: it is no ordinary file, cannot be read, is not UTF-8 text or not YAML, or repeats a key.
+        ConfigError: if it is not an ordinary file, not readable, not UTF-8 or not YAML, or repeats a key.
     """
     try:
         with open_ordinary(path, error=ConfigError) as file:
@@ -51,10 +51,10 @@ def parse_yaml(text: str, where: str, lines: dict[tuple, int] | None = None) -> 
     """The value of YAML text; fills `lines` with the line (from 1) of each key path.
 
     Args:
-        where: what errors call the text.
+        where: the text's name in errors.
 
     Raises:
-        ConfigError: it is not YAML, or a key comes twice.
+        ConfigError: if it is not YAML, or repeats a key.
     """
     loader = _Loader(text)
     try:

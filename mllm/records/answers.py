@@ -18,13 +18,13 @@ Progress = Callable[[int], None]  # called with the number of answers that have 
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is written.
+    """Settings of generation.
 
     Attributes:
-        max_tokens, min_tokens: bounds of its length.
+        max_tokens, min_tokens: bounds on the length of an answer.
         temperature: 0 always takes the likeliest token.
-        top_p: only the likeliest tokens that together have this probability are drawn from.
-        seed: makes drawn answers repeatable.
+        top_p: samples only from the likeliest tokens that together have this probability.
+        seed: makes sampling reproducible.
     """
 
     max_tokens: int = 128
@@ -36,7 +36,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Unread:
-    """Stands in place of an answer: why a recording that it is about cannot be read."""
+    """Takes the place of an answer if a recording cannot be read; `cause` says why."""
 
     cause: str
 
@@ -56,7 +56,7 @@ class Ranking:
 
     @property
     def probabilities(self) -> tuple[float, ...]:
-        """Of each option, given that the answer is one of them; they sum to 1."""
+        """Probability of each option, given that the answer is one of them; they sum to 1."""
         highest = max(self.log_likelihoods)
         weights = [math.exp(value - highest) for value in self.log_likelihoods]
         return tuple(weight / sum(weights) for weight in weights)
@@ -71,15 +71,15 @@ class Backend(Protocol):
     """Answers conversations: lists of messages (see `mllm.records.chat`) that end with the user's.
 
     Attributes:
-        name: of the model, for reports.
-        report: what the last `stream` saw of its recordings or cost, in one line.
+        name: name of the model in reports.
+        report: one line on what the last `stream` saw or cost.
     """
 
     name: str
     report: str
 
     def check(self, modality: str, source: str) -> str:
-        """Reads a recording before a question needs it; returns one line about what it holds.
+        """Reads a recording in advance, and returns one line about it.
 
         Raises:
             MediaError: if it cannot be used.
@@ -113,7 +113,7 @@ class Backend(Protocol):
 
 
 def check_options(options: Sequence[str]) -> tuple[str, ...]:
-    """The options that an answerer ranks.
+    """Checks the options to rank, and returns them.
 
     Raises:
         ChatError: if there are none, or if two are equal.

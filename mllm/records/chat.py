@@ -1,4 +1,4 @@
-"""Messages: what a conversation consists of, and its checks.
+"""Messages, the parts of a conversation, and their validation.
 
 A message is `{"role", "content"}`; content is a string or a list of parts:
 
@@ -7,8 +7,8 @@ A message is `{"role", "content"}`; content is a string or a list of parts:
     {"type": "audio", "audio": SOURCE, "start"?: s, "end"?: s}
     {"type": "image", "image": SOURCE}
 
-SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false`, or what says so
-for other trainers (`flags`), is read, but not trained. `chat_form` turns messages into a prompt.
+SOURCE is a path, bytes, a `data:` URI or a Clip. An assistant's message with `"loss": false`, or another
+trainer's flag for it (`flags`), is read, but not trained. `chat_form` turns messages into a prompt.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ _PART_KEYS = {
 
 
 def validate_messages(messages: Sequence[Mapping[str, Any]], to_answer: bool = False) -> Conversation:
-    """Checks a conversation, and returns it frozen, every content as a list of parts in this module's form.
+    """Checks a conversation, and returns it frozen, with every content as a list of parts as above.
 
-    One that has been checked is returned as it is. OpenAI's request parts (`video_url`, `audio_url`,
-    `image_url`, `input_audio`) and its role `developer` (another word for system) are translated.
+    A checked conversation is returned unchanged. OpenAI's request parts (`video_url`, `audio_url`,
+    `image_url`, `input_audio`) and its role `developer` (a synonym of system) are translated.
 
     Args:
-        to_answer: the model is to speak next, so the last word must be the user's.
+        to_answer: whether the model answers next, so that the last message must be the user's.
 
     Raises:
-        ChatError: with the index of the message and part, and what to do.
+        ChatError: if it is malformed; names the message, the part and the remedy.
     """
     conversation = messages if isinstance(messages, Conversation) else _checked(messages)
     last = conversation[-1].role

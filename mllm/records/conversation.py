@@ -1,7 +1,7 @@
-"""A conversation that has been checked: typed, frozen, and still the JSON that records are written in.
+"""A checked conversation: typed, frozen, and still the JSON of records.
 
-`chat.validate_messages` makes one, and takes one as it is; code reads its attributes (`turn.role`,
-`part.source`), JSON writes it by its keys. `turn | {…}` or `[*conversation, …]` gives plain JSON again,
+`chat.validate_messages` makes one, and returns one unchanged; code reads its attributes (`turn.role`,
+`part.source`), JSON is written from its keys. `turn | {…}` or `[*conversation, …]` returns plain JSON again,
 to be checked like any other.
 """
 
@@ -43,7 +43,7 @@ class TextPart(_FrozenDict):
 
 
 class MediaPart(_FrozenDict):
-    """`{"type": "video", "video": SOURCE, "start"?, "end"?, "audio"?}`, or of an audio or an image."""
+    """`{"type": "video", "video": SOURCE, "start"?, "end"?, "audio"?}`, likewise for audio and image."""
 
     @property
     def modality(self) -> str:
@@ -58,12 +58,12 @@ class MediaPart(_FrozenDict):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of start, end (s) and audio (the separate sound of a video) that are given."""
+        """Whichever of start, end (s) and audio (the separate sound of a video) are given."""
         own = ("type", self["type"])
         return {key: value for key, value in self.items() if key not in own}
 
     def of(self, source: Any) -> MediaPart:
-        """The same part, whole, of another source: start, end and separate sound are gone."""
+        """The same kind of part for another source, without start, end and separate sound."""
         return MediaPart({"type": self.modality, self.modality: source})
 
 
@@ -86,16 +86,16 @@ class Turn(_FrozenDict):
 
     @property
     def text(self) -> str:
-        """All its text."""
+        """The concatenated text of its parts."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
     def trained(self) -> bool:
-        """Whether the loss looks at it."""
+        """Whether the loss includes it."""
         return self.role == "assistant" and self.get("loss", True)
 
     def with_parts(self, parts: list[Part]) -> Turn:
-        """The same turn, saying something else."""
+        """The same turn with other parts."""
         return Turn(self | {"content": _FrozenList(parts)})
 
 
@@ -105,11 +105,11 @@ def turn_of(role: str, parts: list[Part], trained: bool = True) -> Turn:
 
 
 class Conversation(_FrozenList[Turn]):
-    """Turns that are checked: made by `chat.validate_messages`, or of turns of another one."""
+    """Checked turns: the result of `chat.validate_messages`, or derived from another conversation."""
 
     @classmethod
     def restored(cls, messages: Iterable[Mapping[str, Any]]) -> Conversation:
-        """One that was written as JSON, as it was: nothing is checked again."""
+        """Rebuilds a conversation from its JSON without checking it again."""
         return cls(
             turn_of(
                 turn["role"],
@@ -126,11 +126,11 @@ class Conversation(_FrozenList[Turn]):
 
     @property
     def texts(self) -> list[str]:
-        """What its text parts say, in order of appearance."""
+        """Its text parts in order of appearance."""
         return [part.text for turn in self for part in turn.parts if isinstance(part, TextPart)]
 
     def with_media(self, change: Callable[[MediaPart], MediaPart]) -> Conversation:
-        """The same conversation about other recordings."""
+        """The same conversation with other recordings."""
         return Conversation(
             turn.with_parts([change(part) if isinstance(part, MediaPart) else part for part in turn.parts])
             for turn in self
@@ -138,9 +138,9 @@ class Conversation(_FrozenList[Turn]):
 
     @property
     def question(self) -> Conversation:
-        """It without the answer at its end, if it has one."""
+        """The conversation without a final answer."""
         return Conversation(self[:-1]) if self[-1].role == "assistant" else self
 
     def with_answer(self, text: str) -> Conversation:
-        """The same conversation, answered."""
+        """The same conversation followed by an answer."""
         return Conversation([*self, turn_of("assistant", [TextPart(type="text", text=text)])])

@@ -1,6 +1,6 @@
-"""What says "don't learn this", in the words of every trainer that people's files come from.
+"""Flags that mean "do not train on this", in the formats of many trainers.
 
-A turn, or a whole row, is not to be learned where
+A turn, or a whole row, is excluded from training if
 
     false or 0    stands under loss (ms-swift, XTuner, ChatGLM), weight (OpenAI, Mistral, axolotl), train,
                   training, train_on_turn (axolotl), loss_scale (ms-swift), output_with_loss (XTuner), kto_tag
@@ -8,7 +8,7 @@ A turn, or a whole row, is not to be learned where
     true or 1     stands under masked (torchtune), mask, rejected, ignore and their kin,
     false         stands under label (KTO of TRL and ms-swift), which may be the number of a class, too.
 
-null says nothing. A part of an answer cannot be left out here, so what says that of a part is an error.
+null means nothing. A part of an answer cannot be excluded here, so a flag for only a part is an error.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _MORE_WORDS = _WORDS | {"yes": True, "1": True, "no": False, "0": False, "0.0": 
 
 
 def unlearned(fields: Mapping[str, Any]) -> str | None:
-    """What in a turn or a row says that it is not to be learned, such as "'weight': 0"; None if nothing does.
+    """The flag that excludes a turn or a row from training, such as "'weight': 0"; None if there is none.
 
     Raises:
-        ChatError: some of it is to be learned, and some not.
+        ChatError: if only a part of it is excluded.
     """
     for key, value in fields.items():
         name = key.lower() if isinstance(key, str) else ""  # a table's header may say Label
@@ -50,7 +50,7 @@ def unlearned(fields: Mapping[str, Any]) -> str | None:
 
 
 def _says(key: str, value: Any) -> bool | None:
-    """Whether a flag is set; None where it is none, such as a rejected text, or the file name of a mask."""
+    """Whether a flag is set; None if the value is not a flag, such as the file name of a mask."""
     if isinstance(value, (list, tuple)):
         parts = {_says(key, part.get("train") if isinstance(part, Mapping) else part) for part in value}
         if parts == {True, False}:

@@ -1,4 +1,4 @@
-"""A JSONL file of records as a data source: scenes by index, read from disk when asked for."""
+"""A JSONL file of records as a data source: scenes by index, read from disk on demand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mllm.records.record import PairRecord, Record, answered, first_media, parse
 
 
 class JsonlSource:
-    """A JSONL file as a data source: one scene for each run of neighbouring rows on the same recording.
+    """A JSONL file as a data source: neighbouring rows about the same recording are one scene.
 
-    Every row is checked when the file is opened; rows are read from disk when asked for.
+    Every row is checked when the file is opened, and read again from disk on demand.
 
     Raises:
-        RecordError: on opening, for the first bad row.
+        RecordError: on opening, for the first invalid row.
     """
 
     def __init__(self, path: str | os.PathLike, media_must_exist: bool = True) -> None:
@@ -39,7 +39,7 @@ class JsonlSource:
         return len(self._scenes)
 
     def conversations(self, index: int) -> list[Record]:
-        """The records of one scene that have an answer to learn."""
+        """The records of one scene that have an answer to train on."""
         return [
             record
             for record in self.records(index)
@@ -50,7 +50,7 @@ class JsonlSource:
         """The scene's clip with one caption of each kind.
 
         Raises:
-            RecordError: the scene has no captions or no media.
+            RecordError: if the scene has no captions or no media.
         """
         round_, index = divmod(index, len(self))
         records = self.records(index)
@@ -74,11 +74,11 @@ class JsonlSource:
         }
 
     def text(self, index: int) -> list[Conversation]:
-        """The conversations of the scene that have no media, each with its answer."""
+        """The scene's conversations without media, each with its answer."""
         return [answered(record) for record in self.conversations(index) if first_media(record) is None]
 
     def records(self, index: int) -> list[Record]:
-        """All records of one scene, those without an answer as well."""
+        """All records of one scene, including those without an answer."""
         records = []
         with open_ordinary(self.path, error=RecordError) as file:
             for offset, row in self._scenes[index]:

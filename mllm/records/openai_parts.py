@@ -1,4 +1,4 @@
-"""Our messages in OpenAI's shape, for any compatible server: media become URLs, files data: URIs."""
+"""Converts our messages to OpenAI's format, for any compatible server: media become URLs or data: URIs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def to_openai(messages: Sequence[chat.Message], file_urls: bool = False) -> list
 
     Args:
         messages: see `chat.validate_messages`.
-        file_urls: name files as file:// instead of sending them; the server must be allowed to read them.
+        file_urls: send file:// URLs instead of contents; the server must be allowed to read them.
 
     Raises:
-        MediaError: a file is missing.
-        ChatError: a recording is in memory, or a part names a stretch of it or a separate sound, which
-            OpenAI's parts cannot say.
+        MediaError: if a file is missing.
+        ChatError: if a recording is in memory, or a part has a start, an end or a separate sound, which
+            OpenAI's format cannot express.
     """
     translated = []
     for turn in chat.validate_messages(messages):
@@ -47,7 +47,7 @@ def _part(part: Part, file_urls: bool) -> dict[str, Any]:
 
 
 def media_url(source: Any, modality: str, file_urls: bool = False) -> str:
-    """A URL as it is; a file or bytes as a data: URI (a file as file:// where `file_urls` says so)."""
+    """A URL unchanged; a file or bytes as a data: URI, or with `file_urls` a file as a file:// URL."""
     if isinstance(source, str) and re.match(r"\s*(data:|(https?|file)://)", source, re.IGNORECASE):
         return source.strip()
     if isinstance(source, bytes):

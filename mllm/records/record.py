@@ -1,4 +1,4 @@
-"""The conversation record: the only form that trainers and benchmarks read.
+"""The conversation record: the only data format that trainers and benchmarks read.
 
 A record is one line of a JSONL file; media paths in it are relative to that file:
 
@@ -6,20 +6,20 @@ A record is one line of a JSONL file; media paths in it are relative to that fil
       {"type": "text", "text": "What is heard?"}]}, {"role": "assistant", "content": "A bell."}],
      "task": "qa", "source": "mine", "answer"?: "A bell.", "options"?: ["A bell.", "A dog."]}
 
-Times are seconds from where the recording begins, or its cut where the part has a `start`. A timed
-transcript (task `transcript`) has `"words": [[start, end, text], …]`, of words or of lines; a moment query
-(task `moments`) has `"query"` and `"spans": [[start, end], …]`, all stretches in which it is true.
+Times are seconds from the start of the recording, or of its cut if the part has a `start`. A timed transcript
+(task `transcript`) has `"words": [[start, end, text], …]`, of words or lines; a moment query (task `moments`)
+has `"query"` and `"spans": [[start, end], …]`, all stretches that match it.
 
-`"answer": null` says that the answer is kept back: such a record is there to be answered, not to be trained.
-A message with `"loss": false` is read and not learned; what other trainers write for it (`flags`) means
-the same, and is an error beside the messages: such a row is to be dropped.
+`"answer": null` means that the answer is withheld: the record is for evaluation, not for training. A message
+with `"loss": false` is read but not trained; other trainers' flags for it (`flags`) mean the same in a
+message, and are an error at the top level of a record: such a row must be dropped.
 
-`labels` are facts about the recording under names of one's own (emotion, actor), `options` what a question
-offers. The two need not agree. In a set whose answers are labels, as importers write emotions, the label
-under the name of the `task` is the answer; `data check` compares the two there, and nowhere else.
+`labels` are facts about the recording under free names (emotion, actor), `options` the choices of a question;
+the two are independent. In data whose answers are labels, such as imported emotions, the label named like the
+`task` is the answer; `data check` compares the two there, and nowhere else.
 
-A record for the contrastive stage has the clip alone as its message, and `captions` (a list, or an object
-with any of the keys video, audio, both) and `labels`. Neighbouring rows on the same clip form one group, read
+A record for the contrastive stage has only the clip as its message, and `captions` (a list, or an object with
+any of the keys video, audio, both) and `labels`. Neighbouring rows about the same clip form one group, read
 and trained together.
 """
 
@@ -51,7 +51,7 @@ def read_records(path: str | os.PathLike) -> Iterator[Record]:
     """Yields the validated records of a JSONL file, media paths made absolute.
 
     Raises:
-        RecordError: naming file, row (from 1) and remedy.
+        RecordError: for the first invalid row; names file, row (from 1) and remedy.
     """
     for _, record in read_rows(Path(path)):
         yield record
@@ -65,15 +65,16 @@ def write_records(
 ) -> int:
     """Writes records as JSONL, whole or not at all, and returns their number.
 
-    Media are written relative to the file's folder, so that both can be moved together; those that share no
-    more than the root of the disk with it, whole.
+    Media paths are written relative to the file's folder, so that both can be moved together, or absolute if
+    they share only the root of the file system.
 
     Args:
-        media_must_exist: False where recordings may be missing yet; `mllm data check` names those.
-        checked: the records come from `validate_record`.
+        media_must_exist: False if recordings may still be missing; `mllm data check` lists those.
+        checked: whether the records come from `validate_record`.
 
     Raises:
-        RecordError: a record is wrong, or holds media in memory. MllmError: the disk is full.
+        RecordError: if a record is invalid, or holds media in memory.
+        MllmError: if the disk is full.
     """
     path = Path(path)
     count = 0
@@ -96,12 +97,12 @@ def validate_record(
 
     Args:
         record: see the top of this file; further keys are kept.
-        where: how errors begin, such as "train.jsonl row 12".
-        folder: what relative media paths are relative to; None for the working directory.
-        media_must_exist: whether a path at which nothing lies is an error.
+        where: prefix of errors, such as "train.jsonl row 12".
+        folder: base of relative media paths; None for the working directory.
+        media_must_exist: whether a missing file is an error.
 
     Raises:
-        RecordError: what is wrong, where, what to do.
+        RecordError: if the record is invalid.
     """
     record = _with_keys(record, where)
     try:
@@ -121,7 +122,7 @@ def validate_record(
 
 
 def _with_keys(record: Any, where: str) -> Record:
-    """A copy with every key beside the messages checked."""
+    """A copy of a record, with every key except the messages checked."""
     if not isinstance(record, Mapping):
         raise RecordError(f"{where}: a record must be an object, not {type(record).__name__}")
     if "messages" not in record:
@@ -167,13 +168,13 @@ def _require_something_to_learn(record: Record, where: str) -> None:
 
 
 def answered(record: Record) -> Conversation:
-    """The messages of a record, with its answer as the last one."""
+    """The messages of a record, ending with its answer."""
     messages = validate_messages(record["messages"])
     return messages if messages[-1].role == "assistant" else messages.with_answer(record["answer"])
 
 
 def read_rows(path: Path, media_must_exist: bool = True) -> Iterator[tuple[tuple[int, int], Record]]:
-    """((byte offset, row), record) of every row that is not blank."""
+    """Yields ((byte offset, row), record) for every row that is not blank."""
     if not path.exists():
         raise RecordError(f"{path} is not a file: give the path of a JSONL file of records")
     folder = path.absolute().parent
@@ -207,13 +208,13 @@ def parse_row(text: str, where: str, remedy: str = "each row must be one whole J
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if "\n" in text else ""
         cause = f"{error.msg} at {line}column {error.colno}"
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
         cause = str(error).partition(";")[0]
     raise RecordError(f"{where}: not JSON ({cause}): {remedy}")
 
 
 def _moved(messages: Conversation, change: Callable[[Any], Any]) -> Conversation:
-    """`change` applied to every media source, sound tracks beside a video included."""
+    """Applies `change` to every media source, including separate sound tracks of videos."""
     return messages.with_media(
         lambda part: MediaPart(
             {key: change(value) if key in PLACEHOLDERS else value for key, value in part.items()}
@@ -222,7 +223,7 @@ def _moved(messages: Conversation, change: Callable[[Any], Any]) -> Conversation
 
 
 def _captions(record: Record, where: str) -> dict[str, list[str]]:
-    """Captions by what they describe, each a list; a plain list describes the first recording's kind."""
+    """Captions as lists by modality; a plain list belongs to the first recording's modality."""
     captions = record["captions"]
     if isinstance(captions, (list, str)):
         first = first_media(record)
@@ -245,5 +246,5 @@ def _check_strings(value: Any, key: str, where: str) -> None:
 
 
 def first_media(record: Record) -> MediaPart | None:
-    """The recording that a record read from a file begins with."""
+    """The first recording of a validated record."""
     return next(iter(record["messages"].media), None)

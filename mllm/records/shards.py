@@ -1,13 +1,13 @@
-"""Shards: recordings decoded once, at the size that a model sees, in Arrow files that are mapped into memory.
+"""Shards: recordings decoded once, at the model's input size, in memory-mapped Arrow files.
 
-A folder that `mllm data build` wrote holds
+A folder written by `mllm data build` holds
 
-    records.jsonl        the records; where a recording stood, `shard://<number>`
-    shard-00000.arrow …  one row for each recording, read as Hugging Face `datasets` read theirs
-    build.json           what it was built from, how, and how many rows each shard has
+    records.jsonl        the records, with `shard://<number>` in place of recordings
+    shard-00000.arrow …  one row per recording, readable by Hugging Face `datasets`
+    build.json           its origin and settings, and the number of rows in each shard
 
 `records.open_source` opens it by the folder's name. A row holds the frames that the windows need, as JPEG or
-as they are, the sound at 16 kHz, and where both came from.
+raw, the sound at 16 kHz, and the origin of both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mllm.records.conversation import MediaPart
 from mllm.records.jsonl import JsonlSource
 from mllm.records.record import Record
 
-VERSION = 2  # of the form of shards; 2: sound in steps of 1/32768
+VERSION = 2  # of the shard format; 2: sound in steps of 1/32768
 MANIFEST = "build.json"
 RECORDS = "records.jsonl"
 REFERENCE = "shard://"
@@ -48,17 +48,17 @@ SCHEMA = pa.schema(
         ("duration", pa.float64()),  # s
         ("is_image", pa.bool_()),
         ("picture_end", pa.float64()),  # s
-        ("source", pa.string()),  # what messages about it call the recording
+        ("source", pa.string()),  # the recording's name in messages
         ("provenance", pa.string()),  # JSON: path, bytes, start, end, audio
     ]
 )
 
 
 def to_row(clip: Clip, provenance: dict[str, Any], frames: FrameFormat, quality: int) -> pa.RecordBatch:
-    """A row of SCHEMA, a record batch of its own; raw frames are not copied.
+    """A record batch of one row of SCHEMA; raw frames are not copied.
 
     Args:
-        quality: of JPEG, 1 to 100.
+        quality: JPEG quality, 1 to 100.
     """
     height, width = (0, 0) if clip.frames is None else clip.frames.shape[1:3]
     sound = None
@@ -85,16 +85,16 @@ def _stored(pictures: np.ndarray | None, frames: FrameFormat, quality: int) -> p
     sizes = [picture.size for picture in pictures]
     data: Any = pictures.reshape(-1)
     if frames == "jpeg":
-        # Half the time of Pillow, with the same library underneath.
+        # Takes half the time of Pillow, with the same library underneath.
         coded = [simplejpeg.encode_jpeg(picture, quality, colorsubsampling="420") for picture in pictures]
         data, sizes = b"".join(coded), [len(piece) for piece in coded]
-    places = pa.py_buffer(np.cumsum([0, *sizes]).astype(np.int32))  # load_clip gives less than 2 GB
-    binaries = pa.Array.from_buffers(pa.binary(), len(sizes), [None, places, pa.py_buffer(data)])
+    offsets = pa.py_buffer(np.cumsum([0, *sizes]).astype(np.int32))  # load_clip returns less than 2 GB
+    binaries = pa.Array.from_buffers(pa.binary(), len(sizes), [None, offsets, pa.py_buffer(data)])
     return pa.ListArray.from_arrays(pa.array([0, len(sizes)], pa.int32()), binaries)
 
 
 def to_clip(table: pa.Table, frames: FrameFormat) -> Clip:
-    """The Clip of a table of one row; raw frames stay in the mapped file, read-only, until they are used."""
+    """The Clip of a table of one row; raw frames are a read-only view of the mapped file."""
     row = table.drop_columns("frames").to_pylist()[0]
     stored = table["frames"][0].values
     shape = (len(stored), row["height"], row["width"], 3)
@@ -105,7 +105,7 @@ def to_clip(table: pa.Table, frames: FrameFormat) -> Clip:
         pictures = np.empty(shape, np.uint8)
         for picture, data in zip(pictures, stored, strict=True):
             coded = np.frombuffer(data.as_buffer(), np.uint8)
-            # Without shortcuts it gives what Pillow gives, bit for bit.
+            # Without these shortcuts the result equals Pillow's bit for bit.
             simplejpeg.decode_jpeg(coded, fastdct=False, fastupsample=False, buffer=picture)
     waveform = None
     if row["waveform"] is not None:
@@ -122,7 +122,7 @@ def to_clip(table: pa.Table, frames: FrameFormat) -> Clip:
 
 
 def write_shard(path: Path, rows: Iterable[pa.RecordBatch]) -> None:
-    """Rows of `to_row` as one Arrow file, one record batch a row: what is read is read alone."""
+    """Writes rows of `to_row` as one Arrow file, with one record batch per row, to be read one by one."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
         for row in rows:
             writer.write_batch(row)
@@ -133,7 +133,7 @@ def shard_name(number: int) -> str:
 
 
 def rows_in(path: Path) -> int | None:
-    """How many rows a shard has; None if it is missing, cut off or not to be read."""
+    """The number of rows in a shard; None if it is missing, truncated or unreadable."""
     try:
         with pa.memory_map(str(path)) as file:
             return pa.ipc.open_stream(file).read_all().num_rows
@@ -142,10 +142,10 @@ def rows_in(path: Path) -> int | None:
 
 
 def require_windows(source: Any, spec: WindowSpec) -> None:
-    """Sees to it that shards were built for a model that cuts recordings like this; other sources pass.
+    """Checks that shards were built for a model that cuts recordings like this; other sources pass.
 
     Raises:
-        ConfigError: they were not; names what differs.
+        ConfigError: if they were not; names the differences.
     """
     if not isinstance(source, ShardSource):
         return
@@ -161,7 +161,7 @@ class ShardSource(JsonlSource):
     """A built folder as a data source: its records, with every recording as a Clip in memory.
 
     Raises:
-        RecordError: the folder was not built to its end, or by another release.
+        RecordError: if the build was not finished, or was made by another release.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -180,9 +180,9 @@ class ShardSource(JsonlSource):
         """The recording with that number.
 
         Raises:
-            RecordError: a shard is missing or damaged.
+            RecordError: if a shard is missing or damaged.
         """
-        if self._table is None:  # opened by each process for itself, mapped, not read
+        if self._table is None:  # each process maps the files for itself
             import datasets
 
             shards = [self.folder / shard_name(shard) for shard in range(len(self.manifest["rows"]))]
@@ -203,7 +203,7 @@ class ShardSource(JsonlSource):
             ) from None
 
     def records(self, index: int) -> list[Record]:
-        clips: dict[int, Clip] = {}  # the same object for all records: neighbours share one prefix
+        clips: dict[int, Clip] = {}  # the same object for all records of the scene
 
         def loaded(part: MediaPart) -> MediaPart:
             match = re.fullmatch(rf"{REFERENCE}(\d+)", part.source)

@@ -32,11 +32,11 @@ class DataSource(Protocol):
         ...
 
     def records(self, index: int) -> list[Record]:
-        """All records of one scene; their media parts are the same (in memory: the identical Clip)."""
+        """All records of one scene; their media parts are equal (in memory: the identical Clip)."""
         ...
 
     def conversations(self, index: int) -> list[Record]:
-        """Those with an answer to learn."""
+        """The records of one scene that have an answer to train on."""
         ...
 
     def pair(self, index: int) -> PairRecord:
@@ -59,7 +59,7 @@ def open_source(name: str, media_must_exist: bool = True) -> DataSource:
         media_must_exist: whether a row of a JSONL file may name a recording that is not there.
 
     Raises:
-        RecordError: nothing of that name, or a bad row in the file.
+        RecordError: if there is no such source, or a row of the file is invalid.
     """
     kind, _, rest = name.partition(":")
     known = {entry.name: entry for entry in entry_points(group=SOURCES)}

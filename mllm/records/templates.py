@@ -1,6 +1,6 @@
-"""Phrasings of instructions, from templates.yaml, chosen by record id: the same id, the same words.
+"""Phrasings of instructions, from templates.yaml, chosen by record id, so that they are reproducible.
 
-`mllm data import` puts questions and labels into words with them; training may put them otherwise again.
+`mllm data import` uses them to word questions and labels; training may paraphrase them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def templates() -> Mapping[str, list[str]]:
 
 
 def fill(task: str, id: str, **fields: str) -> str:
-    """The phrasing of a task that belongs to a record, its fields filled in."""
+    """The phrasing of a task for a record, with its fields filled in."""
     # In one pass, so that braces in a question do no harm.
     return re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], pick(templates()[task], id))
 
 
 def paraphrase(task: str, text: str, id: str) -> str:
-    """An instruction in the phrasing that belongs to `id`; as it is if no template of the task gives it."""
+    """Rephrases an instruction for `id`; unchanged if it matches no template of the task."""
     found = [
         (len(re.sub(r"\{\w+\}", "", template)), key, match.groupdict())
         for key in templates()
@@ -47,26 +47,26 @@ def paraphrase(task: str, text: str, id: str) -> str:
 
 @cache
 def _pattern(template: str) -> str:
-    """A regular expression for what a template gives, its fields as groups."""
+    """A regular expression that matches a filled-in template, with its fields as groups."""
     fields = {"options": r"(?:A\. .+|[^\n]+)"}  # lettered ones in lines, or a set in one line
     shape = re.escape(template)
     return re.sub(r"\\\{(\w+)\\\}", lambda name: f"(?P<{name[1]}>{fields.get(name[1], '.+?')})", shape)
 
 
 def pick(choices: Sequence[T], id: str) -> T:
-    """One of several, by a record's id; unlike `hash`, the same in every process."""
+    """Picks a choice by a record's id; unlike `hash`, the same in every process."""
     return choices[_number(id) % len(choices)]
 
 
 def shuffled(count: int, id: str) -> list[int]:
-    """The numbers from 0 to count - 1 in an order that belongs to a record."""
+    """The numbers from 0 to count - 1, shuffled by a record's id."""
     order = list(range(count))
     random.Random(_number(id)).shuffle(order)
     return order
 
 
 def subtitle_block(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`; "" where nothing is said.
+    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`; "" if there is none.
 
     Args:
         lines: `{"text", "start"}`, in seconds from where the recording is shown.

@@ -1,4 +1,4 @@
-"""What records say in seconds: the words of a timed transcript, the spans of a moment query."""
+"""Times in records: the words of a timed transcript, the spans of a moment query."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FORMS = {"words": "[start, end, text]", "spans": "[start, end]"}
 
 
 def check_times(record: Mapping[str, Any], where: str) -> None:
-    """Looks at `words` and `spans` of a record, and at what a moment query needs.
+    """Checks `words` and `spans` of a record, and the keys that a moment query needs.
 
     Raises:
-        RecordError: what is wrong, where, what to do.
+        RecordError: if one of them is invalid.
     """
     for key, form in FORMS.items():
         value = record.get(key)
@@ -50,7 +50,7 @@ def _check_one(key: str, given: Any, where: str) -> None:
 
 
 def span_text(spans: Iterable[Sequence[float]]) -> str:
-    """Spans in s as they are answered, in minutes and seconds like time marks: '00:24.3 to 00:30, …'."""
+    """Spans (s) as an answer, in minutes and seconds like time marks: '00:24.3 to 00:30, …'."""
 
     def clock(seconds: float) -> str:
         minutes, rest = divmod(round(seconds, 1), 60)
