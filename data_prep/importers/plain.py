@@ -130,11 +130,8 @@ def _answer(
     job: Job, row: Row, schema: Schema, media: list[Part], id: str, labels: dict[str, Any] | None
 ) -> Iterator[Record]:
     found = schema.columns(row)
-    question, answer, options = (
-        _cell(row, found, "question"),
-        _cell(row, found, "answer"),
-        _options(row, found),
-    )
+    question, answer = _cell(row, found, "question"), _cell(row, found, "answer")
+    options = _options(row, found)
     right = schema.option_index(answer, options, row.where) if answer is not None and options else None
     if answer is None and question is None:
         job.left_out["neither question nor answer"] += 1

@@ -79,12 +79,8 @@ class World(Benchmark):
             raise ConfigError(f"--split is '{wrong[0]}': choose from {', '.join(SPLITS)}")
         if media not in ("mp4", "arrays"):
             raise ConfigError(f"--media is '{media}': choose mp4 or arrays")
-        self.chosen, self.clips, self.most_questions, self.search_clips = (
-            split,
-            clips,
-            questions,
-            search_clips,
-        )
+        self.chosen, self.clips, self.most_questions = split, clips, questions
+        self.search_clips = search_clips
         self.media, self.clips_folder, self.seed = media, clips_folder, seed
         self.drawn = ""  # rendering options of the source
 
@@ -184,14 +180,17 @@ def write_files(split: str, clips: int, questions: int, seed: int, folder: Path)
     out = folder / f"{split}-{clips}x{questions}-seed{seed}-{hashlib.sha256(texts.encode()).hexdigest()[:8]}"
     if not (out / "records.jsonl").is_file():
         command = [*COMMAND, "data", "world", "--out", str(out)]
-        command += ["--split", split, "--clips", str(clips), "--questions", str(questions)]
-        done = subprocess.run(
-            [*command, "--seed", str(seed)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        command += [
+            "--split",
+            split,
+            "--clips",
+            str(clips),
+            "--questions",
+            str(questions),
+            "--seed",
+            str(seed),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             cause = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
             raise MllmError(f"the clips of {split} could not be written to {out}: {cause}")
