@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -56,7 +57,7 @@ def tiny(**changes: Any) -> tuple[Any, Any]:
     from mllm.models.model import MllmForConditionalGeneration
 
     weights, config, processor = _built(tuple(changes.items()))
-    model = MllmForConditionalGeneration(config)
+    model = MllmForConditionalGeneration(deepcopy(config))  # merging an adapter may change it
     model.load_state_dict(weights)
     model.tie_weights()
     return model.eval(), processor
