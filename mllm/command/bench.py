@@ -48,7 +48,7 @@ def report(table: Any, numbers: Any, json_file: Path | None, note: str = "") -> 
 
 def _add(entry: EntryPoint) -> None:
     """A command that imports its module when it runs; that function's signature gives its options."""
-    summary = _SUMMARIES.get(entry.name, f"From {entry.value}.")
+    summary = _SUMMARIES.get(entry.name, f"Measured by {entry.dist.name if entry.dist else entry.value}.")
     takes_all = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
     @app.command(entry.name, help=summary, context_settings=takes_all)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from mllm.errors import RecordError
+from mllm.errors import MllmError, RecordError
 from mllm.records.chat import Message
 from mllm.records.jsonl import JsonlSource
 from mllm.records.record import PairRecord, Record
@@ -59,12 +59,13 @@ def open_source(name: str, media_must_exist: bool = True) -> DataSource:
         media_must_exist: whether a row of a JSONL file may name a recording that is not there.
 
     Raises:
-        RecordError: if there is no such source, or a row of the file is invalid.
+        RecordError: if there is no such source, it cannot be imported or refuses its options, or a row of the
+            file is invalid.
     """
     kind, _, rest = name.partition(":")
     known = {entry.name: entry for entry in entry_points(group=SOURCES)}
     if kind in known:
-        return known[kind].load()(rest)
+        return _call(known[kind], rest)
     if os.path.exists(name) and not os.path.isdir(name):
         return JsonlSource(name, media_must_exist)
     if Path(name, "build.json").is_file():
@@ -77,3 +78,22 @@ def open_source(name: str, media_must_exist: bool = True) -> DataSource:
         f"no data source {name!r}: {meant}give a JSONL file, a folder of shards, or one of "
         + ", ".join(f"{key}:…" for key in sorted(known))
     )
+
+
+def _call(entry: EntryPoint, options: str) -> DataSource:
+    try:
+        opener = entry.load()
+    except Exception as error:  # another package's import may fail in any way
+        owner = entry.dist.name if entry.dist else "another package"
+        raise RecordError(
+            f"the data source {entry.name!r} of {owner} cannot be imported: {type(error).__name__}: {error}: "
+            "mend or uninstall that package"
+        ) from error
+    try:
+        return opener(options)
+    except MllmError:
+        raise
+    except ValueError as error:
+        raise RecordError(
+            f"data source '{entry.name}:{options}': {error}: mend what follows the colon"
+        ) from None

@@ -73,6 +73,7 @@ class Tower(nn.Module):
     Attributes:
         reads: which part of a window it encodes: frames or waveform.
         config_class, encoder_class: the classes of transformers.
+        encoder_options: further arguments of `encoder_class`, such as `add_pooling_layer=False`.
         inputs_class: the type that `inputs` returns.
         fixed: parameters that are never trained.
         own_fields: fields that transformers keeps in the preprocessor's file, with their defaults.
@@ -86,6 +87,7 @@ class Tower(nn.Module):
     reads: ClassVar[Literal["frames", "waveform"]]
     config_class: ClassVar[type[PreTrainedConfig]]
     encoder_class: ClassVar[type[PreTrainedModel]]
+    encoder_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     inputs_class: ClassVar[type[PixelInputs] | type[SoundInputs]]
     own_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     fixed: ClassVar[tuple[str, ...]] = ()
@@ -96,7 +98,7 @@ class Tower(nn.Module):
     def __init__(self, config: PreTrainedConfig, window: WindowSize):
         super().__init__()
         self.check(config, window)
-        self.encoder = self.encoder_class(config)
+        self.encoder = self.encoder_class(config, **self.encoder_options)
         self._no_split_modules = self.encoder._no_split_modules  # transformers looks for them here
         self.width: int = config.hidden_size
         self.tokens_per_window = self.tokens_in_window(config, window)
@@ -155,7 +157,7 @@ class Tower(nn.Module):
     @classmethod
     def pretrained_state(cls, name: str) -> dict[str, torch.Tensor]:
         """The encoder's weights from a hub id or a folder, float32."""
-        return whole_state(cls.encoder_class, name)
+        return whole_state(cls.encoder_class, name, **cls.encoder_options)
 
     @classmethod
     def fit(cls, key: str, value: torch.Tensor, wanted: torch.Size) -> torch.Tensor:
