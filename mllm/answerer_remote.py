@@ -8,9 +8,12 @@ Torch is not imported here, and the official client only when an answerer is cre
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,7 +110,11 @@ class RemoteAnswerer:
                 if error.status_code not in REFUSED or not chat.validate_messages(messages).media:
                     raise
                 return Unread(_cause(error))
-            return reply.choices[0].message.content or ""
+            with self._in_openai_form():
+                content = reply.choices[0].message.content or ""
+                if not isinstance(content, str):
+                    raise TypeError(f"an answer of type {type(content).__name__}")
+                return content
 
         return self._at_once(ask, conversations, progress)
 
@@ -121,17 +128,20 @@ class RemoteAnswerer:
         import openai
 
         self.report = ""
+        chunk = None
         try:
             chunks = self._create(
                 messages, generation or self.generation, stream=True, stream_options={"include_usage": True}
             )
-            for chunk in chunks:
-                if chunk.usage:
-                    self.report = (
-                        f"{chunk.usage.prompt_tokens} tokens in, {chunk.usage.completion_tokens} out"
-                    )
-                if chunk.choices and chunk.choices[0].delta.content:
-                    yield chunk.choices[0].delta.content
+            with self._in_openai_form():
+                for chunk in chunks:
+                    if chunk.usage:
+                        used = chunk.usage
+                        self.report = f"{used.prompt_tokens} tokens in, {used.completion_tokens} out"
+                    if chunk.choices and chunk.choices[0].delta.content:
+                        yield chunk.choices[0].delta.content
+                if chunk is None:
+                    raise TypeError("a stream without anything in it")
         except openai.OpenAIError as error:
             raise self._failure(error) from error
 
@@ -153,15 +163,17 @@ class RemoteAnswerer:
                 once,
                 extra_body={"add_generation_prompt": False, "prompt_logprobs": 0},
             )
-            tokens = (reply.model_extra or {}).get("prompt_logprobs")
-            start = prompt.usage.prompt_tokens if prompt.usage else 0
+            with self._in_openai_form():
+                tokens = (reply.model_extra or {}).get("prompt_logprobs")
+                start = prompt.usage.prompt_tokens if prompt.usage else 0
             if not start or not isinstance(tokens, list) or len(tokens) <= start:
                 raise MllmError(f"the server at {self.url} cannot rank: {NO_LIKELIHOODS}")
-            # Each maps the token's id to its log-probability and text.
-            answer = [next(iter(token.values())) for token in tokens[start:]]
-            while len(answer) > 1 and not (answer[-1].get("decoded_token") or "?").strip():
-                answer.pop()  # white space of the template after the end of the answer
-            return sum(token["logprob"] for token in answer)
+            with self._in_openai_form():
+                # Each maps the token's id to its log-probability and text.
+                answer = [next(iter(token.values())) for token in tokens[start:]]
+                while len(answer) > 1 and not (answer[-1].get("decoded_token") or "?").strip():
+                    answer.pop()  # white space of the template after the end of the answer
+                return math.fsum(token["logprob"] for token in answer)
 
         return Ranking(options, tuple(self._at_once(likelihood, options)))
 
@@ -174,15 +186,17 @@ class RemoteAnswerer:
             options["seed"] = generation.seed
         if generation.top_p != 1.0:
             options["top_p"] = generation.top_p
-        reply: ChatCompletion = self.client.chat.completions.create(
-            model=self.model,
-            messages=to_openai(messages, self.file_urls),  # type: ignore[arg-type]
-            max_tokens=generation.max_tokens,
-            temperature=generation.temperature,
-            extra_body=extra or None,
-            **options,
-        )
-        return reply
+        translated = to_openai(messages, self.file_urls)
+        with self._in_openai_form():
+            reply: ChatCompletion = self.client.chat.completions.create(
+                model=self.model,
+                messages=translated,  # type: ignore[arg-type]
+                max_tokens=generation.max_tokens,
+                temperature=generation.temperature,
+                extra_body=extra or None,
+                **options,
+            )
+            return reply
 
     def _at_once(
         self,
@@ -205,6 +219,17 @@ class RemoteAnswerer:
             pool.shutdown(wait=False, cancel_futures=True)
         return [future.result() for future in futures]
 
+    @contextmanager
+    def _in_openai_form(self) -> Iterator[None]:
+        """An MllmError for a reply that has not OpenAI's form, which the client does not check."""
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, JSONDecodeError, StopIteration) as error:
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise MllmError(
+                f"what answers at {self.url} has not the form of OpenAI's API ({cause}): check the URL"
+            ) from error
+
     def _failure(self, error: Exception) -> MllmError:
         return MllmError(f"the server at {self.url} says: {_cause(error)}")
 
@@ -212,7 +237,8 @@ class RemoteAnswerer:
         import openai
 
         try:
-            served = [model.id for model in self.client.with_options(timeout=30).models.list()]
+            with self._in_openai_form():
+                served = [model.id for model in self.client.with_options(timeout=30).models.list()]
         except openai.OpenAIError as error:
             remedy = "start one with mllm serve CKPT"
             raise MllmError(

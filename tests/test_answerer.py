@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mllm.answerer import Answerer
-from mllm.errors import ChatError, MediaError
+from mllm.errors import ChatError, ConfigError, MediaError
 from mllm.models.encoded import IGNORE
 from mllm.records.answers import Generation, Ranking, Unread
 from tests.media_files import make
@@ -199,3 +199,35 @@ def test_a_stream_that_is_given_up_ends_its_generation(answerer):
     next(stream)
     stream.close()  # waits for the thread: with the check for it, a few tokens
     assert answerer.report == ""
+
+
+@pytest.mark.parametrize(
+    "options", [[], "ab", None, 3, ["a", 3], ["a", "a"], ["", ""], ["a\ud800", "b"]], ids=repr
+)
+def test_options_that_cannot_be_ranked_are_refused(answerer, options):
+    with pytest.raises(ChatError, match="option"):
+        answerer.rank(ask("hello"), options)
+
+
+def test_options_may_come_from_any_iterable(answerer):
+    listed = answerer.rank(ask("hello"), ["a bell", "a star"])
+    assert answerer.rank(ask("hello"), (option for option in listed.options)) == listed
+    assert answerer.rank(ask("hello"), np.array(listed.options)) == listed
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": "5"},
+        {"max_tokens": 5, "min_tokens": 6},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"seed": 2**70},
+    ],
+    ids=str,
+)
+def test_generation_settings_that_write_no_answer_are_refused(settings):
+    with pytest.raises(ConfigError, match=[*settings][-1]):
+        Generation(**settings)

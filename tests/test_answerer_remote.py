@@ -164,3 +164,45 @@ def test_malformed_conversations_and_options_are_refused_before_anything_is_sent
     with pytest.raises(ChatError, match="'a' occurs twice"):
         RemoteAnswerer(url).rank(question("which?"), ["a", "a"])
     assert handler.requests == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "calls"),
+    [
+        (b"<html>a proxy's page</html>", ("answer", "rank")),
+        (b'{"choices": [', ("answer", "rank")),
+        (b"[1, 2]", ("answer", "rank")),
+        (b'{"choices": []}', ("answer",)),
+        (b'{"choices": null}', ("answer",)),
+        (b'{"choices": [{"index": 0}]}', ("answer",)),
+        (b'{"choices": [{"message": {"content": [3]}}]}', ("answer",)),
+        (b'{"usage": {"prompt_tokens": 1}, "prompt_logprobs": [null, null]}', ("rank",)),
+        (b'{"usage": {"prompt_tokens": 1}, "prompt_logprobs": [null, {"1": {"logprob": "x"}}]}', ("rank",)),
+        (b"data: [3]\n\n", ("stream",)),
+        (b'data: {"choi\n\n', ("stream",)),
+        (b"", ("stream",)),
+    ],
+)
+def test_a_reply_in_another_form_is_one_line(server, monkeypatch, reply, calls):
+    url, handler = server
+    answerer = RemoteAnswerer(url)
+
+    def do_post(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if reply.startswith(b"<") else "application/json")
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    monkeypatch.setattr(handler, "do_POST", do_post)
+    messages = [{"role": "user", "content": "q"}]
+    asked = {
+        "answer": lambda: answerer.answer([messages]),
+        "rank": lambda: answerer.rank(messages, ["a", "b"]),
+        "stream": lambda: list(answerer.stream(messages)),
+    }
+    for call in calls:
+        with pytest.raises(MllmError, match="form of OpenAI's API") as failure:
+            asked[call]()
+        assert "\n" not in str(failure.value)

@@ -154,7 +154,7 @@ class IsolatedRecording(Recording):
         self.name = source.name
         self._pool, self._source, self._audio, self._limits = pool, source, audio, limits
         self._worker: Worker | None = None
-        self._is_open = False
+        self._is_open = self._is_closed = False
 
     @cached_property
     def info(self) -> MediaInfo:
@@ -191,7 +191,7 @@ class IsolatedRecording(Recording):
         self._ask({"call": "open"})
 
     def close(self) -> None:
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._is_closed = self._worker, None, True
         if worker is None:
             return
         try:
@@ -205,6 +205,8 @@ class IsolatedRecording(Recording):
     def _ask(
         self, request: dict[str, Any], choose: Choose | None = None
     ) -> tuple[dict[str, Any], mmap.mmap | None]:
+        if self._is_closed:
+            raise MediaError(f"{self.name}: it is closed: read it inside the `with` that opened it")
         seconds, pool = self._limits.max_decode_seconds, self._pool
         until = None if seconds is None else time.monotonic() + seconds
         if self._worker is None:

@@ -64,7 +64,8 @@ class TransformersCalls(ProcessorMixin):
             ChatError: for malformed messages, or if the recordings would be left out.
             MediaError: for a recording that cannot be read.
         """
-        batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        several = isinstance(conversation, list | tuple) and len(conversation) > 0
+        batched = several and not isinstance(conversation[0], Mapping)
         conversations = [in_our_form(messages) for messages in (conversation if batched else [conversation])]
         if not tokenize:
             return super().apply_chat_template(
@@ -105,6 +106,7 @@ def encode_texts(
     sources = {modality: _flat(given) for modality, given in media.items()}
     for modality, given in sources.items():
         token = chat.PLACEHOLDERS[modality]
+        _check_each_text(texts, token, media[modality])
         written = sum(one.count(token) for one in texts)
         if written != len(given):
             raise ChatError(
@@ -131,11 +133,19 @@ def encode_conversations(
 
 
 def in_our_form(messages: Sequence[Mapping[str, Any]]) -> list[chat.Message]:
-    """Copies of messages whose media parts name their source the way `mllm.records.chat` expects."""
+    """Copies of messages whose media parts name their source the way `mllm.records.chat` expects.
+
+    Raises:
+        ChatError: if these are no messages, or a part names two sources.
+    """
+    if not isinstance(messages, list | tuple) or not all(isinstance(one, Mapping) for one in messages):
+        raise ChatError(f"a conversation is a list of messages, not {messages!r:.80}")
 
     def renamed(part: Any) -> Any:
         if not isinstance(part, Mapping) or part.get("type") not in chat.PLACEHOLDERS:
             return part
+        if len(sources := [key for key in (part["type"], *HUB_KEYS) if key in part]) > 1:
+            raise ChatError(f"a part of type {part['type']!r} has {' and '.join(sources)}: give one source")
         return {part["type"] if key in HUB_KEYS else key: value for key, value in part.items()}
 
     return [
@@ -161,6 +171,19 @@ def _encode_text(processor: MllmProcessor, text: str, waiting: Mapping[str, Iter
         encoded.input_ids += processor.placeholder_ids(modality, features.layout)
     encoded.labels = [IGNORE] * len(encoded.input_ids)
     return encoded
+
+
+def _check_each_text(texts: Sequence[str], token: str, given: Any) -> None:
+    """Raises ChatError if a list for each text has another number of recordings than its text."""
+    if not (
+        isinstance(given, list | tuple) and given and all(isinstance(own, list | tuple) for own in given)
+    ):
+        return
+    if len(given) != len(texts):
+        raise ChatError(f"there are {len(texts)} texts but {len(given)} lists of recordings: give each one")
+    for index, (text, own) in enumerate(zip(texts, given, strict=True)):
+        if (written := text.count(token)) != len(own):
+            raise ChatError(f"text {index} has {written} {token} but {len(own)} were given: {RIGHT_CALL}")
 
 
 def _batch(processor: MllmProcessor, encoded: Sequence[Encoded]) -> BatchFeature:

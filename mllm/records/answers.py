@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mllm.errors import ChatError
-from mllm.records.chat import Message
+from mllm.errors import ChatError, ConfigError
+from mllm.records.chat import LONE_SURROGATE, Message
 
 Progress = Callable[[int], None]  # called with the number of answers that have just arrived
 
@@ -32,6 +33,21 @@ class Generation:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        def number(value: object, *kinds: type) -> bool:
+            return isinstance(value, kinds) and not isinstance(value, bool)
+
+        if not (number(self.max_tokens, int) and self.max_tokens >= 1):
+            raise ConfigError(f"max_tokens is {self.max_tokens!r:.80}: give a whole number, at least 1")
+        if not (number(self.min_tokens, int) and 0 <= self.min_tokens <= self.max_tokens):
+            raise ConfigError(f"min_tokens is {self.min_tokens!r:.80}: give 0 to max_tokens")
+        if not (number(self.temperature, int, float) and 0 <= self.temperature < math.inf):
+            raise ConfigError(f"temperature is {self.temperature!r:.80}: give a number, at least 0")
+        if not (number(self.top_p, int, float) and 0 < self.top_p <= 1):
+            raise ConfigError(f"top_p is {self.top_p!r:.80}: give a number above 0, at most 1")
+        if self.seed is not None and not (number(self.seed, int) and abs(self.seed) < 2**63):
+            raise ConfigError(f"seed is {self.seed!r:.80}: give a whole number of at most 63 bits")
 
 
 @dataclass(frozen=True)
@@ -112,14 +128,17 @@ class Backend(Protocol):
         ...
 
 
-def check_options(options: Sequence[str]) -> tuple[str, ...]:
+def check_options(options: Iterable[str]) -> tuple[str, ...]:
     """Checks the options to rank, and returns them.
 
     Raises:
-        ChatError: if there are none, or if two are equal.
+        ChatError: if there are none, if two are equal, or if one is not text.
     """
-    if isinstance(options, str) or not options or not all(isinstance(option, str) for option in options):
+    given = () if isinstance(options, str) or not isinstance(options, Iterable) else tuple(options)
+    if not given or not all(isinstance(option, str) for option in given):
         raise ChatError("options must be a list with at least one text in it")
-    if twice := next((option for option in options if list(options).count(option) > 1), None):
+    if (twice := next((option for option, count in Counter(given).items() if count > 1), None)) is not None:
         raise ChatError(f"the option {twice!r} occurs twice: give each once")
-    return tuple(options)
+    if (half := next((option for option in given if LONE_SURROGATE.search(option)), None)) is not None:
+        raise ChatError(f"the option {half!r} holds half a character (a lone surrogate): give whole ones")
+    return given

@@ -215,3 +215,10 @@ def test_limits_hold_for_every_piece(film):
         assert recording.clip(0.5, 1.0, size=16).duration == 0.5
         with pytest.raises(MediaError, match="more than the limit of 1 s"):
             recording.clip(size=16)
+
+
+def test_an_isolated_recording_that_is_closed_says_so(film, pool):
+    with open_recording(film, isolated=True) as recording:
+        pass
+    with pytest.raises(MediaError, match="it is closed: read it inside"):
+        recording.clip(size=16)

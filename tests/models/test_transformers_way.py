@@ -153,3 +153,27 @@ def test_auto_classes_load_a_checkpoint_after_import_mllm_alone(order, tmp_path)
     answerer = Answerer(*load(DEFAULT_CHECKPOINT), generation=Generation(max_tokens=8))
     (answer,) = answerer.answer([[{"role": "user", "content": content}]])
     assert said == f"MllmConfig {answer}"
+
+
+@pytest.mark.parametrize("tokenize", [False, True])
+@pytest.mark.parametrize(
+    "conversation", ["hello", None, ["hello"], [3], [[ask("hi")]], [ask("hi"), "hi"]], ids=repr
+)
+def test_what_is_no_conversation_is_refused(nano, conversation, tokenize):
+    with pytest.raises(ChatError):
+        nano[1].apply_chat_template(conversation, tokenize=tokenize, return_dict=True)
+
+
+def test_a_part_with_two_sources_is_refused(nano):
+    part = {"type": "audio", "audio": "a.wav", "path": "b.wav"}
+    with pytest.raises(ChatError, match="audio and path: give one"):
+        nano[1].apply_chat_template([{"role": "user", "content": [part]}], tokenize=True, return_dict=True)
+
+
+def test_lists_for_each_text_must_fit_it(nano):
+    _, processor = nano
+    text = processor.apply_chat_template(ask(clip(2, picture=False), "what?"))
+    sounds = [clip(2, seed, picture=False) for seed in (1, 2)]
+    with pytest.raises(ChatError, match="text 0 has 1 .* but 2 were given"):
+        processor(text=[text, text], audio=[sounds, []])
+    assert len(processor(text=[text, text], audio=[[sounds[0]], [sounds[1]]])["input_ids"]) == 2
