@@ -11,9 +11,10 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from mllm.errors import RecordError
+from mllm.errors import ConfigError, RecordError
 from mllm.experiment import load_experiment
 from mllm.records.record import write_records
+from tests.tiny import tiny
 from train import cli
 from train.stages.classifier import ClassifierStage
 
@@ -105,3 +106,9 @@ def test_a_record_without_sound_is_named(config, tmp_path, tiny):
     trainer = trainer_of(experiment, *tiny)
     with pytest.raises(RecordError, match="no sound before 'how high is the tone"):
         trainer.data_collator([{"number": 0}])
+
+
+def test_a_model_that_does_not_hear_is_refused(config):
+    model, processor = tiny(audio=None)
+    with pytest.raises(ConfigError, match="this model has no audio side: set model.audio"):
+        trainer_of(load_experiment(config), model, processor)

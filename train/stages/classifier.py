@@ -39,10 +39,13 @@ class ClassifierStage(Stage):
         return [group for group in super().trained_groups(settings) if group == "audio_tower"]
 
     def objective(self, run: Run, model: MllmForConditionalGeneration) -> ClassifierObjective:
+        from mllm.errors import ConfigError
         from mllm.records.source import open_source
         from train.classifier import answers_of
         from train.objectives.classifier import ClassifierObjective
 
+        if "audio" not in model.config.sides:
+            raise ConfigError("the classifier hears, and this model has no audio side: set model.audio")
         conversations = answers_of(open_source(run.experiment.data.train))
         return ClassifierObjective(model, sorted({conversation[-1].text for conversation in conversations}))
 
