@@ -1,13 +1,20 @@
-"""A recording in memory, the `Clip`, and the `MediaInfo` that `probe` returns without decoding it."""
+"""What every reader of recordings gives: `Recording`, its `MediaInfo`, and the `Clip` that is in memory."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
 from mllm.errors import MediaError
+
+_log = logging.getLogger(__name__)
 
 ON_TIME = 1e-6  # s: a frame that appears this much later counts as on screen
 
@@ -110,3 +117,65 @@ class Clip:
 def on_screen(appear: np.ndarray, times: np.ndarray) -> np.ndarray:
     """int64, the frame on screen at each time (s), given when frames appear (s, ascending)."""
     return np.maximum(np.searchsorted(appear, times + ON_TIME, "right") - 1, 0)
+
+
+Choose: TypeAlias = Callable[[float], np.ndarray]
+
+
+class Recording(ABC):
+    """An open recording: scanned once, read as often as needed, by one thread at a time.
+
+    Attributes:
+        name: its name in messages.
+    """
+
+    name: str
+
+    @cached_property
+    @abstractmethod
+    def info(self) -> MediaInfo:
+        """Duration, tracks and size."""
+
+    @cached_property
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256, hex, of its bytes (or a `Clip`'s arrays) and those of its separate sound."""
+
+    @abstractmethod
+    def clip(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        size: int | None = None,
+        choose: Choose | None = None,
+        want_video: bool = True,
+        want_audio: bool = True,
+    ) -> Clip:
+        """Decodes the whole recording or a part of it.
+
+        Args:
+            start, end: s; times in the result, and the duration given to `choose`, count from start.
+            size: pixels; frames are squashed to size×size. None keeps their size, as a Clip always does.
+            choose: maps the duration (s) to ascending times (s); the frame on screen at each is returned.
+                None returns every frame once. Only what is needed is decoded.
+            want_video, want_audio: set one to False to skip it.
+
+        Raises:
+            MediaError: with source, cause and remedy, if it cannot be read, exceeds a limit, ends before
+                start or has changed since it was opened.
+        """
+
+    def begin(self) -> None:  # noqa: B027 (most are open once constructed)
+        """Opens it now, if it would otherwise be opened on first use."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to release)
+        """Releases its decoders."""
+
+
+@lru_cache(maxsize=1000)  # warns once, however many pieces are read
+def warn_of_jumps(name: str, jumps: int) -> None:
+    if jumps:
+        times = "once" if jumps == 1 else f"{jumps} times"
+        _log.warning(
+            "%s: its clock jumps %s: such gaps are closed, a player may show other times", name, times
+        )

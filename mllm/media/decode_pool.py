@@ -21,9 +21,8 @@ from functools import cached_property
 from typing import Any
 
 from mllm.errors import MediaError
-from mllm.media.clip import Clip, MediaInfo
+from mllm.media.clip import Choose, Clip, MediaInfo, Recording, warn_of_jumps
 from mllm.media.decode_process import Lost, Worker, described, left, unpacked
-from mllm.media.recording import Choose, Recording, warn_of_jumps
 from mllm.media.sources import MediaLimits, Source
 
 _log = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from mllm.errors import MediaError
-from mllm.media.clip import Clip
-from mllm.media.recording import Choose
+from mllm.media.clip import Choose, Clip
 from mllm.media.sources import Source, memory_file
 
 SLOW = 2.0  # s: a request that takes longer no longer counts as concurrent

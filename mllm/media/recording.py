@@ -18,18 +18,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from mllm.errors import MediaError
-from mllm.media.clip import Clip, MediaInfo, on_screen
+from mllm.media.clip import Choose, Clip, MediaInfo, Recording, on_screen, warn_of_jumps
 from mllm.media.sources import MediaLimits, Source, check_frame_bytes, locate
 from mllm.media.tracks import NO_SOUND, open_sound, open_tracks, rate_of
 
@@ -37,59 +36,6 @@ SAMPLE_RATE = 16_000
 HOLD = 0.5  # s: how long the last frame stands in for a picture that ends before the sound
 
 _log = logging.getLogger(__name__)
-
-Choose: TypeAlias = Callable[[float], np.ndarray]
-
-
-class Recording(ABC):
-    """An open recording: scanned once, read as often as needed, by one thread at a time.
-
-    Attributes:
-        name: its name in messages.
-    """
-
-    name: str
-
-    @cached_property
-    @abstractmethod
-    def info(self) -> MediaInfo:
-        """Duration, tracks and size."""
-
-    @cached_property
-    @abstractmethod
-    def digest(self) -> str:
-        """sha256, hex, of its bytes (or a `Clip`'s arrays) and those of its separate sound."""
-
-    @abstractmethod
-    def clip(
-        self,
-        start: float | None = None,
-        end: float | None = None,
-        size: int | None = None,
-        choose: Choose | None = None,
-        want_video: bool = True,
-        want_audio: bool = True,
-    ) -> Clip:
-        """Decodes the whole recording or a part of it.
-
-        Args:
-            start, end: s; times in the result, and the duration given to `choose`, count from start.
-            size: pixels; frames are squashed to size×size. None keeps their size, as a Clip always does.
-            choose: maps the duration (s) to ascending times (s); the frame on screen at each is returned.
-                None returns every frame once. Only what is needed is decoded.
-            want_video, want_audio: set one to False to skip it.
-
-        Raises:
-            MediaError: with source, cause and remedy, if it cannot be read, exceeds a limit, ends before
-                start or has changed since it was opened.
-        """
-
-    def begin(self) -> None:  # noqa: B027 (most are open once constructed)
-        """Opens it now, if it would otherwise be opened on first use."""
-
-    def close(self) -> None:  # noqa: B027 (most have nothing to release)
-        """Releases its decoders."""
-
 
 MediaSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | Source | Clip | Recording"
 
@@ -136,7 +82,7 @@ def _opening(
     if isinstance(source, Clip):
         recording = _InMemory(source, limits, audio, isolated)
     elif isolated:
-        from mllm.media.decode_pool import shared_pool  # which imports this module
+        from mllm.media.decode_pool import shared_pool  # needed for strangers' recordings alone
 
         sound = None if audio is None else locate(audio, limits)
         recording = shared_pool().open(locate(source, limits), sound, limits)
@@ -329,15 +275,6 @@ class _InMemory(Recording):
             waveform=waveform if waveform is not None and len(waveform) else None,
             duration=last - first,
             picture_end=max(0.0, until - first) if frames is not None else None,
-        )
-
-
-@lru_cache(maxsize=1000)  # warns once, however many pieces are read
-def warn_of_jumps(name: str, jumps: int) -> None:
-    if jumps:
-        times = "once" if jumps == 1 else f"{jumps} times"
-        _log.warning(
-            "%s: its clock jumps %s: such gaps are closed, a player may show other times", name, times
         )
 
 
