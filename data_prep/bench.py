@@ -1,4 +1,4 @@
-"""`mllm bench data`: how fast recordings become shards, are read again, and what kept features save."""
+"""`mllm bench data`: speed of building shards, of reading them, and of epochs on cached features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REALISTIC = {  # towers between the nano size and a pretrained one
 }  # fmt: skip
 
 
-COMPARED = (  # what is told, ours, what it is held against, unit
+COMPARED = (  # label, ours, the alternative, unit
     ("build JPEG, beside a decord loop", "built_jpeg", "decord", "recordings/s"),
     ("build JPEG, beside decord and Pillow", "built_jpeg", "decord_jpeg", "recordings/s"),
     ("build JPEG, two processes beside one", "built_jpeg_two", "built_jpeg", "recordings/s"),
@@ -118,7 +118,7 @@ def _build(folder: Path, records: Path, size: int) -> dict[str, float]:
         "decord_silent": partial(_plain, spec, sound=False),
         "decord_jpeg": partial(_plain, spec, jpeg=True),
     }
-    half = len(files) // 2  # before the builds and after them: the speed of a machine drifts
+    half = len(files) // 2  # before and after the builds, since a machine's speed drifts
     before = {name: _rate(loop, files[:half]) for name, loop in loops.items()}
     numbers = {}
     builds: list[tuple[str, FrameFormat, int]] = [
@@ -128,7 +128,7 @@ def _build(folder: Path, records: Path, size: int) -> dict[str, float]:
     ]
     for name, frames, workers in builds:
         plan = make_plan(records, Storage(spec, frames), 16)
-        os.sync()  # or what was written before is written now
+        os.sync()  # otherwise earlier writes are flushed during this measurement
         begin = time.perf_counter()
         count = build(plan, "bench", folder / f"{frames}{workers}", workers=workers)
         numbers[f"built_{name}"] = count / (time.perf_counter() - begin)

@@ -77,7 +77,7 @@ def show(
 def sheet_path(source: str, row: int, out: Path | None) -> Path | None:
     """Where the contact sheet of a row goes: to `out`, into it if it is a folder, else beside the records.
 
-    None for a generated source if nothing is said: the current folder is not ours to write to.
+    None for a generated source without `out`: the current folder is not ours to write to.
     """
     if out is not None and not out.is_dir() and out.suffix:
         return out
@@ -89,7 +89,7 @@ def pick(name: str, row: int) -> dict[str, Any]:
     """The row-th record (from 1) of a file or a source.
 
     Raises:
-        RecordError: there are not so many, or the record is wrong.
+        RecordError: if the file has fewer records, or the record is invalid.
     """
     count = 0
     for record in islice(_records(name), row):

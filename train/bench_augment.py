@@ -28,10 +28,10 @@ def bench_augment(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each; their median counts.")] = 15,
     json_file: JsonOption = None,
 ) -> dict[str, Any]:
-    """Milliseconds of processor time in one thread, theirs and ours by turns on the same recording.
+    """Milliseconds of processor time in one thread, theirs and ours in turn on the same recording.
 
     Returns:
-        for each library its release and, by operation, [their time, our time]; or the reason why not.
+        for each library its release and, by operation, [their time, our time], or why it is left out.
     """
     table = Table("library", "what", "theirs", "ours", "ratio", box=None)
     numbers: dict[str, Any] = {}

@@ -92,7 +92,7 @@ def webvid(job: Job) -> Iterator[Record]:
 def howto100m(job: Job) -> Iterator[Record]:
     """caption.json: for each video `start`, `end` and `text` of what was recognised, each a list.
 
-    What is said is asked for as such; for the shared space it also stands for what is seen and heard.
+    Speech is asked for as speech; in the shared space it also serves as a caption of picture and sound.
     """
     for path, whole in job.objects():
         for video, said in whole.items():

@@ -105,7 +105,7 @@ def _record(
     duration: Any,
     kind: str | None = None,
 ) -> Iterator[Record]:
-    """The record of a query, without spans that are none.
+    """The record of a query, without empty spans.
 
     Args:
         duration: of the recording in s, where it is known.

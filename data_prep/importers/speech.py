@@ -26,7 +26,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def crema_d(job: Job) -> Iterator[Record]:
-    """1001_DFA_ANG_XX.wav: the emotion that the actor was asked for.
+    """1001_DFA_ANG_XX.wav: the emotion that the actor was to express.
 
     With summaryTable.csv or tabulatedVotes.csv also what most listeners heard, as the label `perceived`.
     """
@@ -127,7 +127,7 @@ def fsdd(job: Job) -> Iterator[Record]:
 
 
 def _named(job: Job, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Recordings whose names say what is in them: sound files, or else videos; others are left out."""
+    """Recordings labelled by their file names: sound files, or else videos; other files are left out."""
     strange = None
     for path in job.media.files("audio") or job.media.files("video") or job.recordings("audio"):
         job.where = path.name

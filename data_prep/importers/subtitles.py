@@ -1,7 +1,7 @@
-"""Subtitles with their times: SubRip (.srt), WebVTT (.vtt), SubStation (.ass, .ssa), told by their content.
+"""Subtitles with times: SubRip (.srt), WebVTT (.vtt), SubStation (.ass, .ssa), recognised by content.
 
-pysubs2 reads them. It takes what is written by the rule, so `_tidied` first puts the cues of .srt and .vtt
-files so: hours and thousandths that people leave out, names of cues, comments, missing blank lines.
+pysubs2 reads them, but only strict files. `_tidied` therefore first mends the cues of .srt and .vtt files:
+missing hours, thousandths and blank lines, cue names, comments.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def subtitle_lines(path: Path, text: str) -> list[Line]:
 
 
 def _tidied(path: Path, text: str) -> str:
-    """A .srt or .vtt file as SubRip is by the rule: a blank line, a number, times in full, words."""
+    """A .srt or .vtt file as strict SubRip: a blank line, a number, full times, text."""
     web = text.lstrip().startswith("WEBVTT")
     shown: list[str] = []
     beside = False
@@ -93,7 +93,7 @@ def _stands_alone(shown: list[str]) -> bool:
 
 
 def _full(time: tuple[str | None, ...]) -> str:
-    """Hours that are left out are none, and ",5" is half a second."""
+    """Missing hours are zero, and ",5" is half a second."""
     hours, minutes, seconds, fraction = time
     return (
         f"{int(hours or 0):02d}:{int(minutes or 0):02d}:{int(seconds or 0):02d},{(fraction or '0')[:3]:0<3}"

@@ -1,4 +1,4 @@
-"""Annotation files as rows, whatever they are written in: JSON arrays, JSON lines, CSV, Parquet."""
+"""Annotation files as rows, in any of the usual formats: JSON arrays, JSON lines, CSV, Parquet."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mllm.records.record import parse_row
 DELIMITERS = (",", "\t", ";", "|")
 SAMPLE = 50  # rows that are looked at to tell the delimiter
 
-Odd = Callable[[RecordError], None]  # is given what is wrong with a row that is passed over
+Odd = Callable[[RecordError], None]  # called with the reason for each row that is skipped
 
 
 class Row(dict[str, Any]):
-    """One annotation: its fields, and where it stands."""
+    """One annotation: its fields and its position in the file."""
 
     def __init__(self, fields: dict[str, Any], where: str):
         super().__init__(fields)
@@ -41,7 +41,7 @@ class Row(dict[str, Any]):
         """A field that holds words, or a number as words.
 
         Raises:
-            RecordError: it holds something else, or is not there.
+            RecordError: if it holds something else or is missing.
         """
         value = self[field]
         if not isinstance(value, (str, int, float)) or is_nan(value):
@@ -57,7 +57,7 @@ def is_nan(value: Any) -> bool:
 
 
 def refused(error: RecordError) -> None:
-    """Raises what is wrong with a row."""
+    """Raises the RecordError of a row."""
     raise error
 
 
@@ -67,7 +67,7 @@ def rows_of(path: Path, text: str, columns: list[str] | None = None, odd: Odd = 
     Args:
         text: what `read_text` gives of it.
         columns: of a CSV file without a header.
-        odd: is given rows that cannot be read.
+        odd: called with rows that cannot be read.
 
     Raises:
         RecordError: naming file and remedy.
@@ -119,7 +119,7 @@ def read_text(path: Path, named: str | None = None, usual: str | None = None) ->
     """(text, encoding) of a file; see `decoded`.
 
     Raises:
-        RecordError: it cannot be read, or its encoding cannot be told.
+        RecordError: it cannot be read, or its encoding cannot be determined.
     """
     with open_ordinary(path, error=RecordError) as file:
         data = file.read()
@@ -162,7 +162,7 @@ def _check_header(reader: csv.DictReader, path: Path, before: int) -> None:
 
 
 def _checked(reader: csv.DictReader, path: Path, before: int, odd: Odd) -> Iterator[dict[Any, Any]]:
-    """The rows that the reader makes sense of; a quotation mark that is never closed swallows the others."""
+    """The rows that the csv reader understands; an unclosed quotation mark swallows the rest."""
     while True:
         try:
             row = next(reader, None)
@@ -182,10 +182,10 @@ def _not_csv(error: csv.Error, where: str) -> RecordError:
 
 
 def _form_of(path: Path, lines: list[str], fields: int) -> dict[str, Any]:
-    """How the values of a table are told apart, as its header and first rows show, not its name.
+    """The delimiter and quoting of a table, from its header and first rows rather than its name.
 
     Args:
-        fields: how many there are, where no header says it.
+        fields: number of columns, for a table without a header.
     """
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     best = (0.0, 0, usual)
@@ -205,7 +205,7 @@ def _form_of(path: Path, lines: list[str], fields: int) -> dict[str, Any]:
 
 
 def _quoted_well(lines: list[str]) -> bool:
-    """Whether quotation marks in a table with tabs stand around values, and not for themselves."""
+    """Whether quotation marks in a tab-separated table enclose values rather than being part of them."""
     rows = csv.reader(lines, delimiter="\t", strict=True)
     try:
         widths = {len(row) for row in rows if row}
@@ -215,7 +215,7 @@ def _quoted_well(lines: list[str]) -> bool:
 
 
 def _json_rows(path: Path, text: str, odd: Odd) -> Iterator[Row]:
-    """An array, or an object in each line, whichever the file is called; or one object over many lines."""
+    """An array, an object per line, or one object over many lines, whatever the file's suffix."""
     begin = text.lstrip()
     if not begin:
         return

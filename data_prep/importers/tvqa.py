@@ -74,7 +74,7 @@ def _plus_lines(texts: str, times: list[float]) -> list[Line]:
 
 @cache
 def _frames(folder: str) -> int | None:
-    """How many frames a folder holds; None where it is not there."""
+    """The number of frames in a folder; None if it does not exist."""
     if not Path(folder).is_dir():
         return None
     return sum(path.suffix.lower() in SUFFIXES["image"] for path in Path(folder).glob("[!.]*"))
@@ -83,7 +83,7 @@ def _frames(folder: str) -> int | None:
 def _located(span: tuple[float, float], frames: int | None) -> tuple[float, float]:
     """The span that --localised asks about: a second more at both ends, as the authors' interval2frame.
 
-    It ends with the frames, where their number is known. Of a reversed span nothing is left, as theirs.
+    It ends with the last frame, if their number is known. A reversed span becomes empty, as in theirs.
     """
     first, last = (math.floor(max(time, 0) * FRAME_RATE) for time in (span[0] - 1, span[1] + 1))
     if frames is not None:
@@ -107,7 +107,7 @@ def _located_lines(lines: list[Line], span: tuple[float, float], start: float) -
 
 
 def _span(job: Job, row: Row) -> tuple[float, float]:
-    """The annotated span in seconds: NaN replaced, and reversed ends left, as its authors do."""
+    """The annotated span in seconds: NaN replaced and reversed ends kept, as its authors do."""
     try:
         ends = row["ts"].split("-") if isinstance(row["ts"], str) else row["ts"]
         start, end = (float(value) for value in ends)

@@ -1,4 +1,4 @@
-"""How often each question type comes, and how far the commonest answer of each gets."""
+"""How often each question type occurs, and the share of its commonest answer."""
 
 from __future__ import annotations
 

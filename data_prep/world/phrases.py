@@ -1,4 +1,4 @@
-"""How questions are put, and how often each type is asked. All splits share the phrasings."""
+"""The wording of questions, and how often each type is asked. All splits share the phrasings."""
 
 NO_SOUND = "this recording has no sound."
 NO_PICTURE = "this recording has no picture."
@@ -163,7 +163,7 @@ COMP_TYPES = (
     "caption_both",
 )
 
-# Small talk: answer -> what it answers.
+# Small talk: answer -> the remarks that it answers.
 TALK = {
     "hello! ask me about a recording.": ("hello.", "hi!", "hello there.", "good morning."),
     "you are welcome.": ("thank you.", "thanks!", "thank you very much."),

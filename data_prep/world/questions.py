@@ -1,8 +1,8 @@
 """Questions about an episode and their answers.
 
 Every closed type is balanced by construction: its answer is a free choice of the scene's sampler (a colour, a
-word, which of two random moments comes first), and what the question is about is picked without a
-look at it. That is why a kind of sound that is put into a scene on purpose never answers "what do you hear?".
+word, which of two random moments comes first), and its subject is picked without looking at it. A kind of
+sound that is put into a scene on purpose therefore never answers "what do you hear?".
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Question:
 
 
 def ask(episode: Episode, rng: random.Random, count: int | None = None) -> list[Question]:
-    """Up to `count` questions about an episode, of different types as far as they go; all types when None."""
+    """Up to `count` questions about an episode, of different types if possible; of all types if None."""
     if episode.form == "chat":
         return _several(lambda: _chat(rng), 4 if count is None else count)
     if episode.form == "two":
@@ -91,7 +91,7 @@ def _several(make: Callable[[], Question], count: int) -> list[Question]:
 def _has_times(scene: Scene, rng: random.Random) -> bool:
     """Whether to ask for a time.
 
-    Clips of two windows know only two of the three times: asked rarely, they leave no time a good guess.
+    Clips of two windows have only two of the three times; asking rarely keeps each a poor guess.
     """
     return scene.windows > 2 or (scene.windows == 2 and rng.random() < 0.1)
 
@@ -197,7 +197,7 @@ def _sound_names(sound: Sound) -> dict[str, str]:
 
 
 def _together(scene: Scene, sounds: list[Sound], alone: bool) -> list[tuple[Shape, Sound]]:
-    """Shapes and sounds of the same window; only shapes that are alone in it where `alone` is true."""
+    """Shapes and sounds of the same window; if `alone`, only shapes without another in that window."""
     pairs = []
     for sound in sounds:
         shapes = [shape for shape in scene.shapes if shape.window == sound.window]
@@ -238,7 +238,7 @@ def _order(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _named(scene: Scene, rng: random.Random) -> Question | None:
-    """Only where the word is the name of some shape: else the word alone would give the answer away.
+    """Only if the word is the name of some shape; otherwise the word alone would give the answer away.
 
     The answer says what it heard before it judges: comparing sound with picture in one step was not learned.
     """

@@ -1,4 +1,4 @@
-"""Draws a scene at any size and any moments."""
+"""Draws a scene at any size and at any times."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def _sample_scene(rng: random.Random, split: str, form: str, objects: int) -> Sc
 
 
 def _in_order(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
-    """As captions tell them, so that one picture has one caption: by window, then by colour."""
+    """In the order of captions, so that one picture has one caption: by window, then by colour."""
     return tuple(sorted(shapes, key=lambda shape: (shape.window, COLOURS.index(shape.colour))))
 
 
@@ -325,7 +325,7 @@ def _point(xy: np.ndarray) -> tuple[float, float]:
 
 
 def _apart(begin: np.ndarray, shift: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Which tries keep all shapes apart all the time: begin, shift [tries, shapes, 2] -> bool [tries]."""
+    """Which tries keep all shapes apart throughout: begin, shift [tries, shapes, 2] -> bool [tries]."""
     good = np.ones(len(begin), bool)
     for a in range(begin.shape[1]):
         for b in range(a):

@@ -103,7 +103,7 @@ class WorldSource:
         )
 
     def _chance(self, episode: Episode) -> random.Random:
-        """What decides which questions are asked about an episode."""
+        """The random stream that decides which questions are asked about an episode."""
         return rng_for("questions", self.split, self.seed, episode.index)
 
     def _asked(self, episode: Episode, rng: random.Random) -> list[questions.Question]:
@@ -170,7 +170,7 @@ class WorldSource:
         """One clip with captions and labels; each round past the end words the captions in another way.
 
         A caption is None for a modality that the clip lacks, and `both` is None unless it has the two. The
-        labels' `timeline_both` tells whatever there is.
+        labels' `timeline_both` covers whatever the clip has.
         """
         turn, index = divmod(index, len(self))
         scene = self.episode(index, pairs=True).scenes[0]
@@ -215,7 +215,7 @@ def captions_of(scene: Scene, phrasing: int = 0) -> dict[str, str | None]:
 
 
 def labels_of(scene: Scene) -> dict[str, Any]:
-    """What there is to see and hear, as values and as timelines."""
+    """What is seen and heard, as values and as timelines."""
     voices = [s for s in scene.sounds if s.kind == "voice"]
     return {
         "timeline_video": describe.timeline(scene, "video"),

@@ -1,4 +1,4 @@
-"""Spoken words from espeak-ng, in this process, the same bit for bit wherever they are made.
+"""Spoken words from espeak-ng, in this process, bit for bit the same on every machine.
 
 espeak-ng keeps state between utterances (phase, flutter, random numbers) that `espeak_Terminate` does not
 clear, so the sound of a word depends on what was said before. Loading the library afresh for each utterance
@@ -37,7 +37,7 @@ _lock = threading.Lock()
 def say(split: str, word: str, voice: str, emotion: str, take: int) -> np.ndarray:
     """A spoken word, float32 [samples] at 16 kHz with a peak of at most 1.
 
-    `take` may be any number: it is cut down to the takes of the split, and no two splits share one.
+    `take` may be any number: it is reduced to the takes of the split, and no two splits share one.
     """
     take %= TAKES[split]
     return _say(split, word, voice, emotion, take).astype(np.float32) / 32767

@@ -1,4 +1,4 @@
-"""`mllm bench media`: what the care of `media.load_clip` costs, beside a decord loop that takes none."""
+"""`mllm bench media`: reading recordings with `load_clip`, beside a plain decord loop."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bench_media(
             _measure(file, size, frames, repeats)
             for file in files or [made_up(Path(folder) / "made-up.mp4", seconds)]
         ]
-        # Small pictures, or making it up would take longer than it is worth.
+        # Small pictures, since larger ones would take long to encode.
         film = made_up(Path(folder) / "long.mp4", long, 160, 90) if long else None
         pieces = _in_pieces(film, size, repeats) if film else None
     ratios = [row["ratio"] for row in rows if row["ratio"]]
@@ -118,12 +118,12 @@ def _measure(file: Path, size: int, frames: int, repeats: int) -> dict[str, Any]
     except Exception:  # its errors share no base class
         del ways["decord"]
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats + 1):  # taking turns, so that another load on the machine strikes all alike
+    for _ in range(repeats + 1):  # in turn, so that other load on the machine affects all of them equally
         for name, way in ways.items():
             begin = time.perf_counter()
             way()
             times[name].append(time.perf_counter() - begin)
-    # The fastest: what is slower had to wait for something else on the machine.
+    # The fastest run: slower ones waited for something else on the machine.
     speeds = {name: frames / min(taken[1:]) for name, taken in times.items()}
     decords = speeds.get("decord")
     pairs = zip(times["isolated"][1:], times["with_sound"][1:], strict=True)

@@ -93,7 +93,7 @@ def measure(size: QFormerSize, steps: int) -> list[dict[str, Any]]:
     times: dict[str, list[float]] = {name: [] for name in modules}
     # As in training, where the tower below wants its gradient.
     features = torch.randn(size.windows, size.tokens, size.context_width, device=device, requires_grad=True)
-    for _ in range(steps + 2):  # taking turns, so that another load on the machine strikes all alike
+    for _ in range(steps + 2):  # in turn, so that other load on the machine affects all of them equally
         for name, module in modules.items():
             module.to(device).train()
             begin = time.perf_counter()

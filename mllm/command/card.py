@@ -17,7 +17,7 @@ def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> di
     """What `write_model_card` takes, gathered from the folder's own files and from scores.
 
     Args:
-        folder: a checkpoint folder; experiment.yaml and metrics.json in it are used where they are.
+        folder: a checkpoint folder; its experiment.yaml and metrics.json are used if present.
         scores: what `mllm eval world` wrote as metrics.json.
     """
     folder = Path(folder)

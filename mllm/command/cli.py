@@ -87,7 +87,7 @@ def root(
 
 
 def before_torch() -> None:
-    """Sets what is read once, when torch is loaded; what the user has set wins.
+    """Sets variables that torch reads once, on import; the user's own values win.
 
     Threads that spin while they wait for one another make two-thread work ten times slower, and more, as soon
     as the machine has anything else to do (`scripts/wait_policy.py` measures it).
@@ -98,7 +98,7 @@ def before_torch() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `mllm` and exits: 0 if all went well, else with the error's `exit_status`."""
     before_torch()
-    # Nor do processes that this one starts import from the working folder, those of vLLM and torch included.
+    # Child processes, those of vLLM and torch included, do not import from the working folder either.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         log.set_up()
@@ -152,6 +152,6 @@ def _verb(function: Callable[..., Any], name: str, context_settings: dict[Any, A
 
 
 if __name__ == "__main__":
-    if not sys.flags.safe_path:  # `python -m` puts the working folder first: ours go before a user's train.py
+    if not sys.flags.safe_path:  # `python -m` puts the working folder first
         sys.path.append(sys.path.pop(0))
     main()

@@ -57,7 +57,7 @@ class ChatForm:
         end: what ends an answer, up to and with `end_token`; the model writes it.
         end_token: a special token.
         strip: white space around a text is dropped.
-        escaped: what nobody can type: special tokens, and role markers that are plain text.
+        escaped: what is escaped in users' text: special tokens, and role markers that are plain text.
     """
 
     opening: str

@@ -96,7 +96,7 @@ def learn_form(template: Template, special: Sequence[str]) -> ChatForm:
 
 
 def _with_system(form: ChatForm, template: Template) -> ChatForm:
-    """The form with its place for a system message; as it is if the template refuses, drops or moves it."""
+    """The form with its place for a system message; unchanged if the template refuses, drops or moves it."""
     system = [{"role": "system", "content": _SYSTEM}]
     try:
         before, after, _ = _split(template(system + _turns(_USER[0]), True), _SYSTEM, _USER[0])
