@@ -35,7 +35,7 @@ from mllm.media.places import is_data_uri
 from mllm.media.sources import data_uri
 from mllm.vllm import api as vllm_api
 from mllm.vllm.recordings import (
-    Recording,
+    ServedRecording,
     check_size,
     limits_from_environment,
     read_file,
@@ -59,7 +59,7 @@ class MediaFailed(GracefulHTTPError):
     """One line, with the status of the error behind it."""
 
 
-class RecordingIO(MediaIO[Recording]):
+class RecordingIO(MediaIO[ServedRecording]):
     """Turns the bytes that the connector has fetched into a recording."""
 
     def __init__(self, processor: Any, modality: str):
@@ -71,17 +71,17 @@ class RecordingIO(MediaIO[Recording]):
     def get_max_bytes(self) -> int | None:
         return self.limits.max_bytes
 
-    def load_bytes(self, data: bytes) -> Recording:
+    def load_bytes(self, data: bytes) -> ServedRecording:
         check_size(len(data), self.limits, f"this {self.modality}")
         return read_recording(self.processor, data, self.modality)
 
-    def load_base64(self, media_type: str, data: str) -> Recording:
+    def load_base64(self, media_type: str, data: str) -> ServedRecording:
         return self.load_data_uri(f"data:{media_type};base64,{data}")
 
-    def load_data_uri(self, uri: str) -> Recording:
+    def load_data_uri(self, uri: str) -> ServedRecording:
         return self.load_bytes(data_uri(uri, self.limits))
 
-    def load_file(self, filepath: Path) -> Recording:
+    def load_file(self, filepath: Path) -> ServedRecording:
         return self.load_bytes(read_file(filepath, self.limits))
 
 
@@ -156,12 +156,12 @@ class MllmMediaConnector(MediaConnector):
             )
         return media_io.load_file(path)
 
-    def _read(self, modality: str, url: str) -> Recording | None:
+    def _read(self, modality: str, url: str) -> ServedRecording | None:
         """The recording, prepared for our model; None if another model is served, for which vLLM reads."""
         processor = served_processor()
         return processor and self.load_from_url(url, RecordingIO(processor, modality))
 
-    async def _read_async(self, modality: str, url: str) -> Recording | None:
+    async def _read_async(self, modality: str, url: str) -> ServedRecording | None:
         processor = served_processor()
         if processor is None:
             return None

@@ -52,7 +52,7 @@ from mllm.models.encoded import MediaFeatures
 from mllm.models.model import SIDE_OF, MediaEncoder, weight_shapes
 from mllm.models.processor import PLACEHOLDERS, MllmProcessor
 from mllm.models.sides import SIDES
-from mllm.vllm.recordings import Recording, read_recording, settings_of, use_processor
+from mllm.vllm.recordings import ServedRecording, read_recording, settings_of, use_processor
 
 Layout = list[WindowLayout]
 
@@ -121,8 +121,9 @@ class RecordingParser(MultiModalDataParser):
         items = data if isinstance(data, list) else [data]
         return RecordingItems([self._recording(modality, item) for item in items], modality)
 
-    def _recording(self, modality: str, item: Any) -> Recording | None:
-        if item is None or isinstance(item, Recording):  # None: the client referred to a cached item by uuid
+    def _recording(self, modality: str, item: Any) -> ServedRecording | None:
+        # None: the client referred to a cached item by its uuid.
+        if item is None or isinstance(item, ServedRecording):
             return item
         if isinstance(item, MediaWithBytes):  # from vLLM's own connector
             item = item.original_bytes
@@ -166,9 +167,9 @@ class MllmDummyInputsBuilder(BaseDummyInputsBuilder[MllmProcessingInfo]):
             Window(i * seconds, (i + 1) * seconds, frames, silence) for i in range(processor.max_windows)
         ]
 
-        def dummy(modality: str) -> Recording:
+        def dummy(modality: str) -> ServedRecording:
             features = processor.media_from_windows(windows[:1] if modality == "image" else windows, modality)
-            return Recording(None, modality, f"dummy {modality}", features, settings_of(processor))
+            return ServedRecording(None, modality, f"dummy {modality}", features, settings_of(processor))
 
         return {modality: [dummy(modality)] * mm_counts.get(modality, 0) for modality in PLACEHOLDERS}
 

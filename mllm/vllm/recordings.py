@@ -55,7 +55,7 @@ def limits_from_environment() -> MediaLimits:
 
 
 @dataclass(frozen=True)
-class Recording:
+class ServedRecording:
     """One media item with its features.
 
     Attributes:
@@ -133,7 +133,7 @@ def settings_of(processor: MllmProcessor) -> tuple:
     return processor.spec, json.dumps(processor.sides, sort_keys=True)
 
 
-def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Recording:
+def read_recording(processor: MllmProcessor, source: Any, modality: str) -> ServedRecording:
     """Decodes a recording, cuts it and computes its features, or takes them from the cache.
 
     Args:
@@ -159,7 +159,7 @@ def read_recording(processor: MllmProcessor, source: Any, modality: str) -> Reco
         with in_flight(f"{modality}{size}, sha256 {digest[:16]}…"):
             features = _read(processor, source, modality)
         _features.put(key, features)
-    return Recording(source, modality, digest, features, settings)
+    return ServedRecording(source, modality, digest, features, settings)
 
 
 def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures:
