@@ -36,7 +36,7 @@ def show(
     file: Annotated[str, typer.Argument(help="A JSONL file of records, or a source such as world:val.")],
     row: Annotated[int, typer.Option(min=1, help="Which record, from 1.")] = 1,
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint whose processor reads it; the shipped one.")
+        str | None, typer.Option(help="Checkpoint whose processor reads it; by default the one that ships.")
     ] = None,
     out: Annotated[
         Path | None,

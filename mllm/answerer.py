@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mllm.errors import MediaError
-from mllm.models.checkpoint import find_default_checkpoint, load
+from mllm.models.checkpoint import find_shipped, load
 from mllm.models.encoded import IGNORE, Encoded, MediaFeatures, collate_media
 from mllm.models.processor import MllmProcessor
 from mllm.records import chat
@@ -108,13 +108,13 @@ class Answerer:
         """The answerer of a checkpoint; `options` go to the class.
 
         Args:
-            checkpoint: as in `mllm.load`; None takes the checkpoint that ships with mllm.
+            checkpoint: as in `mllm.load`; None takes the default one that ships.
             device: by default a GPU if there is one.
 
         Raises:
             MllmError: if there is no such checkpoint.
         """
-        checkpoint = find_default_checkpoint() if checkpoint is None else checkpoint
+        checkpoint = find_shipped() if checkpoint is None else checkpoint
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(checkpoint, dtype=dtype, device=device)
         return cls(model, processor, name=str(checkpoint), **options)

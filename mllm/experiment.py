@@ -212,7 +212,7 @@ class Experiment(Section):
     name: str = Field(default="nano", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=0, ge=0)
     output: str = "runs"  # run folders are <output>/<name>/<stage>
-    start: str | None = None  # a checkpoint to begin from in place of `model`; "nano": the one that ships
+    start: str | None = None  # a checkpoint to begin from in place of `model`; "nano": one that ships
     model: Model = Model()
     data: Data = Data()
 

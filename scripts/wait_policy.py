@@ -31,11 +31,12 @@ def works(folder: Path) -> dict[str, list[str]]:
     stage |= {"compile": "false", "num_threads": "null"}
     settings = [f"contrastive.{name}={value}" for name, value in stage.items()]
     train = ["train", "contrastive", str(ROOT / "configs/nano.yaml"), "start=nano", "text.steps=0", *settings]
-    world = ["eval", "world", "--media", "arrays", "--split", "val", "--clips", "16", "--no-blind"]
+    world = ["eval", "world", "--model", "nano", "--media", "arrays", "--split", "val", "--clips", "16"]
+    index = ["--index", str(folder / "index")]
     return {
         "train": [*train, "data.workers=0", f"output={folder / 'runs'}", "--restart"],
-        "eval": [*world, "--search-clips", "0", "--out", str(folder / "eval")],
-        "index": ["index", "add", str(folder / "world"), "--index", str(folder / "index"), "--rebuild"],
+        "eval": [*world, "--no-blind", "--search-clips", "0", "--out", str(folder / "eval")],
+        "index": ["index", "add", str(folder / "world"), "--model", "nano", *index, "--rebuild"],
     }
 
 

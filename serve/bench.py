@@ -54,7 +54,7 @@ PLANS = {
 LIMITS = (1.0, 2.0)  # s, of the 95th percentile of the latency of mixed requests
 
 
-Checkpoint = Annotated[Path | None, typer.Argument(help="Checkpoint; by default the shipped one.")]
+Checkpoint = Annotated[Path | None, typer.Argument(help="Checkpoint; by default nano, or what --size says.")]
 SizeOption = Annotated[
     Size, typer.Option(help="135m: a random decoder of SmolLM2-135M's dimensions, made on the fly.")
 ]
@@ -110,7 +110,7 @@ def _both_engines(
     """Starts both engines with the same weights, until the stack is closed; also returns their settings."""
     from rich.console import Console
 
-    from mllm.models.checkpoint import find_default_checkpoint
+    from mllm.models.checkpoint import find_shipped
     from serve.bench_engines import HuggingFace, Vllm
     from serve.bench_models import random_checkpoint
     from serve.bench_rounds import Bench
@@ -121,7 +121,7 @@ def _both_engines(
         status.update("making a random decoder …")
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mllm-bench-"))
         checkpoint = random_checkpoint(Path(folder) / "random-135m")
-    checkpoint = find_default_checkpoint() if checkpoint is None else checkpoint
+    checkpoint = find_shipped("nano") if checkpoint is None else checkpoint
     server = None
     if url is None:
         status.update("starting vLLM …")

@@ -179,7 +179,7 @@ def parse_serve_words(words: Sequence[str], model: str | None) -> tuple[str | Pa
     Raises:
         MllmError: the checkpoint is named twice, or after flags, where vLLM would ignore it.
     """
-    from mllm.models.checkpoint import find_default_checkpoint
+    from mllm.models.checkpoint import find_shipped
 
     flags = list(words)
     named = flags.pop(0) if flags and not flags[0].startswith("-") else None
@@ -194,7 +194,7 @@ def parse_serve_words(words: Sequence[str], model: str | None) -> tuple[str | Pa
     if named is not None and model is not None:
         raise MllmError(f"two checkpoints, {named} and --model {model}: name one")
     chosen = model if named is None else named
-    return (find_default_checkpoint() if chosen is None else chosen), flags
+    return (find_shipped() if chosen is None else chosen), flags
 
 
 def _is_checkpoint(word: str) -> bool:

@@ -84,9 +84,9 @@ def run(checkpoint: str | None, media: str | None, question: str | None, out: Pa
 
     console = Console(highlight=False)
     if checkpoint is None:
-        from mllm.models.checkpoint import find_default_checkpoint
+        from mllm.models.checkpoint import find_shipped
 
-        checkpoint = str(find_default_checkpoint())
+        checkpoint = str(find_shipped())
     if media is not None:
         if not Path(media).exists():
             raise MllmError(f"no such file: {media}")

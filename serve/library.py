@@ -212,9 +212,9 @@ def _open_to_search(model: str | None, index: Path) -> Index:
     found = filled_by(index)  # raises if there is no index, before a model is loaded
     folder = model or found
     if folder is None:
-        from mllm.models.checkpoint import find_default_checkpoint
+        from mllm.models.checkpoint import find_shipped
 
-        folder = str(find_default_checkpoint())
+        folder = str(find_shipped())
     text_embedder = TextEmbedder.from_pretrained(folder)
     if text_embedder is not None:
         with suppress(ConfigError):  # on a mismatch the full model decides

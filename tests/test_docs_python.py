@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.models.checkpoint import DEFAULT_CHECKPOINT
+from mllm.models.checkpoint import find_shipped
 from tests.media_files import make, tone
 from tests.test_answerer_remote import Server
 from tests.train.conftest import write_tiny_experiment
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     (tmp_path / "configs").mkdir()
     write_tiny_experiment(tmp_path, name="smoke", output="runs").rename(tmp_path / "configs/smoke.yaml")
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/nano").symlink_to(DEFAULT_CHECKPOINT, target_is_directory=True)
+    (tmp_path / "checkpoints/nano").symlink_to(find_shipped("nano"), target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

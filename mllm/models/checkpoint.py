@@ -43,14 +43,16 @@ if TYPE_CHECKING:
     from mllm.models.model import MllmForConditionalGeneration
     from mllm.models.processor import MllmProcessor
 
-DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "nano"
+SHIPPED = Path(__file__).parents[1] / "checkpoints"  # a folder for each, which its name alone finds
+NAMES = ("nano", "small")
+DEFAULT = "nano"  # where no checkpoint is named
 ADAPTER = "adapter"  # folder inside a checkpoint folder
 STAGES = "mllm.stages"  # entry point group: the stages of training, with their order
 
 __all__ = [
     "build_model",
     "experiment_file",
-    "find_default_checkpoint",
+    "find_shipped",
     "load",
     "load_processor",
     "merge_lora",
@@ -71,18 +73,19 @@ def __getattr__(name: str) -> Any:
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def find_default_checkpoint() -> Path:
-    """The nano checkpoint that ships with the package.
+def find_shipped(name: str | None = None) -> Path:
+    """The folder of a checkpoint that ships with the package; None: of the default.
 
     Raises:
         MllmError: if it is missing.
     """
-    if not (DEFAULT_CHECKPOINT / "config.json").is_file():
+    folder = SHIPPED / (name or DEFAULT)
+    if not (folder / "config.json").is_file():
         raise MllmError(
-            f"the nano checkpoint is missing ({DEFAULT_CHECKPOINT}): name a checkpoint folder, or train one "
-            "with `mllm train all configs/nano.yaml`"
+            f"the checkpoint {folder.name} is missing ({folder}): name a checkpoint folder, or train one "
+            f"with `mllm train all configs/{folder.name}.yaml`"
         )
-    return DEFAULT_CHECKPOINT
+    return folder
 
 
 def load(
@@ -95,7 +98,7 @@ def load(
 
     Args:
         folder: a checkpoint folder, a run folder, an adapter folder (which names its base), or a hub id; None
-            loads the checkpoint that ships with mllm.
+            loads the default one of those that ship with mllm.
         merge: whether LoRA deltas are merged into the weights; False returns the PeftModel.
 
     Raises:
@@ -187,13 +190,14 @@ def load_processor(folder: str | Path | None = None) -> MllmProcessor:
 def resolve(folder: str | Path | None) -> tuple[str, Path | None]:
     """Resolves what `load` takes to (base folder or hub id, adapter folder or None).
 
-    None and "nano" name the checkpoint that ships with mllm.
+    Those that ship with mllm are known by name unless there is something of that name here; None is the
+    default among them.
 
     Raises:
         MllmError: if a folder holds no checkpoint.
     """
-    if folder is None or (str(folder) == "nano" and not Path("nano").exists()):
-        return str(find_default_checkpoint()), None
+    if folder is None or (str(folder) in NAMES and not Path(folder).exists()):
+        folder = find_shipped(None if folder is None else str(folder))
     if not str(folder).strip():
         raise MllmError("the checkpoint's name is empty: give a checkpoint folder, a run folder or a hub id")
     path = Path(folder)

@@ -121,14 +121,14 @@ class Embedder:
         features: str | Path | None = None,
         **options,
     ) -> Embedder:
-        """The embedder of a checkpoint folder or hub id; None takes the checkpoint that ships with mllm.
+        """The embedder of a checkpoint folder or hub id; None takes the default one that ships.
 
         Args:
             features: folder in which `mllm.models.feature_cache` keeps the towers' outputs.
         """
-        from mllm.models.checkpoint import find_default_checkpoint, load
+        from mllm.models.checkpoint import find_shipped, load
 
-        folder = find_default_checkpoint() if folder is None else folder
+        folder = find_shipped() if folder is None else folder
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, processor = load(folder, dtype=dtype, device=device)
         if features is not None:

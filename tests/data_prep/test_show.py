@@ -100,16 +100,14 @@ def test_records_are_picked_from_sources_and_missing_rows_are_named(monkeypatch:
         show.pick("x.jsonl", 2)
 
 
-def test_a_written_world_is_shown_with_the_shipped_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_written_world_is_shown_with_a_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Nothing stands in for anything here: real files, the real processor."""
     from data_prep.world.source import open_world
     from data_prep.world.write import write_world
 
     folder, sheet = tmp_path / "world", tmp_path / "sheet.png"
     write_world(folder, open_world("val,clips=1,media=av"), workers=1)
-    show.show(str(folder / "records.jsonl"), row=1, model=None, out=sheet)
+    show.show(str(folder / "records.jsonl"), row=1, model="nano", out=sheet)
     assert "<|assistant|>" in capsys.readouterr().out
     assert sheet.stat().st_size > 0
 

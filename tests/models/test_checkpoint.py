@@ -196,9 +196,10 @@ def test_what_is_no_checkpoint_is_named(tmp_path, monkeypatch):
         checkpoint.load(tmp_path / "missing")
     with pytest.raises(MllmError, match="no config.json"):
         checkpoint.load(tmp_path)
-    monkeypatch.setattr(checkpoint, "DEFAULT_CHECKPOINT", tmp_path / "nano")
-    with pytest.raises(MllmError, match=r"mllm train all configs/nano\.yaml"):
-        checkpoint.load(None)
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    for named, name in ((None, checkpoint.DEFAULT), ("nano", "nano")):
+        with pytest.raises(MllmError, match=rf"mllm train all configs/{name}\.yaml"):
+            checkpoint.load(named)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')
@@ -294,9 +295,9 @@ def test_a_checkpoint_without_some_weights_is_refused_not_filled_with_chance(tmp
         checkpoint.load(folder)
 
 
-def test_nano_is_the_one_that_ships_unless_a_folder_here_is_called_so(tmp_path, monkeypatch):
+def test_nano_is_one_that_ships_unless_a_folder_here_is_called_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert checkpoint.resolve("nano") == checkpoint.resolve(None)
+    assert checkpoint.resolve("nano") == (str(checkpoint.SHIPPED / "nano"), None)
     (tmp_path / "nano").mkdir()
     with pytest.raises(MllmError, match="nano holds no checkpoint"):
         checkpoint.resolve("nano")

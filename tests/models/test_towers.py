@@ -286,7 +286,7 @@ def test_the_cut_is_known_before_there_is_a_model():
 
 def test_what_earlier_versions_wrote_is_read():
     """The shipped checkpoint is one of theirs."""
-    folder = checkpoint.find_default_checkpoint()
+    folder = checkpoint.find_shipped("nano")
     written = json.loads((folder / "config.json").read_text())
     assert "sides" not in written
     config = MllmConfig.from_pretrained(folder)

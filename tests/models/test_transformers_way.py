@@ -11,7 +11,7 @@ import torch
 
 from mllm.answerer import Answerer
 from mllm.errors import ChatError
-from mllm.models.checkpoint import DEFAULT_CHECKPOINT, load
+from mllm.models.checkpoint import find_shipped, load
 from mllm.records.answers import Generation
 from tests.media_files import make
 from tests.tiny import ask, clip, still, tiny
@@ -145,12 +145,12 @@ def test_auto_classes_load_a_checkpoint_after_import_mllm_alone(order, tmp_path)
         sys.executable,
         "-c",
         IMPORTS[order] + LOADS,
-        str(DEFAULT_CHECKPOINT),
+        str(find_shipped("nano")),
         str(tmp_path / "noise.wav"),
     ]
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     content = [{"type": "audio", "audio": str(tmp_path / "noise.wav")}, {"type": "text", "text": "What?"}]
-    answerer = Answerer(*load(DEFAULT_CHECKPOINT), generation=Generation(max_tokens=8))
+    answerer = Answerer(*load("nano"), generation=Generation(max_tokens=8))
     (answer,) = answerer.answer([[{"role": "user", "content": content}]])
     assert said == f"MllmConfig {answer}"
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.models.checkpoint import find_default_checkpoint, save
+from mllm.models.checkpoint import find_shipped, save
 from mllm.search.embedder import Embedder
 from mllm.search.index import Index
 from mllm.search.text_embedder import TextEmbedder
@@ -30,7 +30,7 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 
 def test_it_says_what_the_model_says(checkpoint):
-    for folder in (checkpoint, find_default_checkpoint()):
+    for folder in (checkpoint, find_shipped("nano")):
         whole, text_side = Embedder.from_pretrained(folder), TextEmbedder.from_pretrained(folder)
         assert text_side is not None
         assert (text_side.name, text_side.dim) == (whole.name, whole.dim)
@@ -41,7 +41,7 @@ def test_it_says_what_the_model_says(checkpoint):
 def test_the_fingerprint_is_that_of_earlier_indexes():
     """Indexes are stamped with it: another way to compute it would make all of them foreign."""
     stamp = "dd9565080eb4"
-    assert TextEmbedder.from_pretrained(find_default_checkpoint()).fingerprint().startswith(stamp)
+    assert TextEmbedder.from_pretrained(find_shipped("nano")).fingerprint().startswith(stamp)
 
 
 def changed(checkpoint: Path, folder: Path, file: str, **values) -> Path:
@@ -101,8 +101,9 @@ def test_a_folder_that_is_not_one_whole_checkpoint_needs_the_whole_model(checkpo
         assert caplog.messages[-1].startswith(f"queries need the whole model of {folder}: {reason}")
 
 
-def test_an_index_opens_with_the_model_that_filled_it(checkpoint, tmp_path):
-    assert Index.open(tmp_path / "shipped").embedder.name == str(find_default_checkpoint().resolve())
+def test_an_index_opens_with_the_model_that_filled_it(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("mllm.models.checkpoint.DEFAULT", "nano")
+    assert Index.open(tmp_path / "shipped").embedder.name == str(find_shipped("nano").resolve())
     Index.open(tmp_path / "own", Embedder.from_pretrained(checkpoint))
     assert Index.open(tmp_path / "own").embedder.name == str(checkpoint)
 

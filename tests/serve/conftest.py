@@ -16,53 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.experiment import Model
-from mllm.models.checkpoint import DEFAULT_CHECKPOINT, build_model, load, save
+from mllm.models.checkpoint import find_shipped, load
 
 RATE = 16000
 MAX_MB, MAX_SECONDS = 60.0, 700.0  # what the test server accepts
-TEXTS = [
-    "What is seen and heard? A red star moves left while a bell rings twice.",
-    "Which colour has the circle? Blue. How many beeps are heard? Three.",
-    "When does the tone begin? [00:02] The voice says yes, then no.",
-]
-DECODER = {
-    "type": "llama",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
-
-
-def random_model() -> tuple[Any, Any]:
-    """(model, processor) with random weights, scaled so that media decide the next token."""
-    torch.manual_seed(0)
-    model, processor = build_model(Model(tokenizer_vocab=400, decoder=DECODER), TEXTS * 20)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            # From transformers' 0.02 every layer is a small change: media would drown in the embeddings.
-            if parameter.dim() > 1 and "queries" not in name and "embed" not in name:
-                parameter.mul_(4.0)
-            if "patch_embeddings" in name:
-                parameter.mul_(40.0)
-        model.model.language_model.embed_tokens.weight.mul_(10.0)
-    return model.eval(), processor
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint(tmp_path_factory) -> Path:
-    return save(*random_model(), tmp_path_factory.mktemp("random") / "random-nano")
-
-
-@pytest.fixture(scope="session")
-def checkpoint(request) -> Path:
-    """The shipped checkpoint; before there is one, random weights."""
-    if (DEFAULT_CHECKPOINT / "config.json").is_file():
-        return DEFAULT_CHECKPOINT
-    return request.getfixturevalue("random_checkpoint")
+def checkpoint() -> Path:
+    return find_shipped("nano")
 
 
 @pytest.fixture(scope="session")

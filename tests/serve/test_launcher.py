@@ -389,7 +389,7 @@ def test_a_damaged_checkpoint_is_told_before_vllm_starts(folder, on_cpu):
         (["CKPT", "--model", "other"], "two checkpoints, CKPT and --model other"),
         (["--model", "/no/such/folder"], "no checkpoint at /no/such/folder"),
         (["--model", ""], "name is empty"),
-        (["--config", "FILE"], "vllm.yaml names the model other"),
+        (["CKPT", "--config", "FILE"], "vllm.yaml names the model other"),
     ],
 )
 def test_no_checkpoint_is_passed_over_for_the_one_that_ships(folder, on_cpu, capsys, words, says):
