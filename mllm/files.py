@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import hashlib
 import io
 import os
 import socket
@@ -18,6 +19,20 @@ from mllm.errors import MediaError, MllmError
 
 HOST = socket.gethostname()
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: MLLM_CACHE, or `mllm` in the user's cache folder (XDG)."""
+    if own := os.environ.get("MLLM_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "mllm"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_the_way(module: str) -> str | None:

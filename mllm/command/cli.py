@@ -39,6 +39,7 @@ HELP = {
     "index": "Fill the retrieval index with recordings.",
     "search": "Find recordings and moments by a description.",
     "eval": "Score a checkpoint or a server.",
+    "bases": "Fetch and check the pretrained models that checkpoints stand on.",
     "bench": "Measure speed: serving, media reading.",
 }
 

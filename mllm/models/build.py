@@ -9,6 +9,7 @@ import torch
 
 from mllm.errors import ChatError, ConfigError, MllmError
 from mllm.media.windows import WindowSpec
+from mllm.models.bases import base_folder
 from mllm.models.checkpoint_check import in_one_line
 from mllm.models.decoders import require_decoder
 from mllm.models.sides import SIDES
@@ -30,9 +31,10 @@ def build_model(
 ) -> tuple[MllmForConditionalGeneration, MllmProcessor]:
     """Builds a new model and its processor from the `model` section of an experiment.
 
-    Each of `decoder`, `video`, `audio`, `text` is a hub id or a folder (weights and config from there), or a
-    dict: with a `type` and fields of that type's transformers config (random weights), or, for a tower, with
-    `from`, a hub id or a folder, and the fields in which it differs. `video`, `audio` or `text` may be None.
+    Each of `decoder`, `video`, `audio`, `text` is a base (see `mllm.models.bases`), a hub id or a folder
+    (weights and config from there), or a dict: with a `type` and fields of that type's transformers config
+    (random weights), or, for a tower, with `from`, a base, a hub id or a folder, and the fields in which it
+    differs. `video`, `audio` or `text` may be None.
 
     Args:
         settings: `experiment.model`.
@@ -73,7 +75,7 @@ def _decoder(settings: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, An
     decoder = None
     if isinstance(settings.decoder, str):
         with in_one_line(f"model.decoder: {settings.decoder}", WRONG_PART):
-            decoder = AutoModelForCausalLM.from_pretrained(settings.decoder, dtype=torch.float32)
+            decoder = AutoModelForCausalLM.from_pretrained(base_folder(settings.decoder), dtype=torch.float32)
         if decoder.get_input_embeddings().num_embeddings < len(tokenizer):
             decoder.resize_token_embeddings(len(tokenizer))
         config = decoder.config
@@ -97,7 +99,7 @@ def _space_tokenizer(settings: Any) -> Any:
     if base is None:
         return None
     with in_one_line(f"model.text: the tokenizer of {base}", WRONG_PART):
-        return AutoTokenizer.from_pretrained(base)
+        return AutoTokenizer.from_pretrained(base_folder(base))
 
 
 def _model_config(
@@ -185,7 +187,7 @@ def _tokenizer(
 
     if isinstance(settings.decoder, str):
         with in_one_line(f"model.decoder: the tokenizer of {settings.decoder}", WRONG_PART):
-            tokenizer = AutoTokenizer.from_pretrained(settings.decoder)
+            tokenizer = AutoTokenizer.from_pretrained(base_folder(settings.decoder))
     elif texts is None:
         raise ConfigError(
             "model.decoder starts from nothing: give build_model texts to train its tokenizer on"
@@ -235,7 +237,7 @@ def _config(component: str | Mapping[str, Any], part: str, **fixed: Any) -> PreT
 
     if isinstance(component, str):
         with in_one_line(f"model.{part}: {component}", WRONG_PART):
-            config = AutoConfig.from_pretrained(component)
+            config = AutoConfig.from_pretrained(base_folder(component))
         config.update(fixed)
         return config
     fields = dict(component)

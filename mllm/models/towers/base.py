@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.errors import ConfigError
+from mllm.models.bases import base_folder
 
 
 class WindowSize(NamedTuple):
@@ -156,7 +157,7 @@ class Tower(nn.Module):
 
     @classmethod
     def pretrained_state(cls, name: str) -> dict[str, torch.Tensor]:
-        """The encoder's weights from a hub id or a folder, float32."""
+        """The encoder's weights from a base, a hub id or a folder, float32."""
         return whole_state(cls.encoder_class, name, **cls.encoder_options)
 
     @classmethod
@@ -165,7 +166,7 @@ class Tower(nn.Module):
         return value
 
     def load_pretrained(self, name: str) -> None:
-        """Loads the encoder's weights from a hub id or a folder.
+        """Loads the encoder's weights from a base, a hub id or a folder.
 
         Raises:
             ConfigError: if a weight does not fit the tower; the message names the first one.
@@ -265,12 +266,15 @@ class TextTower(nn.Module):
 
 
 def whole_state(model_class: type[PreTrainedModel], name: str, **options: Any) -> dict[str, torch.Tensor]:
-    """The weights of a hub id or a folder, float32.
+    """The weights of a base, a hub id or a folder, float32.
 
     Raises:
         ConfigError: if weights of the model are missing, which transformers would initialise at random.
     """
-    model, found = model_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
+    folder = base_folder(name)
+    model, found = model_class.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, **options
+    )
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
             f"{name} does not fit the tower: it lacks {len(missing)} weights of a {model_class.__name__}, "

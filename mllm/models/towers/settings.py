@@ -1,4 +1,4 @@
-"""A tower as an experiment specifies it: a hub id, a folder, `{type: …}`, or `{from: …}` with changes."""
+"""A tower as an experiment specifies it: a base, a hub id, a folder, `{type: …}`, or `{from: …, …}`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from mllm.errors import ConfigError
+from mllm.models.bases import base_folder
 from mllm.models.checkpoint_check import in_one_line, read_json
 from mllm.models.towers import TextTower, Tower, WindowSize, config_from, find_tower
 
@@ -21,7 +22,7 @@ PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")  
 
 
 def base_of(part: Part | None) -> str | None:
-    """The hub id or folder of a tower's weights; None if they are initialised at random."""
+    """The base, hub id or folder of a tower's weights; None if they are initialised at random."""
     return part if isinstance(part, str) or part is None else part.get("from")
 
 
@@ -43,7 +44,7 @@ def tower_config(part: Part, name: str, window: WindowSize, **decided: Any) -> P
         values: dict[str, Any] = {"model_type": part["type"]}
     else:
         with in_one_line(f"model.{name}: {base}", WRONG_PART):
-            values, _ = PreTrainedConfig.get_config_dict(base)
+            values, _ = PreTrainedConfig.get_config_dict(base_folder(base))
     try:
         tower = find_tower(str(values.get("model_type")), kind)
     except ConfigError as error:
@@ -65,7 +66,7 @@ def preprocessing(base: str, wanted: Iterable[str]) -> dict[str, Any]:
     """Those of the `wanted` fields that are in the base's preprocessor files."""
     found: dict[str, Any] = {}
     for file in PREPROCESSORS if wanted else ():
-        path = cached_file(base, file, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(base_folder(base), file, _raise_exceptions_for_missing_entries=False)
         values = {} if path is None else read_json(Path(path))
         found = {key: values[key] for key in wanted if values.get(key) is not None} | found
     return found
