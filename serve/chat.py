@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mllm.errors import MediaError, MllmError
 from mllm.media.recording import probe
 from mllm.records import chat
-from mllm.records.answers import Backend
+from mllm.records.answers import Backend, Generation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,36 @@ MODALITIES = ("video", "audio", "image")
 HELP = "/video FILE  /audio FILE  /image FILE  add to the next question    /clear  start anew    /quit"
 
 Media = list[tuple[str, str]]  # (modality, path or URL)
+
+
+def make_backend(
+    checkpoint: str | None,
+    url: str | None,
+    served_model: str | None,
+    generation: Generation,
+    isolated: bool = False,
+) -> Backend:
+    """A server's model if `url` is given, else a checkpoint in this process.
+
+    Raises:
+        MllmError: if there is no such checkpoint or server, or the arguments exclude each other.
+    """
+    if url is None:
+        if served_model is not None:
+            raise MllmError(
+                "--served-model names a model at --url: give that too, or a checkpoint as --model"
+            )
+        from mllm.answerer import Answerer
+
+        return Answerer.from_pretrained(checkpoint, generation=generation, isolated=isolated)
+    if checkpoint is not None:
+        raise MllmError(
+            f"--url asks a server, which has its own model: leave out the checkpoint {checkpoint}, or name "
+            "one of the server's models with --served-model"
+        )
+    from mllm.answerer_remote import RemoteAnswerer
+
+    return RemoteAnswerer(url, served_model, generation)
 
 
 def check(backend: Backend, modality: str, source: str, isolated: bool = False) -> str:
@@ -101,10 +131,11 @@ def ask_once(backend: Backend, media: Media, question: str, isolated: bool = Fal
     """Prints one answer as it is generated, then what the model saw. Returns the answer."""
     for modality, source in media:
         check(backend, modality, source, isolated)
-    return _answer(backend, [user_message(media, question)])
+    return print_answer(backend, [user_message(media, question)])
 
 
-def _answer(backend: Backend, messages: Sequence[chat.Message]) -> str:
+def print_answer(backend: Backend, messages: Sequence[chat.Message]) -> str:
+    """Prints an answer as it is generated, then what the model saw. Returns the answer."""
     from rich.console import Console
 
     pieces = []
@@ -157,7 +188,7 @@ def converse(backend: Backend, media: Media | None = None, isolated: bool = Fals
         else:
             turn = [*messages, user_message(waiting, line)]
             try:
-                answer = _answer(backend, turn)
+                answer = print_answer(backend, turn)
             except MllmError as error:
                 _print_error(console, error)
                 continue

@@ -143,27 +143,12 @@ def chat(
 
     mllm chat --video clip.mp4 --audio x.wav "Which bell is louder?"
     """
-    from mllm.records.answers import Backend, Generation
-    from serve.chat import ask_once, converse, parse_words
+    from mllm.records.answers import Generation
+    from serve.chat import ask_once, converse, make_backend, parse_words
 
     checkpoint, media, question = parse_words(words or [], model)
-    if url is None and served_model is not None:
-        raise MllmError("--served-model names a model at --url: give that too, or a checkpoint as --model")
     generation = Generation(max_tokens=max_tokens, temperature=temperature)
-    backend: Backend
-    if url is None:
-        from mllm.answerer import Answerer
-
-        backend = Answerer.from_pretrained(checkpoint, generation=generation, isolated=isolated)
-    elif checkpoint is not None:
-        raise MllmError(
-            f"--url asks a server, which has its own model: leave out the checkpoint {checkpoint}, or name "
-            "one of the server's models with --served-model"
-        )
-    else:
-        from mllm.answerer_remote import RemoteAnswerer
-
-        backend = RemoteAnswerer(url, served_model, generation)
+    backend = make_backend(checkpoint, url, served_model, generation, isolated)
     if question is None:
         converse(backend, media, isolated)
     else:

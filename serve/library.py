@@ -26,6 +26,15 @@ ModelOption = Annotated[
         "--model", help="Checkpoint folder or hub id. Default: the model that filled the index, or ours."
     ),
 ]
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        metavar="KEY=VALUE",
+        help="Only recordings with this attribute; also !=, <, <=, >, >=, or OpenAI's filter object in JSON. "
+        "Repeatable: all must hold.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -124,15 +133,7 @@ def search(
     modality: Annotated[
         str | None, typer.Option(help="video, audio or image alone. Default: picture and sound together.")
     ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            metavar="KEY=VALUE",
-            help="Only recordings with this attribute; also !=, <, <=, >, >=, or OpenAI's filter object in "
-            "JSON. Repeatable: all must hold.",
-        ),
-    ] = None,
+    where: FilterOption = None,
     index: IndexOption = DEFAULT_INDEX,
     model: ModelOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many recordings.")] = 10,
@@ -151,7 +152,7 @@ def search(
     filters = parse_filters(where or [])
     if not text.strip():
         raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
-    found = _open_to_search(model, index).find(text, k, modality, filters)
+    found = open_to_search(model, index).find(text, k, modality, filters)
     if as_json:
         rows = [_json(hit) for hits in found.values() for hit in hits]
         typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -168,7 +169,7 @@ def search(
         for i, hit in enumerate(hits[:3]):  # the best moments of a recording
             time = "" if hit.modality == "image" else f"{clock(hit.start)}–{clock(hit.end, up=True)}"
             modality_shown = "video+audio" if hit.modality == "both" else hit.modality
-            shown = Text(_short(hit.item.shown) if i == 0 else "")
+            shown = Text(short(hit.item.shown) if i == 0 else "")
             table.add_row(shown, time, modality_shown, f"{hit.score:.3f}")
     Console().print(table)
 
@@ -203,7 +204,7 @@ def _embedder(model: str | None, index: Path | None, features: Path | None = Non
     return Embedder.from_pretrained(model, features=features)
 
 
-def _open_to_search(model: str | None, index: Path) -> Index:
+def open_to_search(model: str | None, index: Path) -> Index:
     """Opens the index with just the text encoder of its model if possible, since torch is slow to import."""
     from mllm.errors import ConfigError
     from mllm.search.index import Index, filled_by
@@ -222,7 +223,8 @@ def _open_to_search(model: str | None, index: Path) -> Index:
     return Index.open(index, _embedder(model, index), create=False)
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
+    """A path relative to the working folder if it is below it."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

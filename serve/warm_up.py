@@ -6,7 +6,6 @@ Decoders, towers and kernels are loaded on first use; a small recording with pic
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import urllib.request
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mllm.records.openai_parts import media_url
 from serve.engine_settings import value_of
+from serve.mp4 import write_mp4
 
 QUESTIONS = 2  # at once, since several workers decode
 TIMEOUT = 120.0  # seconds
@@ -49,30 +49,12 @@ def warm_up(api: str, model: str, flags: Sequence[str] = ()) -> None:
 
 def synthetic_clip(seed: int, seconds: float = 4.0, size: int = 128, rate: int = 12) -> bytes:
     """An mp4 (H.264 + AAC) of drifting colours and a tone, which depend on the seed."""
-    import av
     import numpy as np
 
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:size, 0:size]
     hue, drift = random.uniform(0, 6, 3), random.uniform(2, 6, 3)
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
-        video.width = video.height = size
-        video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=16000)
-        audio.layout = "mono"
-        for index in range(int(seconds * rate)):
-            waves = [np.sin(rows / 20 + columns / 30 + hue[c] + drift[c] * index / rate) for c in range(3)]
-            pixels = ((np.stack(waves, -1) + 1) * 127).astype(np.uint8)
-            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(video.encode())
-        tone = np.sin(2 * np.pi * random.uniform(200, 900) * np.arange(int(16000 * seconds)) / 16000) * 0.3
-        for start in range(0, len(tone), 1024):
-            frame = av.AudioFrame.from_ndarray(
-                tone[None, start : start + 1024].astype(np.float32), format="fltp", layout="mono"
-            )
-            frame.sample_rate, frame.pts = 16000, start
-            container.mux(audio.encode(frame))
-        container.mux(audio.encode())
-    return buffer.getvalue()
+    moments = np.arange(int(seconds * rate))[:, None, None, None] / rate
+    waves = np.sin((rows / 20 + columns / 30)[None, :, :, None] + hue + drift * moments)
+    tone = np.sin(2 * np.pi * random.uniform(200, 900) * np.arange(int(16000 * seconds)) / 16000) * 0.3
+    return write_mp4(((waves + 1) * 127).astype(np.uint8), rate, tone.astype(np.float32))

@@ -38,6 +38,7 @@ HELP = {
     "chat": "Ask about a recording: once, or in a conversation.",
     "index": "Fill the retrieval index with recordings.",
     "search": "Find recordings and moments by a description.",
+    "ask": "Answer from the recordings in the index.",
     "eval": "Score a checkpoint or a server.",
     "bases": "Fetch and check the pretrained models that checkpoints stand on.",
     "bench": "Measure speed: serving, media reading.",
