@@ -12,6 +12,7 @@ from mllm.media.windows import WindowSpec
 from mllm.models.bases import base_folder
 from mllm.models.checkpoint_check import in_one_line
 from mllm.models.decoders import require_decoder
+from mllm.models.deltas import ROOTS, PartBase, find_base
 from mllm.models.sides import SIDES
 from mllm.models.towers import WindowSize
 from mllm.models.towers.settings import WRONG_PART, base_of, check_fields, tower_config
@@ -64,6 +65,7 @@ def build_model(
         model.tie_weights()
     model.model.match_projectors()
     _load_towers(model, settings)
+    model.bases = _bases(model, settings)
     model.generation_config = greedy_generation(config)
     return model, MllmProcessor.from_config(tokenizer, config, space_tokenizer)
 
@@ -149,6 +151,17 @@ def _load_towers(model: MllmForConditionalGeneration, settings: Any) -> None:
         if base := base_of(getattr(settings, name)):
             with in_one_line(f"model.{name}: {base}", WRONG_PART):
                 tower.load_pretrained(base)
+
+
+def _bases(model: MllmForConditionalGeneration, settings: Any) -> dict[str, PartBase]:
+    """The bases of the model's parts whose weights can be found again."""
+    names = model.state_dict().keys()
+    found = {
+        part: find_base(part, name, names)
+        for part in ROOTS
+        if (name := base_of(getattr(settings, part))) is not None
+    }
+    return {part: base for part, base in found.items() if base is not None}
 
 
 def window_spec(settings: Any) -> WindowSpec:

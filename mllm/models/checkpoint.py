@@ -1,38 +1,37 @@
-"""Loading model folders, and saving them whole or not at all.
+"""Finding and loading model folders; `checkpoint_save` writes them.
 
 A checkpoint folder holds
 
-    config.json, model.safetensors, generation_config.json
+    config.json, generation_config.json
     processor_config.json, tokenizer*.json, chat_template.jinja
+    bases.json, deltas.safetensors               what differs from pretrained models (see `deltas`), or
+    model.safetensors                            all weights
+    adapter/                                     only if LoRA deltas are kept beside the weights
     experiment.yaml, metrics.json, README.md     where it comes from
-    adapter/                                     only if LoRA deltas are kept beside the base
 
-`from_pretrained` and `vllm serve` take the folder as it is.
+vLLM and transformers take a folder with all weights as it is; `mllm export` writes one from any checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.errors import MllmError
 from mllm.models.checkpoint_check import (
+    check_files,
     check_fit,
-    check_folder,
     check_processor,
     check_weights,
+    checkpoint_shapes,
     in_one_line,
     read_json,
 )
-from mllm.models.lora import EMBEDDING, HEAD, check_adapter, merge_lora, plain_state, save_adapter
+from mllm.models.checkpoint_save import ADAPTER, no_bars, save
+from mllm.models.deltas import is_delta, join, read_bases
+from mllm.models.lora import check_adapter, merge_lora
 
 _log = logging.getLogger(__name__)
 
@@ -40,13 +39,11 @@ if TYPE_CHECKING:
     import torch
 
     from mllm.models.build import build_model, train_tokenizer
-    from mllm.models.model import MllmForConditionalGeneration
     from mllm.models.processor import MllmProcessor
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"  # a folder for each, which its name alone finds
 NAMES = ("nano", "small")
 DEFAULT = "nano"  # where no checkpoint is named
-ADAPTER = "adapter"  # folder inside a checkpoint folder
 STAGES = "mllm.stages"  # entry point group: the stages of training, with their order
 
 __all__ = [
@@ -110,21 +107,26 @@ def load(
 
     base, adapter = resolve(folder)
     here = fetch(base)
-    shapes = check_folder(here)
-    if adapter is not None:
-        check_adapter(adapter, shapes, base)
+    check_files(here)
+    bases = read_bases(here) if is_delta(here) else {}
+    held = {} if bases else checkpoint_shapes(here)
     processor = load_processor(here)
-    with _no_bars(), in_one_line(base):
+    with no_bars(), in_one_line(base):
         config = MllmConfig.from_pretrained(here)
-        check_weights(here, shapes, weight_shapes(config))
+        wanted = weight_shapes(config)
+        joined = join(here, bases, config, wanted) if bases else None
+        if joined is not None:
+            held = {name: tuple(weight.shape) for name, weight in joined.items()}
+        if adapter is not None:
+            check_adapter(adapter, held, base)
+        check_weights(here, held, wanted)
         check_fit(here, config, processor)
-        # The folder's own file sets temperature 0 for servers, which generate() expresses by do_sample alone.
         model: Any = MllmForConditionalGeneration.from_pretrained(
-            here,
-            config=config,
-            dtype=as_dtype(dtype),
-            generation_config=greedy_generation(config),
+            None if bases else here, config=config, dtype=as_dtype(dtype), state_dict=joined
         )
+    # The folder's own file sets temperature 0 for servers, which generate() expresses by do_sample alone.
+    model.generation_config = greedy_generation(config)
+    model.bases = bases
     if adapter is not None:
         from peft import PeftModel
 
@@ -146,22 +148,8 @@ def fetch(base: str) -> Path:
         return Path(base)
     from huggingface_hub import snapshot_download
 
-    with in_one_line(base, "there is no folder of that name either: mend it, or go online"), _no_bars():
+    with in_one_line(base, "there is no folder of that name either: mend it, or go online"), no_bars():
         return Path(snapshot_download(base))
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Hides the progress bars that transformers shows for every file, however small."""
-    from transformers.utils import logging as bars
-
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
 
 
 def as_dtype(name: torch.dtype | str) -> torch.dtype:
@@ -243,100 +231,3 @@ def experiment_file(folder: str | Path | None) -> Path | None:
     """The YAML of the experiment that made a checkpoint, for `load_experiment`; None if there is none."""
     beside = Path(resolve(folder)[0]) / "experiment.yaml"
     return beside if beside.is_file() else None
-
-
-# --- saving -------------------------------------------------------------------------------------------------
-
-
-def save(
-    model: Any,
-    processor: MllmProcessor,
-    folder: str | Path,
-    extra: Mapping[str, str] | None = None,
-    dtype: torch.dtype | None = None,
-    state: Mapping[str, torch.Tensor] | None = None,
-) -> Path:
-    """Write a checkpoint folder, whole or not at all; one that is there already is replaced.
-
-    Args:
-        model: the model, or a PeftModel around it: its LoRA deltas go into `adapter/`, everything else that
-            was trained into the base.
-        extra: further files, name to text.
-        dtype: of the weights as written; None keeps them.
-        state: the state of `model`, where other processes hold parts of it; None: its own.
-
-    Raises:
-        MllmError: if the disk is full or the folder cannot be written; nothing is left behind.
-    """
-    folder = Path(folder)
-    state = model.state_dict() if state is None else state
-    base, weights = _base_of(model, state)
-    if dtype is not None:
-        weights = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in weights.items()
-        }
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        with _no_bars():
-            # Keeps our names of the weights: for some towers, the hub's old files use others.
-            base.save_pretrained(temporary, state_dict=weights, save_original_format=False)
-        _write_config(temporary / "config.json", weights, dtype)
-        processor.save_pretrained(temporary)
-        # vLLM takes its default temperature from here: 0 is greedy.
-        _edit_json(temporary / "generation_config.json", {"temperature": 0.0})
-        if base is not model:
-            save_adapter(model, state, temporary / ADAPTER, dtype)
-        for name, text in (extra or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        for path in (temporary, *temporary.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)  # some are created for their owner only
-        _replace_folder(temporary, folder)
-    except OSError as error:
-        raise MllmError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def _base_of(
-    model: Any, state: Mapping[str, torch.Tensor]
-) -> tuple[MllmForConditionalGeneration, dict[str, torch.Tensor]]:
-    """The plain model inside a PeftModel, and its weights under their plain names."""
-    if not hasattr(model, "get_base_model"):
-        return model, dict(state)
-    return model.get_base_model(), plain_state(model, state)
-
-
-def _write_config(path: Path, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:
-    """Updates config.json to match the written weights."""
-    import torch
-
-    # Trainer disables the cache in the config for training.
-    changes: dict[str, Any] = {"use_cache": True}
-    if dtype is not None:
-        changes["dtype"] = str(dtype).removeprefix("torch.")
-    head, words = (state.get(f"{name}.weight") for name in (HEAD, EMBEDDING))
-    if head is not None and words is not None and not torch.equal(head, words):
-        text = read_json(path)["text_config"] | {"tie_word_embeddings": False}
-        changes |= {"tie_word_embeddings": False, "text_config": text}
-    _edit_json(path, changes)
-
-
-def _edit_json(path: Path, changes: Mapping[str, Any]) -> None:
-    values = json.loads(path.read_text(encoding="utf-8")) | dict(changes)
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`; an existing folder is moved away first and then deleted."""
-    if folder.exists():
-        old = new.with_suffix(".old")
-        os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(new, folder)

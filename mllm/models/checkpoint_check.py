@@ -16,20 +16,26 @@ from mllm.errors import MllmError
 Shapes = dict[str, tuple[int, ...]]  # of weights, by name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BASES, DELTAS = "bases.json", "deltas.safetensors"  # in place of WEIGHTS, see `deltas`
 NEEDED = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 REMEDY = "copy the whole checkpoint again, or write it anew with `mllm export`"
 
 
 def check_folder(folder: Path) -> Shapes:
-    """Checks every file that loading or serving reads, and returns the shapes of the weights.
+    """Checks every file of a folder with all weights, and returns their shapes.
 
     Raises:
         MllmError: if a file is missing, truncated, damaged, or of another kind of model.
     """
+    check_files(folder)
+    return checkpoint_shapes(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Raises MllmError if a file beside the weights is missing, damaged, or of another kind of model."""
     check_config(folder)
     check_processor(folder)
     read_json(folder / "generation_config.json")
-    return checkpoint_shapes(folder)
 
 
 def check_config(folder: Path) -> None:
@@ -74,16 +80,28 @@ def checkpoint_shapes(folder: Path) -> Shapes:
     """
     if not (folder / INDEX).exists():
         return weight_shapes(folder / WEIGHTS)
-    shard_of = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
-        raise MllmError(f"{folder / INDEX} has no weight_map of names to files: {REMEDY}")
     shapes: Shapes = {}
-    for shard in sorted(set(shard_of.values())):
+    for shard, names in shards(folder).items():
         held = weight_shapes(folder / shard)
-        if lost := sorted(name for name, file in shard_of.items() if file == shard and name not in held):
+        if lost := sorted(names - held.keys()):
             raise MllmError(f"{folder / shard} lacks {lost[0]}, which {INDEX} says it holds: {REMEDY}")
         shapes |= held
     return shapes
+
+
+def shards(folder: Path) -> dict[str, set[str]]:
+    """The files over which weights are spread, in order, each with the names of the weights in it.
+
+    Raises:
+        MllmError: if the index is damaged.
+    """
+    shard_of = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+        raise MllmError(f"{folder / INDEX} has no weight_map of names to files: {REMEDY}")
+    found: dict[str, set[str]] = {shard: set() for shard in sorted(set(shard_of.values()))}
+    for name, shard in shard_of.items():
+        found[shard].add(name)
+    return found
 
 
 def weight_shapes(path: Path) -> Shapes:
@@ -172,18 +190,19 @@ def check_weights(folder: Path, held: Shapes, wanted: Shapes) -> None:
     Raises:
         MllmError: if they differ; the message names the first difference.
     """
+    file = DELTAS if (folder / DELTAS).is_file() else WEIGHTS
     missing = sorted(wanted.keys() - held.keys())
     foreign = sorted(held.keys() - wanted.keys() - {"lm_head.weight"})
     for names, problem in ((missing, "missing"), (foreign, "of no part of the model")):
         if names:
             raise MllmError(
-                f"{folder}: {len(names)} weights are {problem}, {names[0]} for one: {WEIGHTS} is damaged, of "
+                f"{folder}: {len(names)} weights are {problem}, {names[0]} for one: {file} is damaged, of "
                 f"another model than config.json, or another version of mllm wrote it; {REMEDY}"
             )
     for name, shape in wanted.items():
         if held[name] != shape:
             raise MllmError(
-                f"{folder}: {name} is {list(held[name])} in {WEIGHTS}, and config.json asks for "
+                f"{folder}: {name} is {list(held[name])} in {file}, and config.json asks for "
                 f"{list(shape)}: one of the two is of another model; {REMEDY}"
             )
 

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from mllm.models.adapters import EmbeddingHead, Projector, QFormer
 from mllm.models.config import MllmConfig
 from mllm.models.decoders import attention_of, behind_head, require_decoder
+from mllm.models.deltas import PartBase
 from mllm.models.towers import TextTower, Tower, find_tower
 
 SIDE_OF = {"video": "video", "image": "video", "audio": "audio"}  # the side that encodes each modality
@@ -252,12 +253,17 @@ class MllmOutput(CausalLMOutputWithPast):
 
 
 class MllmForConditionalGeneration(MllmPreTrainedModel, GenerationMixin):
-    """The model with its language-model head: `generate()` answers, `model` embeds."""
+    """The model with its language-model head: `generate()` answers, `model` embeds.
+
+    Attributes:
+        bases: the pretrained models that its parts were built from, by part (see `deltas`).
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: MllmConfig):
         super().__init__(config)
+        self.bases: dict[str, PartBase] = {}
         self.model = MllmModel(config)
         self.lm_head: nn.Module = nn.Linear(
             config.text_config.hidden_size, config.text_config.vocab_size, bias=False

@@ -23,7 +23,7 @@ from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load
 from mllm.models.config import MllmConfig
 from mllm.models.encoded import IGNORE, Encoded, MediaFeatures, block_mask, collate_media
 from mllm.models.processor_calls import TransformersCalls
-from mllm.models.sides import SIDES, Described, inputs_of, sides_of_processor
+from mllm.models.sides import SIDES, SPACE_TOKENIZER, Described, inputs_of, sides_of_processor
 from mllm.models.towers import find_tower
 from mllm.models.towers.base import windows_per_chunk
 from mllm.records import chat
@@ -32,7 +32,6 @@ from mllm.records.chat_form import chat_template as template_of
 from mllm.records.chat_probe import chat_form_of
 
 REMEMBERED_TEXTS = 20_000
-SPACE_TOKENIZER = "space_tokenizer"  # folder inside a checkpoint folder
 
 PLACEHOLDERS = {"video": chat.VIDEO_TOKEN, "audio": chat.AUDIO_TOKEN, "image": chat.IMAGE_TOKEN}
 

@@ -15,6 +15,8 @@ from typing import Any
 # Which part of a window each side encodes, in the order of their tokens in a prompt.
 SIDES = {"video": "frames", "audio": "waveform"}
 
+SPACE_TOKENIZER = "space_tokenizer"  # folder inside a checkpoint folder: the text tower's own tokenizer
+
 Described = dict[str, dict[str, Any]]  # by side
 
 

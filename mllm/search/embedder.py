@@ -26,7 +26,7 @@ from mllm.models.processor import MllmProcessor
 from mllm.models.sides import cut_settings
 from mllm.models.towers import TextTower, find_tower
 from mllm.records.chat_form import escape
-from mllm.search.text_embedder import OF_VECTORS, model_fingerprint
+from mllm.search.fingerprint import OF_VECTORS, delta_fingerprint, model_fingerprint, tunes_vectors
 
 Modality = Literal["video", "audio", "both", "image"]
 MODALITIES: tuple[str, ...] = get_args(Modality)
@@ -126,7 +126,8 @@ class Embedder:
         Args:
             features: folder in which `mllm.models.feature_cache` keeps the towers' outputs.
         """
-        from mllm.models.checkpoint import find_shipped, load
+        from mllm.models.checkpoint import fetch, find_shipped, load, resolve
+        from mllm.models.deltas import is_delta
 
         folder = find_shipped() if folder is None else folder
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,7 +135,11 @@ class Embedder:
         if features is not None:
             freeze_and_keep(model, FeatureCache(features))
         name = str(Path(folder).resolve()) if Path(folder).exists() else str(folder)
-        return cls(model, processor, name=name, **options)
+        embedder = cls(model, processor, name=name, **options)
+        base, adapter = resolve(folder)
+        if is_delta(fetch(base)) and (adapter is None or not tunes_vectors(adapter)):
+            embedder._fingerprint = delta_fingerprint(fetch(base), embedder._settings())
+        return embedder
 
     # --- text -----------------------------------------------------------------------------------------------
 
@@ -279,7 +284,7 @@ class Embedder:
     # --- identity -------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """See `model_fingerprint`.
+        """See `model_fingerprint`, and `delta_fingerprint` for a checkpoint of bases and deltas.
 
         Weights are hashed as float32, so a bf16 checkpoint has the same fingerprint in whatever dtype it is
         loaded. The decoder is left out: tuning only the decoder leaves an index valid.
@@ -287,18 +292,20 @@ class Embedder:
         if self._fingerprint is None:
             state = self.model.model.state_dict()
             names = sorted(name for name in state if name.startswith(OF_VECTORS))
-            processor = self.processor
-            read_by = processor.tokenizer if processor.space_tokenizer is None else processor.space_tokenizer
             self._fingerprint = model_fingerprint(
-                cut_settings(
-                    processor.sides,
-                    processor.window_seconds,
-                    processor.frames_per_window,
-                    read_by.get_vocab().items(),
-                ),
-                ((name, state[name].detach().float().cpu().numpy()) for name in names),
+                self._settings(), ((name, state[name].detach().float().cpu().numpy()) for name in names)
             )
         return self._fingerprint
+
+    def _settings(self) -> bytes:
+        processor = self.processor
+        read_by = processor.tokenizer if processor.space_tokenizer is None else processor.space_tokenizer
+        return cut_settings(
+            processor.sides,
+            processor.window_seconds,
+            processor.frames_per_window,
+            read_by.get_vocab().items(),
+        )
 
 
 def _require(features: MediaFeatures, modality: str, source: Any) -> None:

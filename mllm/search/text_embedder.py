@@ -7,39 +7,37 @@ an index is only searched with vectors of the model that filled it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mllm.models.sides import SIDES, cut_settings, sides_of_processor
+from mllm.errors import MllmError
+from mllm.models.checkpoint import resolve
+from mllm.models.checkpoint_check import DELTAS, WEIGHTS
+from mllm.models.deltas import ROWS, VALUES, is_delta, read_bases, stored_in
+from mllm.models.sides import SPACE_TOKENIZER, cut_settings, sides_of_processor
 from mllm.records.chat_form import escape
+from mllm.search.fingerprint import (
+    OF_VECTORS,
+    as_float32,
+    delta_fingerprint,
+    model_fingerprint,
+    stored_weights,
+    tunes_vectors,
+)
 
 _log = logging.getLogger(__name__)
 
-MADE_BY = ("TokenizersBackend", "PreTrainedTokenizerFast")  # tokenizers fully described by tokenizer.json
-OF_VECTORS = (*(f"{side}_{part}." for side in SIDES for part in ("tower", "qformer")), "space.")
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
-
-
-def model_fingerprint(settings: bytes, weights: Iterable[tuple[str, np.ndarray]]) -> str:
-    """sha256 of all that decides a vector: weights of towers, Q-Formers and space, and how media is cut.
-
-    Args:
-        settings: see `sides.cut_settings`.
-        weights: (name within `model`, values) of weights whose names begin with OF_VECTORS, sorted by name.
-    """
-    digest = hashlib.sha256(settings)
-    for name, values in weights:
-        digest.update(f"{name} {list(values.shape)}".encode())
-        digest.update(np.ascontiguousarray(values, np.float32).data)
-    return digest.hexdigest()
+# Classes of tokenizers that tokenizer.json fully describes.
+MADE_BY = ("TokenizersBackend", "PreTrainedTokenizerFast")
+OWN_MADE_BY = (*MADE_BY, "BertTokenizer", "BertTokenizerFast")
+TEXT = "model.space."  # names of the weights that a query needs
 
 
 class TextEmbedder:
@@ -50,37 +48,44 @@ class TextEmbedder:
 
         self.name = name
         self.dim: int = config["embedding_dim"]
-        self._folder, self._config, self._bert = folder, config, config["space_config"]
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        written = _read(folder / "tokenizer_config.json")
+        self._folder, self._bert = folder, config["space_config"]
+        self._own_tokenizer: bool = bool(config.get("space_tokenizer"))
+        home = folder / SPACE_TOKENIZER if self._own_tokenizer else folder
+        self._tokenizer = Tokenizer.from_file(str(home / "tokenizer.json"))
+        written = _read(home / "tokenizer_config.json")
+        if self._own_tokenizer:
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self._bert["max_position_embeddings"])
         added = self._tokenizer.get_added_tokens_decoder().values()
         named = (value for key, value in written.items() if key.endswith("_token"))
         self._special = {token.content for token in added if token.special}
         self._special |= {token for token in named if isinstance(token, str)}
         self._special |= set(written.get("extra_special_tokens") or ())
         self._pad = self._tokenizer.token_to_id(written["pad_token"]) or 0
-        self._weights = dict(_weights(folder))
+        self._weights = _text_weights(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> TextEmbedder | None:
-        """The text side of a checkpoint folder, or None if queries need the whole model; logs the reason."""
-        folder = Path(folder)
+    def from_pretrained(cls, name: str | Path) -> TextEmbedder | None:
+        """The text side of a checkpoint, or None if queries need the whole model; logs the reason."""
         try:
-            reason = _needs_whole_model(folder)
+            folder, adapter = resolve(name)
+            reason = _needs_whole_model(Path(folder), adapter)
             if reason is None:
-                embedder = cls(folder, _read(folder / "config.json"), str(folder.resolve()))
+                known_as = str(Path(name).resolve()) if Path(name).exists() else str(name)
+                embedder = cls(Path(folder), _read(Path(folder) / "config.json"), known_as)
                 embedder.fingerprint()  # reads every file that a query needs
                 return embedder
+        except MllmError as error:
+            reason = str(error)
         except (OSError, ValueError, LookupError, TypeError) as error:
             reason = (
                 f"it is damaged ({type(error).__name__}: {error})"  # loading all of it says what is wrong
             )
-        _log.info("queries need the whole model of %s: %s", folder, reason)
+        _log.info("queries need the whole model of %s: %s", name, reason)
         return None
 
     @cached_property
     def _fingerprint(self) -> str:
-        weights = ((name, self._value(name)) for name in sorted(self._weights) if name.startswith(OF_VECTORS))
         values = _read(self._folder / "processor_config.json")
         settings = cut_settings(
             sides_of_processor(values),
@@ -88,7 +93,13 @@ class TextEmbedder:
             values["frames_per_window"],
             self._tokenizer.get_vocab().items(),
         )
-        return model_fingerprint(settings, weights)
+        if is_delta(self._folder):
+            return delta_fingerprint(self._folder, settings)
+        stored = stored_weights(self._folder / WEIGHTS)
+        names = sorted(name for name in stored if name.removeprefix("model.").startswith(OF_VECTORS))
+        return model_fingerprint(
+            settings, ((name.removeprefix("model."), as_float32(stored[name])) for name in names)
+        )
 
     def fingerprint(self) -> str:
         """The same as `Embedder.fingerprint`."""
@@ -99,7 +110,10 @@ class TextEmbedder:
         return np.stack([self._embed(text) for text in texts])
 
     def _embed(self, text: str) -> np.ndarray:
-        ids = self._tokenizer.encode(escape(text, self._special), add_special_tokens=False).ids
+        if self._own_tokenizer:
+            ids = self._tokenizer.encode(text).ids
+        else:
+            ids = self._tokenizer.encode(escape(text, self._special), add_special_tokens=False).ids
         ids = ids[: self._bert["max_position_embeddings"]] or [self._pad]
         states = self._bert_states(np.array(ids))
         vector = self._linear("space.text_head", states.mean(0))
@@ -108,11 +122,12 @@ class TextEmbedder:
     def _bert_states(self, ids: np.ndarray) -> np.ndarray:
         """[tokens] -> [tokens, width]: `transformers.BertModel` (Devlin et al., 2019) on one text."""
         root = "space.text_tower.encoder."
-        tables = [
-            self._value(f"{root}embeddings.{name}_embeddings.weight")
-            for name in ("word", "position", "token_type")
-        ]
-        states = tables[0][ids] + tables[1][: len(ids)] + tables[2][0]
+        table = f"{root}embeddings.%s_embeddings.weight"
+        states = (
+            as_float32(self._weights[table % "word"][ids])
+            + as_float32(self._weights[table % "position"][: len(ids)])
+            + as_float32(self._weights[table % "token_type"][0])
+        )
         states = self._norm(f"{root}embeddings.LayerNorm", states)
         for number in range(self._bert["num_hidden_layers"]):
             layer = f"{root}encoder.layer.{number}."
@@ -144,54 +159,49 @@ class TextEmbedder:
         return scaled * self._value(f"{name}.weight") + self._value(f"{name}.bias")
 
     def _value(self, name: str) -> np.ndarray:
-        return _values(self._weights[name])
+        return as_float32(self._weights[name])
 
 
-def _needs_whole_model(folder: Path) -> str | None:
+def _needs_whole_model(folder: Path, adapter: Path | None) -> str | None:
     """Why queries of this checkpoint need the whole model, or None if the text side suffices."""
-    if (folder / "adapter").exists():
-        return "it is made of a base and an adapter"
-    if not (folder / "model.safetensors").is_file():
-        return "it is no folder with model.safetensors"
+    if adapter is not None and tunes_vectors(adapter):
+        return "its adapter tunes more than the decoder"
+    if not is_delta(folder) and not (folder / WEIGHTS).is_file():
+        return f"it is no folder with {WEIGHTS}"
     config = _read(folder / "config.json")
-    if config.get("space_tokenizer"):
-        return "its text tower has its own tokenizer"
     text_tower = config.get("space_config") or {}
     if (text_tower.get("model_type"), text_tower.get("hidden_act")) != ("bert", "gelu"):
         found = f"{text_tower.get('model_type')} with {text_tower.get('hidden_act')}"
         return f"its text tower is {found}, not bert with gelu"
-    tokenizer = _read(folder / "tokenizer_config.json").get("tokenizer_class")
-    if tokenizer not in MADE_BY:
-        return f"its tokenizer is {tokenizer}, not one of {', '.join(MADE_BY)}"
+    own = config.get("space_tokenizer")
+    home, known = (folder / SPACE_TOKENIZER, OWN_MADE_BY) if own else (folder, MADE_BY)
+    tokenizer = _read(home / "tokenizer_config.json").get("tokenizer_class")
+    if tokenizer not in known:
+        return f"its tokenizer is {tokenizer}, not one of {', '.join(known)}"
     return None
+
+
+def _text_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The stored values of the shared space by name within `model`."""
+    if not is_delta(folder):
+        found = stored_weights(folder / WEIGHTS)
+    else:
+        text = {part: base for part, base in read_bases(folder).items() if part == "text"}
+        stored = stored_in(text)
+        files = {path: stored_weights(path) for path in {path for _, path, _ in stored.values()}}
+        found = {name: files[path][key] for name, (_, path, key) in stored.items()}
+        own = stored_weights(folder / DELTAS)
+        for name in [name for name in own if name.startswith(TEXT) and name.endswith(ROWS)]:
+            whole = as_float32(found[name.removesuffix(ROWS)])
+            whole[own[name]] = as_float32(own[name.removesuffix(ROWS) + VALUES])
+            own[name.removesuffix(ROWS)] = whole
+        found |= own
+    return {name.removeprefix("model."): values for name, values in found.items() if name.startswith(TEXT)}
 
 
 def _gelu(values: np.ndarray) -> np.ndarray:
     error = np.fromiter(map(math.erf, (values / math.sqrt(2)).ravel()), np.float32, values.size)
     return values * (1 + error.reshape(values.shape)) / 2
-
-
-def _weights(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name within `model`, stored values) of model.safetensors, memory-mapped."""
-    path = folder / "model.safetensors"
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path} is damaged")
-        header = json.loads(file.read(length))
-    data = np.memmap(path, np.uint8, "r", offset=8 + length)
-    for name, stored in header.items():
-        if name.startswith("model."):
-            begin, end = stored["data_offsets"]
-            values = data[begin:end].view(_DTYPES[stored["dtype"]]).reshape(stored["shape"])
-            yield name.removeprefix("model."), values
-
-
-def _values(stored: np.ndarray) -> np.ndarray:
-    """Stored values as float32; uint16 holds bfloat16, the upper half of a float32."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
 
 
 def _read(path: Path) -> dict[str, Any]:

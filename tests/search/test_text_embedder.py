@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from mllm.models.checkpoint import find_shipped, save
 from mllm.search.embedder import Embedder
 from mllm.search.index import Index
 from mllm.search.text_embedder import TextEmbedder
+from tests.pretrained import built_from_bases
 from tests.tiny import tiny
 
 TEXTS = ["a red star", "", "three <|video|> beeps, <|end|>", "Größe 日本 🎬", "word " * 300]
@@ -36,6 +38,25 @@ def test_it_says_what_the_model_says(checkpoint):
         assert (text_side.name, text_side.dim) == (whole.name, whole.dim)
         assert text_side.fingerprint() == whole.fingerprint()
         np.testing.assert_allclose(text_side.embed_text(TEXTS), whole.embed_text(TEXTS), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_text_tower_with_its_own_tokenizer_and_base_needs_no_model(tmp_path, dtype):
+    model, processor = built_from_bases(tmp_path / "bases")
+    with torch.no_grad():
+        model.model.space.text_tower.encoder.embeddings.word_embeddings.weight[7] += 1
+        model.model.space.text_tower.encoder.embeddings.LayerNorm.bias += 1
+    folder = save(model, processor, tmp_path / "model", dtype=dtype)
+    whole, text_side = Embedder.from_pretrained(folder), TextEmbedder.from_pretrained(folder)
+    assert text_side is not None
+    assert text_side.fingerprint() == whole.fingerprint()
+    texts = ["A red star.", "", "[SEP] bells [PAD] rings", "Größe 日本 🎬", "red " * 300]
+    np.testing.assert_allclose(text_side.embed_text(texts), whole.embed_text(texts), atol=2e-6)
+    with torch.no_grad():
+        model.model.audio_tower.encoder.conv1.bias[0] += 1
+    other = save(model, processor, tmp_path / "other", dtype=dtype)
+    assert TextEmbedder.from_pretrained(other).fingerprint() != text_side.fingerprint()
+    assert Embedder.from_pretrained(other).fingerprint() != whole.fingerprint()
 
 
 def test_the_fingerprint_is_that_of_earlier_indexes():
@@ -87,13 +108,16 @@ def test_a_folder_that_is_not_one_whole_checkpoint_needs_the_whole_model(checkpo
         Path(shutil.copytree(checkpoint, tmp_path / name)) for name in ("adapter", "damaged", "unprocessed")
     )
     (adapter / "adapter").mkdir()
+    (adapter / "adapter/adapter_config.json").write_text("{}")
+    head = {"base_model.model.model.space.text_head.lora_A.weight": torch.zeros(1)}
+    save_file(head, adapter / "adapter/adapter_model.safetensors")
     (damaged / "model.safetensors").write_bytes(b"1234567890")
     (unprocessed / "processor_config.json").write_text("{}")
     for folder, reason in (
-        (adapter, "it is made of a base and an adapter"),
+        (adapter, "its adapter tunes more than the decoder"),
         (damaged, "it is damaged (ValueError: "),
         (unprocessed, "it is damaged (KeyError: 'video_queries')"),
-        (tmp_path / "nowhere", "it is no folder with model.safetensors"),
+        (tmp_path / "nowhere", "no checkpoint at "),
         ("owner/hub-id", "it is no folder with model.safetensors"),
     ):
         with caplog.at_level(logging.INFO, "mllm"):
