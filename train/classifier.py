@@ -52,7 +52,7 @@ class LabelCollator(Collator):
         return self.read(self._chosen(row["number"]) for row in rows)
 
     def _chosen(self, number: int) -> Conversation:
-        records = self.source.conversations(self.scene(number))
+        records = self.source.conversations(self.order(number).scene)
         if not records:
             raise RecordError(f"{self.source.name}: a row has no answer: leave it out")
         record = records[np.random.default_rng((self.seed, number)).integers(len(records))]

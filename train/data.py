@@ -19,7 +19,7 @@ from mllm.errors import RecordError
 from mllm.experiment import Augment
 from mllm.media.clip import Clip
 from mllm.media.recording import load_clip
-from mllm.models.encoded import Encoded, MediaFeatures
+from mllm.models.encoded import Encoded, MediaFeatures, collate_media
 from mllm.models.processor import MllmProcessor
 from mllm.records import chat
 from mllm.records.conversation import Conversation, MediaPart, TextPart
@@ -38,10 +38,10 @@ from train.conversations import (
     part_values,
 )
 from train.objectives.info_nce import caption_id
-from train.sections import Curriculum
+from train.order import Order, Place, Weights, answer_weights, caption_weights
+from train.sections import Chat, Curriculum
 from train.shapes import ROWS, TOKENS
 
-SHUFFLED_UP_TO = 1 << 24  # scenes; larger sources (generated worlds) are read in order
 VIEWS, WORDS, PERMUTED = 1, 2, 3  # purposes of an example's random generators
 RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
@@ -86,27 +86,20 @@ class Collator:
         self.processor = processor
         self.seed = seed
         self.augmentation = augmentation
-        self._epoch: tuple[int, np.ndarray] | None = None
+        self.order = Order(source, seed)
+        self.captioned = Order(source, seed, caption_weights(source))
 
-    def place(self, number: int) -> tuple[DataSource, int]:
-        """The source and the scene of the run's `number`-th example."""
+    def place(self, number: int, order: Order) -> Place:
+        """The source and the scene of the run's `number`-th example, from `order` after an easy start."""
         if self.easy is not None and number < self.easy_clips:
-            return self.easy, number % len(self.easy)
-        return self.source, self.scene(number)
+            turn, scene = divmod(number, len(self.easy))
+            return Place(self.easy, scene, turn)
+        return order(number)
 
     def pair(self, number: int) -> dict[str, Any]:
-        """The run's `number`-th clip, with captions that change every epoch."""
-        source, scene = self.place(number)
-        return source.pair(scene + number // len(source) * len(source))
-
-    def scene(self, number: int) -> int:
-        """The scene of the source at this position in its shuffled order."""
-        epoch, place = divmod(number, len(self.source))
-        if len(self.source) > SHUFFLED_UP_TO:
-            return place
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.source))
-        return int(self._epoch[1][place])
+        """The run's `number`-th clip with captions, which change every epoch."""
+        source, scene, turn = self.place(number, self.captioned)
+        return source.pair(scene + turn * len(source))
 
     def views(
         self,
@@ -161,7 +154,11 @@ class Collator:
         )
 
     def space(
-        self, media: Sequence[MediaFeatures], captions: Sequence[dict[str, Any]], numbers: Sequence[int]
+        self,
+        media: Sequence[MediaFeatures],
+        captions: Sequence[dict[str, Any]],
+        paraphrases: Sequence[dict[str, Any]],
+        numbers: Sequence[int],
     ) -> dict[str, torch.Tensor]:
         """`space_batch` of recordings and their captions, with word dropout if configured.
 
@@ -175,7 +172,7 @@ class Collator:
             return drop_words(caption, share, rng) if share else caption
 
         assert self.text_tokens is not None
-        return space_batch(media, captions, self.processor, self.text_tokens, say)
+        return space_batch(media, captions, self.processor, self.text_tokens, say, paraphrases)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         raise NotImplementedError
@@ -190,7 +187,7 @@ class TextCollator(Collator):
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         encoded = []
         for row in rows:
-            conversations = self.source.text(self.scene(row["number"]))
+            conversations = self.source.text(self.order(row["number"]).scene)
             if conversations:
                 example = self.processor.encode_group(conversations)
                 told = example.segment_ids or [0] * len(example.input_ids)
@@ -213,6 +210,7 @@ class PairCollator(Collator):
     Args:
         text_tokens: maximum caption length for the text tower.
         text_batch: stage-0 scenes in every batch, so that the decoder does not forget them.
+        answers: whether captions are also encoded for the decoder.
     """
 
     def __init__(
@@ -225,27 +223,36 @@ class PairCollator(Collator):
         easy_clips: int = 0,
         text_batch: int = 0,
         augmentation: Augment | None = None,
+        answers: bool = True,
     ):
         super().__init__(source, processor, seed, augmentation, easy, easy_clips)
         self.text_tokens = text_tokens
         self.text_batch = text_batch
+        self.answers = answers
         self.texts = TextCollator(source, processor, seed)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         pairs = [self.pair(row["number"]) for row in rows]
-        encoded = [
-            self.processor.encode_group(
-                self.views(caption_conversations(pair, row["number"]), row["number"], pair["captions"])
-            )
+        asked = [
+            self.views(caption_conversations(pair, row["number"]), row["number"], pair["captions"])
             for pair, row in zip(pairs, rows, strict=True)
         ]
-        media = [example.media[0] for example in encoded]
+        batch: dict[str, Any]
+        if self.answers:
+            encoded = [self.processor.encode_group(conversations) for conversations in asked]
+            media = [example.media[0] for example in encoded]
+            batch = self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
+        else:
+            parts = [conversations[0].media[0] for conversations in asked]
+            media = [self.processor.media(part.source, part.modality, **part.options) for part in parts]
+            batch = {**collate_media(media)}
         captions = [pair["captions"] for pair in pairs]
+        paraphrases = [pair.get("paraphrases", {}) for pair in pairs]
         numbers = [row["number"] for row in rows]
-        space = self.space(media, captions, numbers)
+        space = self.space(media, captions, paraphrases, numbers)
         if self.augmentation and self.augmentation.frame_permutation:
             space |= self._permuted(media, numbers)
-        batch = self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
+        batch |= {"space": space}
         return batch | {"text": self.texts(rows[: self.text_batch])} if self.text_batch else batch
 
     def _permuted(self, media: Sequence[MediaFeatures], numbers: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -271,6 +278,8 @@ class QuestionCollator(Collator):
         questions: conversations per scene.
         text_tokens: maximum caption length for the contrastive loss; None omits that loss. It uses the scenes
             whose records have `captions`; if there are none, pairs are added, half as many as rows.
+        weights: by which scenes, and conversations of a scene, are drawn.
+        chat: a source without recordings that takes a share of the examples.
     """
 
     def __init__(
@@ -283,27 +292,44 @@ class QuestionCollator(Collator):
         augmentation: Augment | None = None,
         easy: DataSource | None = None,
         easy_clips: int = 0,
+        weights: Mapping[str, float] = MappingProxyType({}),
+        chat: Chat | None = None,
     ):
         super().__init__(source, processor, seed, augmentation, easy, easy_clips)
         self.questions = questions
         self.text_tokens = text_tokens
+        self.weights = Weights(weights)
+        self.order = Order(source, seed, answer_weights(source, self.weights))
+        self.chat = None if chat is None else Order(open_source(chat.source), seed)
+        self.chat_share = 0.0 if chat is None else chat.share
+
+    def example(self, number: int) -> Place:
+        """Where the run's `number`-th example comes from: chat every so often, else the data in its order."""
+        chats = int(number * self.chat_share)  # before this one
+        if self.chat is not None and int((number + 1) * self.chat_share) > chats:
+            return self.chat(chats)
+        return self.place(number - chats, self.order)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         encoded: list[Encoded] = []
         captions: list[dict[str, Any]] = []  # of each recording in the batch
+        paraphrases: list[dict[str, Any]] = []
         numbers: list[int] = []  # of the example that each recording belongs to
         for row in rows:
             number = row["number"]
-            source, scene = self.place(number)
+            source, scene, turn = self.example(number)
             records = source.conversations(scene)
-            chosen = np.random.default_rng((self.seed, number)).permutation(len(records))[: self.questions]
+            rng = np.random.default_rng((self.seed, number))
+            chosen = self.weights.choose(records, self.questions, rng)
             told: dict[str, Any] = next((r["captions"] for r in records if r.get("captions")), {})
-            turn = {kind: one_of(texts, number // len(source)) for kind, texts in told.items()}
-            asked = [self.phrased(records[i], number) for i in sorted(chosen)]
+            said = {kind: one_of(texts, turn) for kind, texts in told.items()}
+            asked = [self.phrased(records[i], number) for i in chosen]
             for group in by_prefix(self.views(asked, number, told)):
                 example = self.processor.encode_group(group)
                 encoded.append(example)
-                captions += [turn if len(example.media) == 1 else {}] * len(example.media)
+                alone = len(example.media) == 1
+                captions += [said if alone else {}] * len(example.media)
+                paraphrases += [told if alone else {}] * len(example.media)
                 numbers += [number] * len(example.media)
         if not encoded:
             raise RecordError(
@@ -318,9 +344,10 @@ class QuestionCollator(Collator):
                 views = self.views(described, row["number"], pair["captions"])
                 encoded.append(self.processor.encode_group(views))
                 captions.append(pair["captions"])
+                paraphrases.append(pair.get("paraphrases", {}))
                 numbers.append(row["number"])
         media = [item for example in encoded for item in example.media]
-        space = self.space(media, captions, numbers)
+        space = self.space(media, captions, paraphrases, numbers)
         return self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
 
 
@@ -330,6 +357,7 @@ def space_batch(
     processor: MllmProcessor,
     text_tokens: int,
     say: Callable[[str, int], str] = lambda caption, clip: caption,
+    paraphrases: Sequence[dict[str, Any]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The inputs of the shared space's losses for a batch of recordings.
 
@@ -338,23 +366,28 @@ def space_batch(
         captions: for each recording one caption per kind in CAPTION_REQUESTS; {} excludes it from the loss.
         text_tokens: maximum caption length for the text tower.
         say: maps a caption and the index of its clip to the text for the text tower.
+        paraphrases: for each recording all its captions by kind; {} if there are no others.
 
     Returns:
         video_windows, image_windows, audio_windows: [clips], query rows of each clip, 0 if it has none;
         text_ids, text_mask: [texts, tokens], the distinct captions;
         captions: [clips, 3], row of the caption in text_ids for video, audio, both; -1 if there is none;
-        caption_ids: [clips, 3], equal for equal captions in every process.
+        caption_ids: [clips, 6], equal in every process for equal captions (the first three) and for equal
+            sets of paraphrases (the others).
     """
     texts: dict[str, int] = {}
     rows = np.full((len(media), len(CAPTION_REQUESTS)), -1)
-    ids = np.zeros(rows.shape, np.int64)
+    ids = np.zeros((len(media), 2 * len(CAPTION_REQUESTS)), np.int64)
     for clip, of_clip in enumerate(captions):
         for column, kind in enumerate(CAPTION_REQUESTS):
             text = of_clip.get(kind)
             # A missing caption gets a unique id.
-            ids[clip, column] = caption_id(text) if text else -1 - 3 * clip - column - (RANK << 32)
+            own = same = -1 - 3 * clip - column - (RANK << 32)
             if text:
+                others = paraphrases[clip].get(kind) if paraphrases else None
+                own, same = caption_id(text), caption_id("\n".join(sorted({*(others or [text])})))
                 rows[clip, column] = texts.setdefault(say(text, clip), len(texts))
+            ids[clip, [column, column + len(CAPTION_REQUESTS)]] = own, same
     tokens = text_inputs(processor, list(texts) or [""], text_tokens, pad_to_multiple_of=ROWS)
     return {
         "video_windows": torch.tensor([sum(window.video for window in item.layout) for item in media]),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils.other import TrainableTokensWrapper
 
-from mllm.errors import ConfigError
 from mllm.models.lora import new_token_rows
 from mllm.models.model import MllmForConditionalGeneration
 from train.sections import Lora
@@ -15,11 +12,7 @@ from train.sections import Lora
 def add_lora(
     model: MllmForConditionalGeneration, lora: Lora | None
 ) -> MllmForConditionalGeneration | PeftModel:
-    """Adds LoRA to the model, unless `lora` is None; trainable parameters stay trainable.
-
-    Raises:
-        ConfigError: if the head would get an adapter.
-    """
+    """Adds LoRA to the model, unless `lora` is None; trainable parameters stay trainable."""
     if lora is None:
         return model
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -36,12 +29,4 @@ def add_lora(
     )
     for parameter in trainable:
         parameter.requires_grad_(True)
-    head = adapted.get_base_model().get_output_embeddings()
-    if isinstance(head, TrainableTokensWrapper):
-        head.bias = None  # TRL's loss reads it, and PEFT's wrapper only forwards the weight
-    if isinstance(head, LoraLayer):
-        raise ConfigError(
-            f"instruct.lora.target {lora.target!r} names the head, and the training loss goes past an "
-            "adapter there: leave out lm_head"
-        )
     return adapted

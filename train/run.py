@@ -26,7 +26,7 @@ from transformers import TrainerState
 from mllm.errors import ConfigError
 from mllm.files import write_atomically
 from mllm.models import checkpoint
-from mllm.models.feature_cache import FeatureCache, keep_features
+from mllm.models.feature_cache import FeatureCache, keep_features, keep_texts
 from mllm.models.sides import SIDES
 from train.compiler import require_compiler
 from train.resume import check_processes, last_checkpoint, processes, settings_there
@@ -40,9 +40,11 @@ if TYPE_CHECKING:
 # The groups in `train:` lists of experiments, as prefixes of parameter names.
 MODULE_GROUPS = {
     **{f"{side}_tower": (f"model.{side}_tower.",) for side in SIDES},
+    "mixers": tuple(f"model.{side}_tower.mixer." for side in SIDES),
     "qformers": tuple(f"model.{side}_qformer." for side in SIDES),
     "projectors": tuple(f"model.{side}_projector." for side in SIDES),
     "space": ("model.space.",),
+    "heads": (*(f"model.space.{kind}_head." for kind in ("text", *SIDES)), "model.space.logit_scale"),
     "embeddings": ("model.language_model.embed_tokens.", "lm_head."),
     "decoder": ("model.language_model.", "lm_head."),
 }
@@ -50,7 +52,10 @@ MODULE_GROUPS = {
 BETAS, WEIGHT_DECAY, MAX_GRAD_NORM, MIN_LR_RATE = (0.9, 0.98), 0.01, 1.0, 0.03  # of every stage
 
 # Settings that, except for rounding, do not change the result: a resumed run may change them.
-FREE_SETTINGS = {"workers", "shards", "cache", "num_threads", "compile", "log_every", "save_every"}
+FREE_SETTINGS = {
+    *("workers", "shards", "cache", "num_threads", "compile", "log_every", "save_every"),
+    *("guard", "validate_every", "validate_rows"),
+}
 
 
 @dataclass
@@ -217,6 +222,9 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
                 keep_features(tower, cache)
             elif int(os.environ.get("RANK", "0")) == 0:
                 print(f"{run.stage}: {side}_tower trains, so data.cache keeps nothing of it")
+    space = getattr(model.model, "space", None)
+    if space is not None and not any(weight.requires_grad for weight in space.text_tower.parameters()):
+        keep_texts(space)
     if run.settings.compile:
         require_compiler(run.section)
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).

@@ -6,10 +6,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from mllm.experiment import Positive, Rate, Section, Weight
+from mllm.experiment import Positive, Rate, Section, Share, Weight
 
 # The parts of the model that a stage can train; everything else stays frozen.
-Group = Literal["video_tower", "audio_tower", "qformers", "projectors", "space", "embeddings", "decoder"]
+Group = Literal[
+    "video_tower",
+    "audio_tower",
+    "mixers",  # what a tower trains on top of a frozen base
+    "qformers",
+    "projectors",
+    "space",
+    "heads",  # the shared space without its text tower
+    "embeddings",
+    "decoder",
+]
 
 
 class StageSection(Section):
@@ -26,6 +36,9 @@ class StageSection(Section):
     gradient_checkpointing: bool = False
     num_threads: Positive | None = None  # of torch; null: one per core
     compile: bool = False  # torch.compile for the decoder: a slow first step, then faster ones
+    # Stops a run whose media tokens, in three logs after the warm-up, differ less than this between
+    # recordings, as a share of their energy: the decoder hears and sees nothing. 0: never; .3 is healthy.
+    guard: Share = 0.0
 
 
 class Text(StageSection):
@@ -62,9 +75,17 @@ class Lora(Section):
 
     rank: Positive = 16
     alpha: Rate = 32.0
+    lr: Rate | None = None  # null: as lr of the stage
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    # Regular expression over module names. Not lm_head: TRL's loss would bypass its adapter.
+    # Regular expression over module names.
     target: str = r".*language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+
+
+class Chat(Section):
+    """Conversations mixed into instruction tuning, so that the decoder still talks as it did."""
+
+    source: str
+    share: Share = 0.15  # of the examples
 
 
 class Instruct(StageSection):
@@ -75,3 +96,8 @@ class Instruct(StageSection):
     train: list[Group] = ["qformers", "projectors"]
     curriculum: Curriculum | None = None
     contrastive_weight: Weight = 0.1  # preserves the shared space meanwhile
+    chat: Chat | None = None
+    # How often records are drawn, by their `task` or `source`, as a multiple: {transcript: 2, pictures: 0.5}.
+    weights: dict[str, Weight] = {}
+    validate_every: int = Field(default=0, ge=0)  # steps between answers about data.val; 0: none
+    validate_rows: Positive = 96

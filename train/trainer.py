@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from mllm.models.sides import SIDES
 from train.curves import draw_losses
 from train.data import Collator, number_dataset
 from train.objectives.base import Objective
+from train.objectives.media import SHARE
 from train.optimizer import MuonAdamW, parameter_groups
 from train.run import MODULE_GROUPS, Run, metrics_of, trainer_arguments
 from train.saving import save_state
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 # Dropped from log rows: a meaningless sum over our block mask, and a sum of losses logged separately.
 NOT_KEPT = ("num_tokens", "aux_loss")
 NOT_SHOWN = {"epoch", "step", "clips_per_second", "seconds"}  # on the terminal
+LOGS_BELOW = 3  # in a row, before the guard stops a run
 
 
 class StageTrainer(Trainer):
@@ -68,8 +71,14 @@ class StageTrainer(Trainer):
         self.add_callback(RunCallback(run))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        logs.update(self.objective.take_notes())
+        if "loss" in logs:
+            logs.update(self.objective.take_notes() | self.validated())
         super().log(logs, start_time)
+        guard_media(self.run, self.state.log_history)
+
+    def validated(self) -> dict[str, float]:
+        """Scores to be logged at this step; {} at most steps, and for most stages at all."""
+        return {}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -81,7 +90,8 @@ class StageTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 rate=self.args.learning_rate,
                 muon_rate=settings.muon_lr,
-                part_rates={  # no stage has both
+                part_rates={  # the first that fits
+                    ("lora_",): getattr(getattr(settings, "lora", None), "lr", None),
                     tuple(f"model.{side}_tower." for side in SIDES): getattr(settings, "tower_lr", None),
                     MODULE_GROUPS["decoder"]: getattr(settings, "decoder_lr", None),
                 },
@@ -131,6 +141,29 @@ class StageTrainer(Trainer):
         return self.run.final
 
 
+def guard_media(run: Run, rows: Sequence[Mapping[str, float]]) -> None:
+    """Stops a run in which media no longer reach the decoder.
+
+    Args:
+        rows: logged so far.
+
+    Raises:
+        ConfigError: if the share of a modality was below `guard` in the last logs after the warm-up.
+    """
+    settings = run.settings
+    rows = [row for row in rows if row["step"] > settings.warmup and "loss" in row]
+    for name in {name for row in rows[-1:] for name in row if name.startswith(SHARE)}:
+        shares = [row[name] for row in rows if name in row][-LOGS_BELOW:]
+        if len(shares) == LOGS_BELOW and max(shares) < settings.guard:
+            told = ", ".join(f"{share:.4f}" for share in shares)
+            raise ConfigError(
+                f"{run.stage}: step {rows[-1]['step']:g}: to the decoder, the {name.removeprefix(SHARE)} of "
+                f"all recordings is the same (of its tokens' energy {told} differ between them, less than "
+                f"{run.section}.guard {settings.guard:g}), so nothing is learned from it: give lower rates, "
+                f"start from a better stage 1, or go on regardless with {run.section}.guard=0"
+            )
+
+
 class RunCallback(TrainerCallback):
     """Writes metrics.json and shows a progress bar with clips/s (plain lines without a terminal)."""
 
@@ -153,7 +186,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if state.global_step % state.save_steps == 0:
+        validated = getattr(self.stage_run.settings, "validate_every", 0)
+        if state.global_step % state.save_steps == 0 or (validated and state.global_step % validated == 0):
             control.should_log = True  # so that a resumed run averages over the same steps
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)

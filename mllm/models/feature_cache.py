@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import diskcache
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mllm.errors import ConfigError, MllmError
 
 if TYPE_CHECKING:
-    from mllm.models.model import MllmForConditionalGeneration
+    from mllm.models.model import MllmForConditionalGeneration, SharedSpace
     from mllm.models.towers import Tower
 
 BYTES_PER_GB = 10**9
 MAX_GB = 20.0  # default size limit of a new cache
+REMEMBERED_TEXTS = 100_000  # by `keep_texts`: 150 MB at a width of 384
 
 
 class FeatureCache:
@@ -92,7 +93,8 @@ class FeatureCache:
         self.misses += len(unknown)
         if unknown:
             # The whole batch, so that a run resumed after a kill in the middle of one gets the same bits.
-            computed = _run_frozen(tower, batch).to(torch.bfloat16).cpu()
+            with _frozen(tower, batch.device.type):
+                computed = tower(batch).to(torch.bfloat16).cpu()
             with self._kept():
                 for place in unknown:
                     found[place] = computed[place]
@@ -115,13 +117,14 @@ class FeatureCache:
         return self.__dict__ | {"_store": None}
 
 
-@torch.no_grad()
-def _run_frozen(tower: Tower, batch: Tensor) -> Tensor:
-    """Runs a tower without dropout and autocast, whatever mode the model is in, for reproducible features."""
+@contextmanager
+def _frozen(tower: nn.Module, device: str) -> Iterator[None]:
+    """No gradients, dropout and autocast, whatever mode the model is in, for reproducible features."""
     training = tower.training
+    tower.eval()
     try:
-        with torch.autocast(batch.device.type, enabled=False):
-            return tower.eval()(batch)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
     finally:
         tower.train(training)
 
@@ -135,6 +138,35 @@ def keep_features(tower: Tower, cache: FeatureCache) -> None:
     if any(parameter.requires_grad for parameter in tower.parameters()):
         raise ConfigError("features of a tower that trains cannot be kept: take the tower out of `train`")
     tower.kept = partial(cache.through, tower, tower_digest(tower))
+
+
+def keep_texts(space: SharedSpace) -> None:
+    """Makes the shared space remember what its frozen text tower makes of a text, since captions repeat.
+
+    Texts are remembered in this process, in float32. The tower runs without dropout and autocast.
+
+    Raises:
+        ConfigError: if a parameter of the text tower trains.
+    """
+    if any(parameter.requires_grad for parameter in space.text_tower.parameters()):
+        raise ConfigError("texts of a text tower that trains cannot be kept: take `space` out of `train`")
+    memory: dict[bytes, Tensor] = {}
+
+    def kept(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        keys = [
+            ids[mask.bool()].cpu().numpy().tobytes()
+            for ids, mask in zip(input_ids, attention_mask, strict=True)
+        ]
+        if unknown := [row for row, key in enumerate(keys) if key not in memory]:
+            if len(memory) > REMEMBERED_TEXTS:
+                memory.clear()
+                unknown = list(range(len(keys)))
+            with _frozen(space.text_tower, input_ids.device.type):
+                found = space.pooled(input_ids[unknown], attention_mask[unknown])
+            memory.update((keys[row], vector) for row, vector in zip(unknown, found, strict=True))
+        return torch.stack([memory[key] for key in keys])
+
+    space.kept = kept
 
 
 def freeze_and_keep(model: MllmForConditionalGeneration, cache: FeatureCache) -> None:

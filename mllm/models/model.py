@@ -9,6 +9,7 @@ Notation: B batch, S sequence tokens, W windows in the batch, F frames, C channe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -88,7 +89,13 @@ class MediaEncoder:
 
 
 class SharedSpace(nn.Module):
-    """Maps text, image, video and sound to unit vectors in one space, compared by dot product."""
+    """Maps text, image, video and sound to unit vectors in one space, compared by dot product.
+
+    Attributes:
+        kept: a replacement for `pooled` that remembers texts (see `feature_cache.keep_texts`), or None.
+    """
+
+    kept: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def __init__(self, config: MllmConfig):
         super().__init__()
@@ -102,10 +109,14 @@ class SharedSpace(nn.Module):
 
     def text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """input_ids, attention_mask [texts, tokens] -> [texts, embedding_dim]."""
+        mean = (self.kept or self.pooled)(input_ids, attention_mask)
+        return functional.normalize(self.text_head(mean).float(), dim=-1)
+
+    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """input_ids, attention_mask [texts, tokens] -> [texts, width], the text tower's mean over tokens."""
         states = self.text_tower(input_ids, attention_mask)
         weights = attention_mask.unsqueeze(-1).to(states.dtype)
-        mean = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        return functional.normalize(self.text_head(mean).float(), dim=-1)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
     @staticmethod
     def fuse(*vectors: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,17 @@ from pathlib import Path
 from mllm.errors import RecordError
 from mllm.files import open_ordinary
 from mllm.records.conversation import Conversation
-from mllm.records.record import PairRecord, Record, answered, first_media, parse_record, read_rows
+from mllm.records.record import (
+    Outline,
+    PairRecord,
+    Record,
+    answered,
+    first_media,
+    has_answer,
+    outline,
+    parse_record,
+    read_rows,
+)
 
 
 class JsonlSource:
@@ -25,12 +35,15 @@ class JsonlSource:
         self.media_must_exist = media_must_exist
         self.name = self.path.stem
         self._scenes: list[list[tuple[int, int]]] = []  # (byte offset, row) of each record
+        self._outlines: list[list[Outline]] = []
         previous: object = None
         for (offset, row), record in read_rows(self.path, media_must_exist):
             media = first_media(record)
             if media is None or media != previous:
                 self._scenes.append([])
+                self._outlines.append([])
             self._scenes[-1].append((offset, row))
+            self._outlines[-1].append(outline(record))
             previous = media
         if not self._scenes:
             raise RecordError(f"{self.path.name} holds no records: write at least one row")
@@ -38,13 +51,13 @@ class JsonlSource:
     def __len__(self) -> int:
         return len(self._scenes)
 
+    def outlines(self, index: int) -> list[Outline]:
+        """What `records` of one scene are about, without reading them."""
+        return self._outlines[index]
+
     def conversations(self, index: int) -> list[Record]:
         """The records of one scene that have an answer to train on."""
-        return [
-            record
-            for record in self.records(index)
-            if record["messages"][-1].role == "assistant" or record.get("answer") is not None
-        ]
+        return [record for record in self.records(index) if has_answer(record)]
 
     def pair(self, index: int) -> PairRecord:
         """The scene's clip with one caption of each kind.
@@ -70,6 +83,7 @@ class JsonlSource:
             "clip": part.source,
             "part": part,
             "captions": captions,
+            "paraphrases": record["captions"],
             "labels": record.get("labels") or {},
         }
 

@@ -30,7 +30,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mllm.errors import ChatError, RecordError
 from mllm.files import open_ordinary, replacing
@@ -42,6 +42,16 @@ from mllm.records.times import check_times
 
 Record = dict[str, Any]
 PairRecord = dict[str, Any]
+
+
+class Outline(NamedTuple):
+    """What a record is about, and whether it can train answers and the shared space."""
+
+    task: str | None
+    source: str | None
+    answered: bool
+    captioned: bool
+
 
 _CAPTION_KEYS = ("video", "audio", "both")
 _STRING_KEYS = ("id", "task", "source", "answer", "query")
@@ -165,6 +175,16 @@ def _require_something_to_learn(record: Record, where: str) -> None:
         raise RecordError(
             f"{where}: nothing to learn or score: end with an assistant message, or give 'answer', 'captions'"
         )
+
+
+def has_answer(record: Record) -> bool:
+    """Whether a record has an answer to train on."""
+    return record["messages"][-1].role == "assistant" or record.get("answer") is not None
+
+
+def outline(record: Record) -> Outline:
+    """The outline of a validated record."""
+    return Outline(record.get("task"), record.get("source"), has_answer(record), bool(record.get("captions")))
 
 
 def answered(record: Record) -> Conversation:

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 from mllm.errors import MllmError, RecordError
 from mllm.records.chat import Message
 from mllm.records.jsonl import JsonlSource
-from mllm.records.record import PairRecord, Record
+from mllm.records.record import Outline, PairRecord, Record
 
 SOURCES = "mllm.sources"  # entry point group
 
@@ -42,13 +42,23 @@ class DataSource(Protocol):
     def pair(self, index: int) -> PairRecord:
         """`{"clip": Clip or path, "captions": {"video", "audio", "both": str or None}, "labels": {…}}`.
 
-        A `part` key holds the media part that the clip came from, where there is one. `index` may run on past
-        the end: each further round over the scenes gives their next captions, where they have several.
+        A `part` key holds the media part that the clip came from, where there is one, and `paraphrases` all
+        captions by kind. `index` may run on past the end: each further round over the scenes gives their next
+        captions, where they have several.
         """
         ...
 
     def text(self, index: int) -> Sequence[Sequence[Message]]:
         """Conversations without media, for stage 0, which trains a decoder on text."""
+        ...
+
+
+@runtime_checkable
+class Outlined(DataSource, Protocol):
+    """A source that knows what its records are about without reading them."""
+
+    def outlines(self, index: int) -> Sequence[Outline]:
+        """The outlines of `records` of one scene."""
         ...
 
 

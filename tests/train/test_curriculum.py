@@ -34,7 +34,7 @@ def test_instructions_begin_with_the_easy_source_too():
 def test_without_a_curriculum_every_clip_comes_from_the_data():
     whole = open_source("world:train,frames=2,size=32")
     collator = PairCollator(whole, tiny()[1], seed=0, text_tokens=64)
-    assert collator.pair(3)["captions"] == whole.pair(collator.scene(3))["captions"]
+    assert collator.pair(3)["captions"] == whole.pair(collator.order(3).scene)["captions"]
 
 
 def test_a_curriculum_is_read_from_the_experiment(root):

@@ -34,10 +34,10 @@ def test_every_epoch_shows_every_scene_once_in_another_order(tiny):
             return 10
 
     collator = TextCollator(Ten(), tiny[1], seed=3)
-    epochs = [[collator.scene(10 * epoch + i) for i in range(10)] for epoch in range(2)]
+    epochs = [[collator.order(10 * epoch + i).scene for i in range(10)] for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
-    assert epochs[0] == [TextCollator(Ten(), tiny[1], seed=3).scene(i) for i in range(10)]
+    assert epochs[0] == [TextCollator(Ten(), tiny[1], seed=3).order(i).scene for i in range(10)]
 
 
 @pytest.mark.parametrize("kind", ["text", "pair", "question"])
@@ -62,7 +62,7 @@ def test_a_batch_depends_on_its_numbers_alone(kind, tiny, world):
 def test_a_training_step_checks_each_conversation_once(tiny, world, tmp_path, checks, augmentation):
     processor = tiny[1]
     batch = QuestionCollator(world, processor, 0, 3, 64, augmentation)
-    asked = sum(min(3, len(world.conversations(batch.scene(row["number"])))) for row in ROWS)
+    asked = sum(min(3, len(world.conversations(batch.order(row["number"]).scene))) for row in ROWS)
     batch(ROWS)
     assert len(checks) == asked
 
@@ -78,7 +78,7 @@ def test_text_trains_one_copy_of_what_is_told_and_every_answer(tiny, world):
     collator = TextCollator(world, processor, 0)
     batch = collator(ROWS)
     for row, ids, labels in zip(ROWS, batch["input_ids"], batch["labels"], strict=True):
-        conversations = world.text(collator.scene(row["number"]))
+        conversations = world.text(collator.order(row["number"]).scene)
         assert processor.tokenizer.decode(ids).count(chat.END_TOKEN) >= 2 * len(conversations)
         trained = processor.tokenizer.decode(labels[labels != IGNORE])
         told = "".join(part["text"] for part in conversations[0][0]["content"][:-1])

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from mllm.errors import ConfigError
+from mllm.experiment import load_experiment
 from train.lora import add_lora
 from train.optimizer import MuonAdamW, hidden_matrices, parameter_groups
 from train.run import MODULE_GROUPS, set_trainable
 from train.sections import Lora
+from train.stages.instruct import InstructStage
 
 
 def small() -> nn.Sequential:
@@ -120,7 +122,15 @@ def names_in(model: nn.Module, group: dict) -> list[str]:
     return [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
 
 
-def test_an_adapter_on_the_head_is_refused(tiny):
-    """TRL's loss multiplies with the head's own weights, so that such an adapter would not be trained."""
-    with pytest.raises(ConfigError, match=r"instruct\.lora\.target .*lm_head"):
-        add_lora(tiny[0], Lora(target=r".*q_proj|lm_head"))
+def test_lora_has_a_rate_of_its_own_and_is_adamws(tmp_path, write_experiment, tiny):
+    experiment = load_experiment(
+        write_experiment(tmp_path), ["instruct.muon_lr=4e-3", "instruct.lora.lr=1e-4"]
+    )
+    trainer = InstructStage().trainer(InstructStage().open(experiment), *tiny)
+    for group in trainer.create_optimizer().param_groups:
+        lora = [name for name in names_in(trainer.objective, group) if "lora_" in name]
+        if lora:
+            assert len(lora) == len(group["params"])
+            assert group["initial_lr" if "initial_lr" in group else "lr"] == pytest.approx(1e-4)
+            assert not group["muon"]
+    assert {group["muon"] for group in trainer.optimizer.param_groups} == {True, False}

@@ -35,13 +35,13 @@ class Objective(nn.Module):
         self._no_split_modules = model._no_split_modules  # read by FSDP's wrapping policy
         self._noted: dict[str, list[Tensor]] = defaultdict(list)
 
-    def note(self, losses: dict[str, Tensor]) -> None:
-        """Records components of this step's loss for the log."""
-        for name, value in losses.items():
+    def note(self, values: dict[str, Tensor]) -> None:
+        """Records numbers of this step for the log, such as the components of its loss."""
+        for name, value in values.items():
             self._noted[name].append(value.detach())
 
     def take_notes(self) -> dict[str, float]:
-        """Returns the mean of each component noted since the last call."""
+        """Returns the mean of each number noted since the last call."""
         means = {name: torch.stack(values).float().mean().item() for name, values in self._noted.items()}
         self._noted.clear()
         return means

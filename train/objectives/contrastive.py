@@ -15,6 +15,7 @@ from mllm.models.encoded import take_media
 from mllm.models.model import MllmForConditionalGeneration
 from train.objectives.answers import answer_loss
 from train.objectives.base import Objective
+from train.objectives.media import media_shares
 from train.objectives.space import space_losses, weighted
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class ContrastiveObjective(Objective):
     def forward(
         self,
         space: dict[str, Tensor],
-        labels: Tensor,
+        labels: Tensor | None = None,
         text: dict[str, Tensor] | None = None,
         **inputs: Tensor,
     ) -> dict[str, Tensor]:
@@ -41,17 +42,17 @@ class ContrastiveObjective(Objective):
 
         Args:
             space: from `data.space_batch`.
-            labels: [clips, tokens], the captions as answers.
+            labels: [clips, tokens], the captions as answers; None without a caption loss.
             text: a batch of `TextCollator`.
         """
         queries = self.model.model.query_outputs(**take_media(inputs))
         losses = space_losses(self.model.model, queries, space)
         total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
-        if self.settings.caption_weight:
+        if labels is not None and self.settings.caption_weight:
             losses["caption_loss"] = answer_loss(self.model, queries, labels, **inputs)
             total = total + self.settings.caption_weight * losses["caption_loss"]
         if text is not None:
             losses["text_loss"] = answer_loss(self.model, {}, **text)
             total = total + losses["text_loss"]
-        self.note(losses)
+        self.note(losses | media_shares(self.model.model, queries))
         return {"loss": total}

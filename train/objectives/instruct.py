@@ -1,25 +1,52 @@
 """Stage 2: instruction tuning (Ouyang et al. 2022) that preserves the shared space.
 
-TRL computes the token loss from the decoder's hidden states itself, equal to that of `forward` (tested). The
-contrastive loss on captioned clips preserves the shared space, which tuning on questions alone would distort.
+The contrastive loss on captioned clips preserves the shared space, which tuning on questions alone would
+distort.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from mllm.models.encoded import take_media
+from mllm.models.encoded import IGNORE, take_media
 from mllm.models.model import MllmForConditionalGeneration
 from train.objectives.base import Objective
+from train.objectives.media import media_shares
 from train.objectives.space import space_losses, weighted
 
 
+@dataclass
+class TokenLosses(ModelOutput):
+    """What the decoder predicts at trained positions; each [rows, tokens - 1], zero elsewhere.
+
+    Attributes:
+        log_probs: of the labels.
+        entropy: of the predictions.
+        is_top1: whether the label is the likeliest token.
+        label_mask: the trained positions.
+        aux_loss: the loss of the shared space, a scalar.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor = None  # type: ignore[assignment]  # always given; ModelOutput wants a default
+    is_top1: Tensor = None  # type: ignore[assignment]
+    label_mask: Tensor = None  # type: ignore[assignment]
+    aux_loss: Tensor | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean over the trained positions."""
+        return -self.log_probs.sum() / self.label_mask.sum().clamp(min=1)
+
+
 class InstructObjective(Objective):
-    """The model's outputs for TRL, with the loss of the shared space as `aux_loss` if the batch has captions.
+    """The tokens' losses for TRL, with the loss of the shared space as `aux_loss` if the batch has captions.
 
     Args:
         model: the model or, with LoRA, the PeftModel around it.
@@ -36,19 +63,51 @@ class InstructObjective(Objective):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def forward(
-        self, space: dict[str, Tensor] | None = None, output_router_logits: bool = False, **inputs: Any
-    ) -> ModelOutput:
-        """A batch of `QuestionCollator` -> the model's outputs.
+        self,
+        labels: Tensor,
+        space: dict[str, Tensor] | None = None,
+        output_router_logits: bool = False,
+        fused_lm_head: bool = True,
+        **inputs: Any,
+    ) -> TokenLosses:
+        """A batch of `QuestionCollator` -> what TRL makes the loss of.
 
         Args:
+            labels: [rows, tokens], IGNORE at positions that are not trained.
             space: from `data.space_batch`; None skips the loss of the shared space.
             output_router_logits: set by TRL to request an `aux_loss`; ignored.
+            fused_lm_head: set by TRL; ignored.
         """
-        if space is None:
-            return self.model(**inputs)
         queries = self.base.model.query_outputs(**take_media(inputs))
-        outputs = self.model(media_queries=queries, **inputs)
-        losses = space_losses(self.base.model, queries, space)
-        self.note(losses | {"answer_loss": outputs.loss})
-        outputs.aux_loss = weighted(losses, self.video_audio_weight)
+        self.note(media_shares(self.base.model, queries))
+        outputs = token_losses(self.base, labels, media_queries=queries, **inputs)
+        if space is not None:
+            losses = space_losses(self.base.model, queries, space)
+            self.note(losses | {"answer_loss": outputs.loss})
+            outputs.aux_loss = weighted(losses, self.video_audio_weight)
         return outputs
+
+
+def token_losses(model: MllmForConditionalGeneration, labels: Tensor, **inputs: Any) -> TokenLosses:
+    """Projects the trained positions alone, since a large vocabulary is expensive.
+
+    Without Triton, TRL's own head (`trl.trainer.utils.add_fused_lm_head`) projects all.
+    """
+    hidden = model.model(**inputs).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    trained = targets != IGNORE
+    predicted = model.logits(hidden[trained]).float().log_softmax(-1)
+    chosen = targets[trained]
+    with torch.no_grad():
+        entropy = -(predicted.exp() * predicted).sum(-1)
+        right = (predicted.argmax(-1) == chosen).float()
+
+    def placed(values: Tensor) -> Tensor:
+        return values.new_zeros(trained.shape).masked_scatter(trained, values)
+
+    return TokenLosses(
+        log_probs=placed(predicted.gather(-1, chosen[:, None])[:, 0]),
+        entropy=placed(entropy),
+        is_top1=placed(right),
+        label_mask=trained,
+    )

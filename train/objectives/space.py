@@ -56,7 +56,9 @@ def space_losses(model: MllmModel, queries: MediaQueries, space: dict[str, Tenso
     def pair(
         left: Tensor, right: Tensor, columns: list[int], present: Tensor, negatives: Tensor | None = None
     ) -> Tensor:
-        return info_nce(left, right, scale, ids[:, columns], present, negatives)
+        # Not negatives: the same caption, and captions of one set of paraphrases, as clips of one class have.
+        same = [*columns, *(column + len(CAPTION_REQUESTS) for column in columns)]
+        return info_nce(left, right, scale, ids[:, same], present, negatives)
 
     return {
         "video_text_loss": pair(video, text[:, VIDEO], [VIDEO], seen & captioned[:, VIDEO], shuffled),

@@ -44,6 +44,7 @@ class ContrastiveStage(Stage):
             *easy_start(settings.curriculum, settings.batch),
             settings.text_batch,
             data.augment,
+            answers=settings.caption_weight > 0,
         )
 
     def scores(

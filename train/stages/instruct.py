@@ -47,15 +47,19 @@ class InstructStage(Stage):
             longest_caption(objective.config) if settings.contrastive_weight else None,
             data.augment,
             *easy_start(settings.curriculum, settings.batch),
+            settings.weights,
+            settings.chat,
         )
 
     def trainer(
         self, run: Run, model: MllmForConditionalGeneration, processor: MllmProcessor
     ) -> StageTrainer:
         from train.instruct_trainer import InstructTrainer
+        from train.objectives.instruct import InstructObjective
 
         weight = run.experiment.section(Instruct).contrastive_weight
         objective = self.prepared(run, model)
+        assert isinstance(objective, InstructObjective)
         return InstructTrainer(run, objective, processor, self.collator(run, objective, processor), weight)
 
     def scores(
