@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.question import Question
-from eval.scorers import CaptionF1, Choice, ExactMatch, MomentIoU, Scorer
+from eval.scorers import Answered, CaptionF1, Choice, ExactMatch, MomentIoU, Scorer, WordErrors
 from mllm.errors import ConfigError, MllmError
 from mllm.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from eval.sections import Eval
+    from eval.targets import Target
+    from mllm.answerer import Answerer
     from mllm.media.clip import Clip
     from mllm.media.windows import WindowSpec
-    from mllm.records.answers import Generation
-    from mllm.search.embedder import Modality
+    from mllm.records.answers import Backend, Generation
+    from mllm.search.embedder import Embedder, Modality
 
 BENCHMARKS = "mllm.benchmarks"  # entry point group
 OTHER = "other"  # the group of types that are in no other group
@@ -44,6 +46,23 @@ class Subject:
     defaults: Eval
     remote: bool = False
     windows: WindowSpec | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model under evaluation.
+
+    Attributes:
+        backend: answers the questions.
+        weights: identifies the model: a digest of its weights, or the name of a served model.
+        embedder: for retrieval, which is skipped if None.
+        local: the model in this process; None if there is only a server.
+    """
+
+    backend: Backend
+    weights: str
+    embedder: Embedder | None = None
+    local: Answerer | None = None
 
 
 @dataclass(frozen=True)
@@ -110,14 +129,24 @@ class Benchmark:
         """Retrieval sets of a split, if any; only called for a model with a shared embedding space."""
         return ()
 
+    def targets(
+        self, rows: Sequence[Answered], candidate: Candidate, generation: Generation
+    ) -> Iterable[Target]:
+        """Rows of a table of what must be reached, if there is one; may ask the model further questions."""
+        return ()
+
     def prior(self, question: Question) -> str | None:
         """The most frequent training answer to this question text; None if these are unknown."""
         return None
 
     def scorer(self, question: Question) -> Scorer:
-        """By default: moments by overlap, captions by token F1, options by choice, others by exact match."""
+        """By default: moments by overlap, captions by token F1, transcripts by word errors, options by
+        choice, others by exact match.
+        """
         if question.spans and question.record.get("query"):
             return MomentIoU()
+        if question.type == "transcript":
+            return WordErrors()
         if question.type == "caption" or question.type.startswith("caption_"):
             return CaptionF1()
         return Choice() if question.options else ExactMatch()

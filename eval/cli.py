@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from eval.benchmark import Benchmark, Subject, benchmark_names, load_benchmark
+from eval.benchmark import Benchmark, Candidate, Subject, benchmark_names, load_benchmark
 from mllm.errors import ConfigError, MllmError
 from mllm.records.answers import Generation
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eval.run import Candidate, SplitResult
+    from eval.run import SplitResult
     from eval.sections import Eval
     from mllm.answerer import Answerer
 
@@ -189,7 +189,7 @@ def _candidate(
     local: Answerer | None, url: str | None, served_model: str | None, concurrent: int, file_urls: bool
 ) -> Candidate:
     """The model under evaluation: a server if there is one; its embedder always runs in this process."""
-    from eval.run import Candidate, weights_digest
+    from eval.run import weights_digest
     from mllm.answerer_remote import RemoteAnswerer
     from mllm.search.embedder import Embedder
 
@@ -198,9 +198,9 @@ def _candidate(
         embedder = Embedder(local.model, local.processor, name=local.name)
     if url is not None:
         server = RemoteAnswerer(url, served_model, concurrent=concurrent, file_urls=file_urls)
-        return Candidate(server, server.name, embedder)
+        return Candidate(server, server.name, embedder, local)
     assert local is not None
-    return Candidate(local, weights_digest(local.model), embedder)
+    return Candidate(local, weights_digest(local.model), embedder, local)
 
 
 def _evaluated(

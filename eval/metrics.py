@@ -4,7 +4,7 @@
     prior     the most frequent training answer to the same question text: what the text alone gives away
     blind     the same model without the recordings
 
-Answers without a right or wrong (captions, moments) have separate tables.
+Answers without a right or wrong (captions, transcripts, moments) have separate tables.
 """
 
 from __future__ import annotations
@@ -90,6 +90,37 @@ def retrieval_scores(
         "text_to_media": recall_at_k(texts @ media.T, text_labels, media_labels, ks),
         "media_to_text": recall_at_k(media @ texts.T, media_labels, text_labels, ks),
     }
+
+
+def interval(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    weights: Sequence[float] | None = None,
+    draws: int = 2000,
+) -> tuple[float, float]:
+    """95 % interval of a weighted mean, by a bootstrap over clusters (Efron and Tibshirani, 1993).
+
+    Answers about one speaker or one recording are no independent draws, so whole clusters are drawn. Where
+    all answers are right, or all wrong, nothing varies: the open end is then the binomial one of as many
+    clusters.
+
+    Args:
+        values: what is averaged, such as 1.0 for a right answer, or word errors.
+        clusters: one a value.
+        weights: one a value, such as the words of a transcript; by default 1.
+    """
+    weights = [1.0] * len(values) if weights is None else weights
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((2, len(number)))
+    for value, weight, cluster in zip(values, weights, clusters, strict=True):
+        sums[:, number[cluster]] += value, weight
+    if len(set(values)) == 1 and values[0] in (0.0, 1.0) and set(weights) == {1.0}:
+        open_end = 0.025 ** (1 / len(number))
+        return (open_end, 1.0) if values[0] else (0.0, 1 - open_end)
+    picked = np.random.default_rng(0).integers(0, len(number), (draws, len(number)))
+    drawn = sums[:, picked].sum(-1)
+    low, high = np.quantile(drawn[0] / drawn[1], [0.025, 0.975])
+    return float(low), float(high)
 
 
 class AnswerPrior:

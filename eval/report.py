@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.targets import target_table
 from mllm.files import replacing
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-MEASURES = {"f1": "token F1", "exact": "word for word"}
+MEASURES = {"f1": "token F1", "exact": "word for word", "words": "words right", "wer": "word error rate"}
 WAYS = {"text_to_media": "text → {}", "media_to_text": "{} → text"}
 GROUP_COLOURS = {
     "audio": "#d97706",
@@ -39,6 +40,10 @@ def print_tables(metrics: dict[str, Any], console: Console) -> None:
             console.print(left_out + first, style="red", markup=False, highlight=False, soft_wrap=True)
         if result["retrieval"]:
             console.print(_retrieval_table(result["retrieval"]))
+        if result["targets"]:
+            # A pipe has no width of its own, and a table that is cut says nothing.
+            wide = None if console.is_terminal else 200
+            console.print(target_table(result["targets"], f"{split}: what must be reached"), width=wide)
         console.print()
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.benchmark import Benchmark, Retrieval
+from eval.benchmark import Benchmark, Candidate, Retrieval
 from eval.metrics import other_tables, retrieval_scores, score_table
 from eval.question import Question
 from eval.scorers import Answered
+from eval.targets import markdown
 from mllm.errors import ConfigError, MllmError
 from mllm.files import write_atomically
 from mllm.records.answers import Backend, Generation, Progress, Unread
@@ -25,20 +26,7 @@ if TYPE_CHECKING:
     from mllm.models.model import MllmForConditionalGeneration
     from mllm.search.embedder import Embedder
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model under evaluation.
-
-    Attributes:
-        backend: answers the questions.
-        weights: identifies the model: a digest of its weights, or the name of a served model.
-        embedder: for retrieval, which is skipped if None.
-    """
-
-    backend: Backend
-    weights: str
-    embedder: Embedder | None = None
+LONG = ("captions", "transcripts")  # tables of questions with long answers
 
 
 @dataclass
@@ -50,6 +38,7 @@ class SplitResult:
     tables: dict[str, dict[str, Any]]
     provenance: dict[str, str] = field(default_factory=dict)
     retrieval: dict[str, Any] = field(default_factory=dict)
+    targets: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     missing: list[tuple[str, str]] = field(default_factory=list)
 
@@ -60,6 +49,7 @@ class SplitResult:
             "tables": list(self.tables),
             **self.tables,
             "retrieval": self.retrieval,
+            "targets": self.targets,
             "seconds": round(self.seconds, 1),
             "missing": len(self.missing),
             "missing_recordings": [{"id": id, "cause": cause} for id, cause in self.missing],
@@ -68,15 +58,15 @@ class SplitResult:
 
 
 def collect(benchmark: Benchmark, split: str) -> list[Question]:
-    """All questions of a split, captions last: their answers are long, so batches stay homogeneous.
+    """All questions of a split, those with long answers last, so that batches stay homogeneous.
 
     Raises:
         ConfigError: if there are none.
     """
     found = list(benchmark.questions(split))
-    if not found:
+    if not found and type(benchmark).targets is Benchmark.targets:
         raise ConfigError(f"{benchmark.title}: {split} has no questions to ask")
-    return sorted(found, key=lambda question: benchmark.scorer(question).table == "captions")
+    return sorted(found, key=lambda question: benchmark.scorer(question).table in LONG)
 
 
 def evaluate(
@@ -97,6 +87,7 @@ def evaluate(
     begin = time.monotonic()
     rows, missing = ask(benchmark, questions, candidate.backend, generation, blind, progress)
     found = retrieve(benchmark.retrieval(split), candidate.embedder) if candidate.embedder else {}
+    targets = [target.as_dict() for target in benchmark.targets(rows, candidate, generation)]
     seconds = time.monotonic() - begin
     order = [type for types in benchmark.groups.values() for type in types]
     rank = {type: number for number, type in enumerate(order)}
@@ -107,6 +98,7 @@ def evaluate(
         tables=other_tables(in_order),
         provenance=provenance(benchmark, questions, generation) | {"model": candidate.weights},
         retrieval=found,
+        targets=targets,
         seconds=seconds,
         missing=missing,
     )
@@ -133,12 +125,18 @@ def ask(
     answered = list(zip(questions, answers, strict=True))
     missing = [(question.id, answer.cause) for question, answer in answered if isinstance(answer, Unread)]
     seen = [(question, answer) for question, answer in answered if not isinstance(answer, Unread)]
-    if not seen:
+    if answered and not seen:
         raise MllmError(f"none of the {len(answered)} questions can be asked; the first: {missing[0][1]}")
     unseen: Sequence[str | Unread | None] = [None] * len(seen)
     if blind:
-        unseen = backend.answer([question.without_media for question, _ in seen], generation, progress)
-        progress(len(missing))
+        # Without their recordings many questions are one and the same.
+        prompts = [question.without_media for question, _ in seen]
+        distinct = {str(prompt): prompt for prompt in prompts}
+        of_prompt = dict(
+            zip(distinct, backend.answer(list(distinct.values()), generation, progress), strict=True)
+        )
+        unseen = [of_prompt[str(prompt)] for prompt in prompts]
+        progress(len(answered) - len(distinct))
     rows = [
         Answered(
             question,
@@ -236,6 +234,8 @@ def write_results(folder: Path, header: dict[str, Any], results: dict[str, Split
         for row in result.rows
     ]
     write_atomically(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    if tables := [markdown(result.targets) for result in results.values() if result.targets]:
+        write_atomically(folder / "table.md", "\n".join(tables))
     write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 

@@ -17,7 +17,7 @@ from statistics import fmean
 from eval.choices import Options
 from eval.moments import first_iou
 from eval.question import Question
-from mllm.scores import exact_match, normalise, token_f1
+from mllm.scores import exact_match, normalise, token_f1, word_errors
 
 OVERLAPS = (0.3, 0.5, 0.7)
 
@@ -115,6 +115,22 @@ class CaptionF1(Scorer):
 
     def measures(self, rows: Sequence[Answered]) -> dict[str, float]:
         return {"f1": fmean(row.score for row in rows), "exact": fmean(row.right for row in rows)}
+
+
+class WordErrors(Scorer):
+    """Words of a transcript: the score is 1 less the word error rate, at least 0."""
+
+    table = "transcripts"
+
+    def score(self, question: Question, answer: str) -> float:
+        errors, words = word_errors(answer, question.truth)
+        return max(0.0, 1 - errors / max(words, 1))
+
+    def measures(self, rows: Sequence[Answered]) -> dict[str, float]:
+        errors, words = map(
+            sum, zip(*(word_errors(row.prediction, row.question.truth) for row in rows), strict=True)
+        )
+        return {"words": fmean(row.score for row in rows), "wer": errors / max(words, 1)}
 
 
 class MomentIoU(Scorer):

@@ -1,6 +1,6 @@
-"""The three scores that training and evaluation share.
+"""The scores that training and evaluation share.
 
-Exact match, token F1 (Rajpurkar et al., 2016, arXiv:1606.05250) and recall at k.
+Exact match, token F1 (Rajpurkar et al., 2016, arXiv:1606.05250), word errors and recall at k.
 """
 
 from __future__ import annotations
@@ -63,13 +63,33 @@ def exact_match(prediction: str, truth: str) -> bool:
 
 def token_f1(prediction: str, truth: str) -> float:
     """Harmonic mean of precision and recall over words, with multiplicity: for captions. 0.0 to 1.0."""
-    said, wanted = (Counter(_bare(word) for word in normalise(text).split()) for text in (prediction, truth))
-    for words in (said, wanted):
-        words.pop("", None)
+    said, wanted = Counter(_words(prediction)), Counter(_words(truth))
     if not said or not wanted:
         return float(said == wanted)
     shared = sum((said & wanted).values())
     return 2 * shared / (sum(said.values()) + sum(wanted.values()))
+
+
+def word_errors(prediction: str, truth: str) -> tuple[int, int]:
+    """(least substitutions, insertions and deletions that lead to the truth, words of the truth).
+
+    The sum of the former over the sum of the latter is the word error rate. Case and punctuation don't count.
+    """
+    said, wanted = _words(prediction), _words(truth)
+    distances = list(
+        range(len(said) + 1)
+    )  # from the words of the truth so far to each beginning of what is said
+    for row, word in enumerate(wanted, start=1):
+        before, distances[0] = distances[0], row
+        for column, heard in enumerate(said, start=1):
+            kept = before + (heard != word)
+            before = distances[column]
+            distances[column] = min(kept, before + 1, distances[column - 1] + 1)
+    return distances[-1], len(wanted)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in map(_bare, normalise(text).split()) if word]
 
 
 def majority_score(truths: Iterable[str]) -> float:

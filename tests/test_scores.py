@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mllm.scores import exact_match, majority_score, normalise, recall_at_k, token_f1
+from mllm.scores import exact_match, majority_score, normalise, recall_at_k, token_f1, word_errors
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,10 @@ def test_recall_equals_sorting():
         top = np.argsort(-similarity, axis=1)[:, :k]
         hits = [labels[i] in [labels[j] for j in row] for i, row in enumerate(top)]
         assert found[f"R@{k}"] == pytest.approx(np.mean(hits))
+
+
+def test_word_errors_are_the_least_changes():
+    assert word_errors("bin blue at F two now.", "Bin blue at f two now") == (0, 6)
+    assert word_errors("bin red at two", "bin blue at f two now") == (3, 6)
+    assert word_errors("", "two words") == (2, 2)
+    assert word_errors("two words more", "") == (3, 0)
