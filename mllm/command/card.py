@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mllm.files import write_atomically
+from mllm.models.bases import BASES
 from mllm.models.sides import sides_of_config
 
 
@@ -18,7 +19,7 @@ def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> di
 
     Args:
         folder: a checkpoint folder; its experiment.yaml and metrics.json are used if present.
-        scores: what `mllm eval world` wrote as metrics.json.
+        scores: what `mllm eval world` or `mllm eval real` wrote as metrics.json.
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json")
@@ -39,11 +40,17 @@ def card_info(folder: str | Path, scores: Mapping[str, Any] | None = None) -> di
         "facts": facts,
         "tables": {},
     }
-    if scores:
+    if bases := _read_json(folder / "bases.json"):
+        info["tables"]["Bases"] = [_base(part, **base) for part, base in bases.items()]
+    targets = [row for split in (scores or {}).get("splits", {}).values() for row in split.get("targets", [])]
+    if targets:
+        facts["scored with"] = "`mllm eval real`, in phrasings that were not trained"
+        info["tables"]["Scores"] = [_target(row) for row in targets]
+    elif scores:
         facts["scored with"] = (
             f"`mllm eval world`: {scores['clips']} clips a split as {scores['media']}, seed {scores['seed']}"
         )
-        info["tables"] = _tables(scores["splits"])
+        info["tables"] |= _tables(scores["splits"])
     return info
 
 
@@ -52,7 +59,7 @@ def write_model_card(folder: str | Path, info: Mapping[str, Any]) -> Path:
 
     Args:
         info: all optional: `name`, `summary` (a sentence), `facts` (label to text: data, steps, machine),
-            `tables` (title to rows, each a mapping of column to cell), `limits` (list of sentences).
+            `tables` (title to rows, each a mapping of column to cell), `notes` (Markdown for the end).
     """
     lines = [
         "---",
@@ -70,8 +77,8 @@ def write_model_card(folder: str | Path, info: Mapping[str, Any]) -> Path:
         columns = list(rows[0]) if rows else []
         lines += [f"## {title}", "", _line(columns), "|" + " --- |" * len(columns)]
         lines += [*(_line([row.get(column) for column in columns]) for row in rows), ""]
-    if info.get("limits"):
-        lines += ["## Limits", "", *(f"- {limit}" for limit in info["limits"]), ""]
+    for note in info.get("notes", []):
+        lines += [note.strip(), ""]
     path = Path(folder) / "README.md"
     write_atomically(path, "\n".join(lines))
     return path
@@ -100,6 +107,24 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
         f"{config['window_seconds']:g} s: {config['frames_per_window']} frames, "
         + " and ".join(f"{side['queries']} {name} tokens" for name, side in sides.items())
     )
+
+
+def _base(part: str, name: str, sha256: str, **_: str) -> dict[str, Any]:
+    """A row of the pretrained models that a checkpoint of deltas belongs to."""
+    known = BASES.get(name)
+    what = f"{known.what} ({known.licence})" if known else ""
+    return {"part": part, "base": name, "what": what, "sha256 of its weights": f"`{sha256}`"}
+
+
+def _target(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of what `mllm eval real` measures."""
+
+    def number(name: str) -> str:
+        return "" if row.get(name) is None else f"{row[name]:.3f}"
+
+    between = f"{number('low')}–{number('high')}" if row.get("low") is not None else ""
+    cells = {"task": row["title"], "score": number("score"), "95 %": between, "n": str(row["count"])}
+    return cells | {name: number(name) for name in ("majority", "blind", "probe", "floor", "aim")}
 
 
 def _stage(stage: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:

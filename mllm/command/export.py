@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ def export(
     dtype: torch.dtype | str = "bfloat16",
     adapter: str = "merged",
     scores: str | Path | None = None,
+    notes: Sequence[str | Path] = (),
 ) -> Path:
     """A folder that vLLM serves with no further flag, from a run or a checkpoint.
 
@@ -33,18 +35,16 @@ def export(
         dtype: of the weights.
         adapter: "merged" adds LoRA deltas into the weights; "beside" leaves them in `out/adapter`, to be
             served by name: `--enable-lora --lora-modules NAME=OUT/adapter`.
-        scores: metrics.json of `mllm eval world`, for the model card.
+        scores: metrics.json of `mllm eval world` or `mllm eval real`, for the model card.
+        notes: Markdown files that the model card ends with, such as limits and credits.
 
     Raises:
-        MllmError: if there is no checkpoint or no such scores, or `adapter` is neither word.
+        MllmError: if there is no checkpoint, no such scores or notes, or `adapter` is neither word.
     """
     if adapter not in ("merged", "beside"):
         raise MllmError(f"adapter is '{adapter}': choose merged or beside")
-    if scores is not None and not Path(scores).is_file():
-        raise MllmError(f"no scores at {scores}: give the metrics.json that `mllm eval world` wrote")
-    measured = read_json(Path(scores)) if scores is not None else None
-    if measured is not None and measured.get("benchmark", "world") != "world":
-        raise MllmError(f"{scores} is of {measured['benchmark']}: give the one that `mllm eval world` wrote")
+    measured = _measured(Path(scores)) if scores is not None else None
+    texts = [read_text(Path(note)) for note in notes]
     dtype = as_dtype(dtype)
     base, _ = resolve(source)
     # Merged in float32 and rounded once.
@@ -56,9 +56,24 @@ def export(
         read_json(found["metrics.json"])
     extra = {name: read_text(path) for name, path in found.items() if path.is_file()}
     folder = save(model, processor, out, extra, dtype=dtype)
-    if measured is not None or "README.md" not in extra:
-        write_model_card(folder, card_info(folder, measured))
+    if measured is not None or texts or "README.md" not in extra:
+        write_model_card(folder, card_info(folder, measured) | {"notes": texts})
     return folder
+
+
+def _measured(scores: Path) -> dict[str, Any]:
+    """The scores for a model card.
+
+    Raises:
+        MllmError: if there are none, or they are of a benchmark that no card shows.
+    """
+    wanted = "give the metrics.json that `mllm eval world` or `mllm eval real` wrote"
+    if not scores.is_file():
+        raise MllmError(f"no scores at {scores}: {wanted}")
+    measured = read_json(scores)
+    if (of := measured.get("benchmark", "world")) not in ("world", "real"):
+        raise MllmError(f"{scores} is of {of}: {wanted}")
+    return measured
 
 
 def _check_beside(model: Any) -> None:
@@ -82,11 +97,14 @@ def export_command(
     dtype: Annotated[str, typer.Option(help="Of the weights: bfloat16, float16 or float32.")] = "bfloat16",
     adapter: Annotated[str, typer.Option(help="LoRA deltas: merged in, or beside the base.")] = "merged",
     scores: Annotated[
-        str | None, typer.Option(help="metrics.json of `mllm eval world`, for the card.")
+        str | None, typer.Option(help="metrics.json of `mllm eval world` or `real`, for the card.")
+    ] = None,
+    notes: Annotated[
+        list[str] | None, typer.Option(help="Markdown that the card ends with, such as credits; repeatable.")
     ] = None,
 ) -> None:
     """Write a folder that vLLM serves, from a run or a checkpoint folder."""
-    folder = export(run, out, dtype, adapter, scores)
+    folder = export(run, out, dtype, adapter, scores, notes or ())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     print(f"{folder}  {size:.1f} MB  {dtype}")
     print(f"serve it:  mllm serve {folder}")

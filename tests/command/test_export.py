@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mllm.command.card import write_model_card
+from mllm.command.card import card_info, write_model_card
 from mllm.command.export import export, export_command
 from mllm.errors import MllmError
 from mllm.models.checkpoint import save
@@ -21,13 +21,26 @@ def test_the_model_card_holds_its_tables(tmp_path):
         "summary": "A small model.",
         "facts": {"steps": "3,000"},
         "tables": {"Scores": [{"type": "colour", "val": 0.987, "blind": None}], "Empty": []},
-        "limits": ["It knows one world."],
+        "notes": ["## Limits\n\nIt knows one world.\n"],
     }
     text = write_model_card(tmp_path, info).read_text()
     assert text.startswith("---\nlicense: apache-2.0")
     assert "| colour | 0.99 |  |" in text
     assert "- **steps**: 3,000" in text
-    assert "- It knows one world." in text
+    assert text.endswith("## Limits\n\nIt knows one world.\n")
+
+
+def test_a_card_of_deltas_names_bases_and_what_was_reached(tmp_path):
+    sha256 = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+    bases = {"decoder": {"name": "smollm2-135m", "sha256": sha256, "prefix": "model."}}
+    (tmp_path / "bases.json").write_text(json.dumps(bases))
+    target = {"title": "digits", "score": 0.9871, "count": 300, "low": 0.97, "high": 0.9951, "majority": 0.1}
+    target |= {"blind": 0.1, "probe": None, "floor": 0.97, "aim": 0.985, "mark": "aim"}
+    info = card_info(tmp_path, {"benchmark": "real", "splits": {"test": {"targets": [target]}}})
+    card = write_model_card(tmp_path, info).read_text()
+    model = "SmolLM2-135M-Instruct, a LLaMA, dequantised from 4 bits (Apache-2.0)"
+    assert f"| decoder | smollm2-135m | {model} | `{sha256}` |" in card
+    assert "| digits | 0.987 | 0.970–0.995 | 300 | 0.100 | 0.100 |  | 0.970 | 0.985 |" in card
 
 
 def test_the_card_gathers_training_and_scores(tmp_path):
@@ -82,5 +95,7 @@ def test_the_export_command(tmp_path):
 
 def test_a_card_takes_the_scores_of_the_world_alone(tmp_path):
     (tmp_path / "metrics.json").write_text('{"benchmark": "mine.jsonl"}')
-    with pytest.raises(MllmError, match="is of mine.jsonl: give the one that `mllm eval world` wrote"):
+    with pytest.raises(MllmError, match="is of mine.jsonl: give the metrics.json that `mllm eval world`"):
         export("nano", tmp_path / "out", scores=tmp_path / "metrics.json")
+    with pytest.raises(MllmError, match="limits.md"):
+        export("nano", tmp_path / "out", notes=[tmp_path / "limits.md"])
