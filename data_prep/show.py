@@ -113,7 +113,7 @@ def read(
         windows, seen = cut(clip, processor.spec)[:1], None
         windows[0].frames = clip.frames[:1]
     else:
-        windows, seen = load_windows(source, processor.spec, want_video=modality == "video", **options)
+        windows, seen = load_windows(source, processor.spec, **processor.wanted(modality) | options)
     return windows, processor.media_from_windows(windows, modality, seen)
 
 

@@ -66,6 +66,7 @@ Weight = Annotated[float, Field(ge=0)]
 Part = Annotated[str | dict[str, Any], AfterValidator(_has_type)]
 # Likewise, or an object with "from" (a hub id or a folder) and the settings in which the tower differs.
 TowerPart = Annotated[str | dict[str, Any], AfterValidator(_has_type_or_base)]
+TimeMarks = Literal["clock", "seconds"]  # the text before a window's tokens: "[00:04]" or "4s"
 NANO_DECODER = {
     "type": "llama",
     "hidden_size": 128,
@@ -137,6 +138,7 @@ class Model(Section):
     window_seconds: Rate = 2.0
     frames_per_window: Positive = 4
     max_windows: Positive = 16
+    time_marks: TimeMarks = "clock"
     embedding_dim: Positive = 256
 
 

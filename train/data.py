@@ -149,8 +149,7 @@ class Collator:
             part.source,
             size=spec.image_size,
             choose=lambda duration: spec.frame_times(duration).ravel(),
-            want_video=part.modality != "audio",
-            **part.options,
+            **self.processor.wanted(part.modality) | part.options,
         )
 
     def space(

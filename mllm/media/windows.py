@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mllm.experiment import TimeMarks
 from mllm.media.clip import Clip
 from mllm.media.recording import HOLD, SAMPLE_RATE, load_clip
 from mllm.media.stills import resize
@@ -155,9 +156,11 @@ def load_windows(source: Any, spec: WindowSpec, **options: Any) -> tuple[list[Wi
     )
 
 
-def time_mark(seconds: float) -> str:
-    """'[mm:ss]', rounded down; minutes go past 99."""
+def time_mark(seconds: float, form: TimeMarks = "clock") -> str:
+    """'[mm:ss]', whose minutes go past 99, or in the form `seconds` '64s'; rounded down."""
     whole = int(max(seconds, 0.0) + 1e-6)
+    if form == "seconds":
+        return f"{whole}s"
     return f"[{whole // 60:02d}:{whole % 60:02d}]"
 
 

@@ -99,6 +99,8 @@ def _space_tokenizer(settings: Any) -> Any:
 
     base = base_of(settings.text)
     if base is None:
+        if "prefix" in (settings.text or {}):
+            raise ConfigError("model.text.prefix is for a text tower with its own tokenizer: give it a base")
         return None
     with in_one_line(f"model.text: the tokenizer of {base}", WRONG_PART):
         return AutoTokenizer.from_pretrained(base_folder(base))
@@ -128,12 +130,14 @@ def _model_config(
         },
         space_config=settings.text and tower_config(settings.text, "text", window, **text_ids),
         space_tokenizer=own_space_tokenizer,
+        space_prefix="" if isinstance(settings.text, str) else (settings.text or {}).get("prefix", ""),
         qformer_width=settings.qformer.width,
         qformer_layers=settings.qformer.layers,
         qformer_heads=settings.qformer.heads,
         window_seconds=settings.window_seconds,
         frames_per_window=settings.frames_per_window,
         max_windows=settings.max_windows,
+        time_marks=settings.time_marks,
         embedding_dim=settings.embedding_dim,
         video_token_id=ids["video"],
         audio_token_id=ids["audio"],

@@ -216,7 +216,10 @@ def check_fit(folder: Path, config: Any, processor: Any) -> None:
         if wanted and getattr(tokenizer, name) is None:
             raise MllmError(f"{folder / 'tokenizer_config.json'} is damaged (no {name}): {REMEDY}")
     theirs = type(processor).from_config(tokenizer, config)
-    pairs = {"spec": (processor.spec, theirs.spec)}
+    both = (processor, theirs)
+    pairs = {
+        name: tuple(getattr(each, name) for each in both) for name in ("spec", "time_marks", "space_prefix")
+    }
     for side in sorted(processor.sides.keys() | theirs.sides.keys()):
         here, there = processor.sides.get(side) or {}, theirs.sides.get(side) or {}
         for name in sorted(here.keys() | there.keys()):

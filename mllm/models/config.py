@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from mllm.experiment import TimeMarks
 from mllm.media.windows import WindowSpec
 from mllm.models.sides import SIDES, Described, sides_of_config
 from mllm.models.towers import TextTower, WindowSize, config_from, find_tower
@@ -58,8 +59,10 @@ class MllmConfig(PreTrainedConfig):
         sides: `video` and `audio`, or one of them; each a `Side`.
         space_config: the text tower of the shared space; None for a model that answers but cannot search.
         space_tokenizer: whether the text tower has its own tokenizer; otherwise it reads the decoder's ids.
+        space_prefix: what the text tower's own tokenizer reads before every text, such as "query: ".
         qformer_width, qformer_layers, qformer_heads: size of every Q-Former.
         window_seconds, frames_per_window, max_windows: how a recording is cut (see `windows.py`).
+        time_marks: the form of the text before each window (see `windows.time_mark`).
         embedding_dim: size of the shared space.
         video_token_id, audio_token_id, image_token_id: the placeholders that features replace.
         new_token_ids: tokens added to a pretrained decoder's vocabulary; their embeddings always train.
@@ -73,12 +76,14 @@ class MllmConfig(PreTrainedConfig):
     space_config: Any = None
     sides: Any = None
     space_tokenizer: bool = False
+    space_prefix: str = ""
     qformer_width: int = 768
     qformer_layers: int = 2
     qformer_heads: int = 12
     window_seconds: float = 2.0
     frames_per_window: int = 8
     max_windows: int = 32
+    time_marks: TimeMarks = "clock"
     embedding_dim: int = 256
     video_token_id: int | None = None
     audio_token_id: int | None = None

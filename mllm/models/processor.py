@@ -17,6 +17,7 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer
 
 from mllm.errors import MediaError
+from mllm.experiment import TimeMarks
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE, load_clip
 from mllm.media.windows import Seen, Window, WindowLayout, WindowSpec, cut, load_windows, time_mark
@@ -45,6 +46,8 @@ class MllmProcessor(TransformersCalls):
         sides: for each side, how its tower's input is prepared and how many tokens a window costs; see
             `mllm.models.sides`.
         window_seconds, frames_per_window, max_windows: see `windows.WindowSpec`.
+        time_marks: the form of the text before each window, see `windows.time_mark`.
+        space_prefix: text before each text of the shared space, for `space_tokenizer`.
 
     Attributes:
         space_tokenizer: the text tower's own tokenizer, if it has one; saved in a subfolder of that name.
@@ -61,6 +64,8 @@ class MllmProcessor(TransformersCalls):
         window_seconds: float = 2.0,
         frames_per_window: int = 8,
         max_windows: int = 32,
+        time_marks: TimeMarks = "clock",
+        space_prefix: str = "",
         **kwargs,
     ):
         super().__init__(tokenizer, chat_template=chat_template)
@@ -68,6 +73,8 @@ class MllmProcessor(TransformersCalls):
         self.window_seconds = window_seconds
         self.frames_per_window = frames_per_window
         self.max_windows = max_windows
+        self.time_marks = time_marks
+        self.space_prefix = space_prefix
         self.queries = {name: side["queries"] for name, side in self.sides.items()}
         self.inputs = {
             name: find_tower(side["type"]).inputs_class(**inputs_of(side))
@@ -96,6 +103,8 @@ class MllmProcessor(TransformersCalls):
             window_seconds=config.window_seconds,
             frames_per_window=config.frames_per_window,
             max_windows=config.max_windows,
+            time_marks=config.time_marks,
+            space_prefix=config.space_prefix,
         )
         processor.space_tokenizer = space_tokenizer
         return processor
@@ -145,13 +154,24 @@ class MllmProcessor(TransformersCalls):
             if clip is not source and not clip.is_image:
                 raise MediaError(f"{clip.source}: it is no still picture: send it as video")
             return self.media_from_windows(cut(clip, self.spec)[:1], "image")
-        windows, seen = load_windows(source, self.spec, want_video=modality == "video", **options)
+        if modality == "audio" and "audio" not in self.sides:
+            raise MediaError("this model hears nothing (model.audio is null): ask it about pictures")
+        wanted = self.wanted(modality)
+        wanted["want_audio"] &= options.pop("want_audio", True)
+        windows, seen = load_windows(source, self.spec, **wanted, **options)
         if modality == "audio" and not seen.has_audio:
             name = source if isinstance(source, str | Path) and len(str(source)) < 500 else "this recording"
             raise MediaError(
                 f"{getattr(source, 'source', name)}: it has no sound: send it as video, or as an image"
             )
         return self.media_from_windows(windows, modality, seen)
+
+    def wanted(self, modality: str) -> dict[str, bool]:
+        """Which tracks of a recording are decoded, as options of `media.load_clip`."""
+        return {
+            "want_video": modality != "audio" and "video" in self.sides,
+            "want_audio": modality != "image" and "audio" in self.sides,
+        }
 
     def media_from_windows(
         self, windows: Sequence[Window], modality: str, seen: Seen | None = None
@@ -207,7 +227,7 @@ class MllmProcessor(TransformersCalls):
         return self._no_chunks[side]
 
     def placeholder_ids(self, modality: str, layout: Sequence[WindowLayout] = ()) -> list[int]:
-        """The ids that replace one media item: per window `[mm:ss]`, video tokens, audio tokens.
+        """The ids that replace one media item: per window its time mark, video tokens, audio tokens.
 
         vLLM's prompt replacement calls this too, so both produce the same prompt.
         """
@@ -215,7 +235,7 @@ class MllmProcessor(TransformersCalls):
             return [self.token_ids["image"]] * self.queries["video"]
         ids: list[int] = []
         for window in layout:
-            ids += self._tokens(time_mark(window.start))
+            ids += self._tokens(time_mark(window.start, self.time_marks))
             for side in SIDES:
                 ids += [self.token_ids[side]] * (self.queries[side] if getattr(window, side) else 0)
         return ids

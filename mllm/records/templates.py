@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from mllm.experiment import TimeMarks
+
 T = TypeVar("T")
 
 
@@ -65,16 +67,19 @@ def shuffled(count: int, id: str) -> list[int]:
     return order
 
 
-def subtitle_block(lines: Iterable[Mapping[str, Any]]) -> str:
-    """Timed text as one part of a prompt, each line with its time mark `[mm:ss]`; "" if there is none.
+def subtitle_block(lines: Iterable[Mapping[str, Any]], time_marks: TimeMarks = "clock") -> str:
+    """Timed text as one part of a prompt, each line with its time mark; "" if there is none.
 
     Args:
         lines: `{"text", "start"}`, in seconds from where the recording is shown.
+        time_marks: the form of the model's own time marks, see `windows.time_mark`.
     """
     from mllm.media.windows import time_mark
 
     shown = [
-        f"{time_mark(max(line['start'], 0))} {line['text'].strip()}" for line in lines if line["text"].strip()
+        f"{time_mark(line['start'], time_marks)} {line['text'].strip()}"
+        for line in lines
+        if line["text"].strip()
     ]
     return fill("subtitles", "", lines="\n".join(shown)) + "\n" if shown else ""
 

@@ -63,7 +63,7 @@ def text_inputs(
         if own is None:
             ids = tokenizer.encode(escape(text, processor.special_tokens), add_special_tokens=False)
         else:
-            ids = own.encode(text, truncation=True, max_length=max_tokens)
+            ids = own.encode(processor.space_prefix + text, truncation=True, max_length=max_tokens)
         # An empty text still needs something to attend to.
         rows.append(ids[:max_tokens] or [tokenizer.pad_token_id])
     length = max(map(len, rows))

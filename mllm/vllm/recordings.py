@@ -170,7 +170,9 @@ def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures
             raise MediaError("it is no still picture: send it as video_url or audio_url")
         features = processor.media(recording, modality)
     if modality != "image" and not any(window.video or window.audio for window in features.layout):
-        raise MediaError(f"it has no sound{'' if modality == 'audio' else ' and no picture'}")
+        tracks = {"sound": "audio", "picture": "video" if modality == "video" else ""}
+        lacking = [track for track, side in tracks.items() if side in processor.sides]
+        raise MediaError(f"it has no {' and no '.join(lacking)}")
     return features
 
 

@@ -200,6 +200,10 @@ def test_time_mark(seconds, mark):
     assert time_mark(seconds) == mark
 
 
+def test_time_mark_in_seconds():
+    assert [time_mark(seconds, "seconds") for seconds in (-1, 1.999, 64.2)] == ["0s", "1s", "64s"]
+
+
 def test_time_mark_forgives_rounding():
     assert time_mark(0.1 * 3 * 10) == "[00:03]"
     assert time_mark(2.9999999) == "[00:03]"

@@ -8,9 +8,11 @@ import torch
 from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from mllm.errors import MediaError
+from mllm.models.checkpoint import load, save
 from mllm.models.encoded import IGNORE, block_mask
 from mllm.models.processor import MllmProcessor
 from mllm.records.chat import ChatError
+from mllm.records.templates import subtitle_block
 from tests.media_files import make
 from tests.tiny import ask, clip, still, tiny
 
@@ -76,6 +78,16 @@ def test_a_window_is_its_time_mark_then_picture_then_sound(processor):
     text = processor.tokenizer.decode(encoded.input_ids)
     window = "<|video|>" * 3 + "<|audio|>" * 2
     assert f"[00:00]{window}[00:02]{window}what?" in text
+
+
+def test_time_marks_may_be_seconds(tmp_path):
+    model, processor = tiny(time_marks="seconds")
+    save(model, processor, tmp_path / "saved")
+    processor = load(tmp_path / "saved")[1]
+    text = processor.tokenizer.decode(processor.encode(ask(clip(4), "what?")).input_ids)
+    window = "<|video|>" * 3 + "<|audio|>" * 2
+    assert f"0s{window}2s{window}what?" in text
+    assert subtitle_block([{"text": "hello", "start": 2.5}], processor.time_marks).endswith("\n2s hello\n")
 
 
 def test_a_missing_modality_has_no_tokens(processor):

@@ -34,10 +34,12 @@ __all__ = [
 GROUP = "mllm.towers"  # entry points of other packages
 TOWERS = {
     "bert": "mllm.models.towers.bert:BertTower",
+    "efficientnet_lite": "mllm.models.towers.efficientnet:EfficientNetLiteTower",
     "hubert": "mllm.models.towers.hubert:HubertTower",
     "timesformer": "mllm.models.towers.timesformer:TimesformerTower",
     "videomae": "mllm.models.towers.videomae:VideoMAETower",
     "whisper": "mllm.models.towers.whisper:WhisperTower",
+    "xlm-roberta": "mllm.models.towers.bert:XlmRobertaTower",
 }
 
 

@@ -37,7 +37,8 @@ def tower_config(part: Part, name: str, window: WindowSize, **decided: Any) -> P
         ConfigError: for an unknown type or field, or a base that cannot be read.
     """
     kind = TextTower if name == "text" else Tower
-    fields = {} if isinstance(part, str) else {key: part[key] for key in part if key not in ("from", "type")}
+    apart = ("from", "type", *(("prefix",) if name == "text" else ()))
+    fields = {} if isinstance(part, str) else {key: part[key] for key in part if key not in apart}
     base = base_of(part)
     if base is None:
         assert not isinstance(part, str)
