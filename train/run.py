@@ -207,18 +207,20 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
         torch.set_num_threads(run.settings.num_threads)
     if not torch.cuda.is_available():
         # At these sizes the fused kernel's backward pass on a CPU takes twice as long as the plain one.
-        towers = list(model.model.towers.values())
-        if hasattr(model.model, "space"):
-            towers.append(model.model.space.text_tower)
-        for part in [model.model.language_model, *(tower.encoder for tower in towers)]:
+        towers = model.model.towers
+        texts = [model.model.space.text_tower] if hasattr(model.model, "space") else []
+        for part in [model.model.language_model, *(tower.encoder for tower in [*towers.values(), *texts])]:
             part.set_attn_implementation("eager")
         torch.backends.cuda.enable_flash_sdp(False)  # for the Q-Formers; the flag also applies on a CPU
-        for part in [*towers, *map(model.model.qformer, model.model.towers)]:
+        for tower in towers.values():
+            pad_rows(tower, "encode")
+        mixers = [tower.mixer for tower in towers.values() if tower.mixer is not None]
+        for part in [*texts, *mixers, *map(model.model.qformer, towers)]:
             pad_rows(part)
     if run.experiment.data.cache is not None:
         cache = FeatureCache(run.experiment.data.cache.folder, run.experiment.data.cache.max_gb)
         for side, tower in model.model.towers.items():
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
+            if not any(weight.requires_grad for _, weight in tower.encoding_weights()):
                 keep_features(tower, cache)
             elif int(os.environ.get("RANK", "0")) == 0:
                 print(f"{run.stage}: {side}_tower trains, so data.cache keeps nothing of it")

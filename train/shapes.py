@@ -14,16 +14,16 @@ ROWS = 8  # windows or captions in a tower's batch are padded to a multiple of t
 TOKENS = 32  # likewise the tokens in a decoder's batch
 
 
-def pad_rows(module: nn.Module) -> None:
-    """Makes `module` pad its inputs with zero rows to a multiple of ROWS, and drop them from its output.
+def pad_rows(module: nn.Module, method: str = "forward") -> None:
+    """Makes a method of `module` pad its inputs with zero rows to a multiple of ROWS, and drop them again.
 
     Up to ROWS rows are not padded: there are few such shapes, and padding them would be expensive.
     """
-    forward = module.forward
+    function = getattr(module, method)
 
     def padded(*tensors: torch.Tensor) -> torch.Tensor:
         rows = len(tensors[0])
         more = -rows % ROWS if rows > ROWS else 0
-        return forward(*(functional.pad(t, (0, 0) * (t.dim() - 1) + (0, more)) for t in tensors))[:rows]
+        return function(*(functional.pad(t, (0, 0) * (t.dim() - 1) + (0, more)) for t in tensors))[:rows]
 
-    module.forward = padded
+    setattr(module, method, padded)

@@ -92,6 +92,7 @@ class StageTrainer(Trainer):
                 muon_rate=settings.muon_lr,
                 part_rates={  # the first that fits
                     ("lora_",): getattr(getattr(settings, "lora", None), "lr", None),
+                    MODULE_GROUPS["mixers"]: None,
                     tuple(f"model.{side}_tower." for side in SIDES): getattr(settings, "tower_lr", None),
                     MODULE_GROUPS["decoder"]: getattr(settings, "decoder_lr", None),
                 },

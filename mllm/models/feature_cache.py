@@ -1,4 +1,6 @@
-"""A disk cache of frozen towers' outputs, so that training, evaluation and the index run a tower only once.
+"""A disk cache of frozen towers' features, so that training, evaluation and the index run a tower only once.
+
+Features are what `Tower.encode` returns: a mixer on top of it may train.
 
 The key is a digest of content: the window's pixels or log-mel values, as the tower gets them, and the tower's
 weights. Another recording, span, size, sampling or tower has another key, so a hit is never stale. Features
@@ -15,6 +17,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +84,9 @@ class FeatureCache:
             batch: [items, …], the tower's input.
 
         Returns:
-            [items, tokens, width], in the batch's type.
+            [items, *encoded_shape], in the batch's type.
         """
-        shape = (tower.tokens_per_chunk, tower.width)
+        shape = tower.encoded_shape(batch)
         keys = [_key(digest, item) for item in batch]
         with self._kept():  # a look-up is recorded as a use
             stored = [self.store.get(key) for key in keys]
@@ -94,7 +97,7 @@ class FeatureCache:
         if unknown:
             # The whole batch, so that a run resumed after a kill in the middle of one gets the same bits.
             with _frozen(tower, batch.device.type):
-                computed = tower(batch).to(torch.bfloat16).cpu()
+                computed = tower.encode(batch).to(torch.bfloat16).cpu()
             with self._kept():
                 for place in unknown:
                     found[place] = computed[place]
@@ -133,9 +136,9 @@ def keep_features(tower: Tower, cache: FeatureCache) -> None:
     """Makes a tower read its features from the cache, and write missing ones to it.
 
     Raises:
-        ConfigError: if a parameter of the tower trains, which changes its features at every step.
+        ConfigError: if a parameter of the encoder trains, which changes its features at every step.
     """
-    if any(parameter.requires_grad for parameter in tower.parameters()):
+    if any(weight.requires_grad for _, weight in tower.encoding_weights()):
         raise ConfigError("features of a tower that trains cannot be kept: take the tower out of `train`")
     tower.kept = partial(cache.through, tower, tower_digest(tower))
 
@@ -177,15 +180,18 @@ def freeze_and_keep(model: MllmForConditionalGeneration, cache: FeatureCache) ->
 
 
 def tower_digest(tower: Tower) -> str:
-    """sha256, hex, of a tower's weights and configuration."""
+    """sha256, hex, of the weights and the configuration that `Tower.encode` depends on."""
     config = tower.encoder.config.to_dict()
     # Neither the attention implementation nor the origin or dtype of the weights changes a feature.
-    kept = {key: config[key] for key in sorted(config) if not key.startswith(("_", "attn_", "transformers_"))}
-    # The tower's own fields act on its inputs, which are part of the key anyway.
-    passed_over = ("dtype", "torch_dtype", "architectures", *tower.own_fields)
+    ignored = ("_", "attn_", "transformers_", "mixer_")
+    kept = {key: config[key] for key in sorted(config) if not key.startswith(ignored)}
+    # Those of the tower's own fields that describe its inputs act on them, which are part of the key anyway.
+    inputs = {field.name for field in fields(tower.inputs_class)}
+    own = [name for name in tower.own_fields if name in inputs or config[name] is None]
+    passed_over = ("dtype", "torch_dtype", "architectures", *own)
     kept = {key: value for key, value in kept.items() if key not in passed_over}
     digest = hashlib.sha256(json.dumps(kept, default=str).encode())
-    for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in sorted(tower.encoding_weights()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from mllm.models.adapters import EmbeddingHead, Projector, QFormer
 from mllm.models.config import MllmConfig
 from mllm.models.decoders import attention_of, behind_head, require_decoder
 from mllm.models.deltas import PartBase
-from mllm.models.towers import TextTower, Tower, find_tower
+from mllm.models.towers import FrameTower, TextTower, Tower, find_tower
 
 SIDE_OF = {"video": "video", "image": "video", "audio": "audio"}  # the side that encodes each modality
 
@@ -84,8 +84,8 @@ class MediaEncoder:
 
     def image_queries(self, values: torch.Tensor) -> torch.Tensor:
         """uint8 [images, C, height, width] -> [images, Q, qformer width], read as a video of equal frames."""
-        frames = self.config.frames_per_window
-        return self.side_queries("video", values.unsqueeze(1).expand(-1, frames, -1, -1, -1))
+        tower = cast(FrameTower, self.towers["video"])
+        return self.qformer("video")(tower.images(values, self.config.frames_per_window))
 
 
 class SharedSpace(nn.Module):

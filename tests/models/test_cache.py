@@ -20,7 +20,8 @@ from mllm.models.feature_cache import FeatureCache, freeze_and_keep, keep_featur
 from mllm.records.record import write_records
 from mllm.search.embedder import Embedder
 from tests.media_files import make, tone
-from tests.tiny import SETTINGS, TEXTS, clip, tiny
+from tests.models.test_towers import LITE, built
+from tests.tiny import SETTINGS, TEXTS, ask, clip, tiny
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def count_runs(model) -> list[int]:
     """Windows and chunks that a tower really sees from now on."""
     seen: list[int] = []
     for tower in towers(model):
-        tower.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        tower.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     return seen
 
 
@@ -114,6 +115,26 @@ def test_a_changed_tower_or_size_finds_nothing(pair, tmp_path: Path) -> None:
     cache = keep(larger, tmp_path)
     queries(larger, its_processor, clip(sound=False))
     assert cache.hits == 0
+
+
+def test_a_mixer_trains_on_kept_features(tmp_path: Path) -> None:
+    model, processor = built(video=LITE)
+    tower = model.model.video_tower
+    model.requires_grad_(False)
+    tower.mixer.requires_grad_(True)
+    cache = FeatureCache(tmp_path)
+    keep_features(tower, cache)
+    batch = processor.collate([processor.encode(ask(clip(4.0, sound=False), "what?", answer="red"))])
+    for _ in range(2):
+        model(**batch, use_cache=False).loss.backward()
+    assert (cache.hits, cache.misses) == (2, 2)
+    assert all(weight.grad.any() for weight in tower.mixer.parameters())
+
+    def digest_with(**changes) -> str:
+        return tower_digest(built(video=LITE | changes)[0].model.video_tower)
+
+    assert digest_with() == digest_with(mixer_layers=2) == tower_digest(tower)
+    assert digest_with(grid=1) != tower_digest(tower)
 
 
 def test_a_tower_that_trains_is_refused(tmp_path: Path) -> None:

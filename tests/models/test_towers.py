@@ -20,7 +20,7 @@ from mllm.models.processor import MllmProcessor
 from mllm.models.sides import sides_of_processor
 from mllm.models.towers import WindowSize, find_tower, known_towers
 from mllm.models.towers.base import TextTower
-from mllm.search.embedder import Embedder
+from mllm.search.embedder import Embedder, longest_text, text_inputs
 from tests.tiny import SETTINGS, TEXTS, ask, clip, still
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -33,7 +33,23 @@ HUBERT = {
     **SMALL,
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"), 0.0),
 }
+LITE = {
+    "type": "efficientnet_lite",
+    "image_size": 48,
+    "width_multiplier": 0.2,
+    "depth_multiplier": 0.3,
+    "hidden_size": 32,
+    "grid": 2,
+    "mixer_width": 16,
+    "mixer_layers": 1,
+}
+LAYERS = SETTINGS["audio"] | {"encoder_layers": 3, "layers": [1, 2]}
 BOTH = {"video": VIDEOMAE, "audio": HUBERT}
+PAIRS = {
+    "timesformer and whisper": {},
+    "videomae and hubert": BOTH,
+    "efficientnet and layers of whisper": {"video": LITE, "audio": LAYERS},
+}
 ASKED = [ask(clip(4), "what colour?", answer="red"), ask(still(), "what is it?", answer="a star")]
 
 
@@ -43,10 +59,10 @@ def built(**changes) -> tuple:
     return model.eval(), processor
 
 
-@pytest.fixture(scope="module", params=["timesformer and whisper", "videomae and hubert"])
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
     """(model, processor)"""
-    return built(**(BOTH if "hubert" in request.param else {}))
+    return built(**PAIRS[request.param])
 
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -137,6 +153,44 @@ def test_hubert_hears_what_its_own_extractor_makes_of_a_waveform():
     torch.testing.assert_close(features, theirs.input_values, atol=1e-4, rtol=1e-4)
 
 
+# --- a frame network under a mixer ----------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_frame_network_sees_an_image_once(tmp_path: Path):
+    model, processor = built(video=LITE)
+    tower = model.model.video_tower
+    seen: list[int] = []
+    tower.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    image = processor.media(still(), "image").pixel_values
+    queries = model.model.image_queries(image)
+    assert seen == [1]
+    frames = image.unsqueeze(1).expand(-1, 2, -1, -1, -1)
+    torch.testing.assert_close(queries, model.model.side_queries("video", frames))
+    assert seen == [1, 2]
+    freeze_and_keep(model, cache := FeatureCache(tmp_path))
+    kept = [model.model.image_queries(image) for _ in range(2)]
+    assert (seen, cache.hits) == ([1, 2, 1], 1)
+    torch.testing.assert_close(kept[1], queries, atol=0.02, rtol=0.02)
+
+
+@torch.no_grad()
+def test_the_mixer_knows_which_frame_is_first():
+    tower = built(video=LITE)[0].model.video_tower
+    frames = torch.randint(0, 256, (1, 2, 3, 48, 48), dtype=torch.uint8)
+    there, back = tower.windows(frames)[0], tower.windows(frames.flip(1))[0]
+    assert (there[0] - back[0]).abs().max() > 1e-5
+
+
+def test_pixels_are_padded_as_in_tensorflow():
+    """An even size and a stride of 2: the one pixel of padding is on the right and at the bottom."""
+    from mllm.models.towers.efficientnet import SameConv
+
+    conv = SameConv(1, 1, 3, 2, bias=False)
+    torch.nn.init.ones_(conv.weight)
+    assert conv(torch.ones(1, 1, 4, 4)).tolist() == [[[[9.0, 6.0], [6.0, 4.0]]]]
+
+
 # --- bases ----------------------------------------------------------------------------------------
 
 
@@ -168,7 +222,7 @@ def bases(tmp_path_factory) -> dict[str, str]:
     fields = {key: value for key, value in SETTINGS["audio"].items() if key != "type"}
     sizes = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "vocab_size": 64}
     tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
-    config = WhisperConfig(**fields | {"max_source_positions": 1500}, **sizes, **tokens)
+    config = WhisperConfig(**fields | {"max_source_positions": 1500, "encoder_layers": 2}, **sizes, **tokens)
     WhisperForConditionalGeneration(config).save_pretrained(root / "whisper")
     tokenizer = sentence_tokenizer()
     tokenizer.save_pretrained(root / "text")
@@ -178,12 +232,12 @@ def bases(tmp_path_factory) -> dict[str, str]:
     return {path.name: str(path) for path in root.iterdir()}
 
 
-def sentence_tokenizer():
+def sentence_tokenizer(*more: str):
     """A word-piece tokenizer such as sentence encoders have."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "star", "moves"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "star", "moves", *more]
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -215,6 +269,23 @@ def test_a_whisper_that_hears_two_seconds_of_thirty(bases):
     assert torch.equal(tower.encoder.embed_positions.weight, whole.encoder.embed_positions.weight[:100])
 
 
+@torch.no_grad()
+def test_layers_of_whisper_are_those_of_transformers(bases):
+    from transformers import WhisperModel
+
+    sound = torch.randn(1, 16, 3000)
+    base = WhisperModel.from_pretrained(bases["whisper"]).encoder.eval()
+    states = base(sound, output_hidden_states=True).hidden_states
+    normed = [torch.nn.functional.layer_norm(state, (32,)) for state in states]
+    for layers in ([1, 2], [1], [0, 2]):
+        tower = built(audio={"from": bases["whisper"], "layers": layers})[0].model.audio_tower
+        assert tower.width == 32 * len(layers)
+        assert len(tower.encoder.layers) == max(layers)  # the others do not run
+        torch.testing.assert_close(tower(sound), torch.cat([normed[layer] for layer in layers], -1))
+    with pytest.raises(ConfigError, match=r"layers of the audio tower are \[3\]: name hidden states from 0"):
+        built(audio={"from": bases["whisper"], "layers": [3]})
+
+
 def test_fields_that_change_a_bases_shapes_are_refused(bases):
     with pytest.raises(ConfigError, match=r"whisper does not fit the tower: size mismatch for .*fc"):
         built(audio={"from": bases["whisper"], "encoder_ffn_dim": 64})
@@ -243,6 +314,30 @@ def test_a_sentence_encoder_reads_with_its_own_tokenizer(bases, tmp_path: Path):
     np.testing.assert_allclose(vectors[:1], theirs.numpy(), atol=1e-5)
 
 
+def test_a_multilingual_sentence_encoder_has_its_prefix(tmp_path: Path):
+    """As multilingual-e5: XLM-RoBERTa, which wants "query: " before every text."""
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    tokenizer = sentence_tokenizer("query", ":", "ein", "roter", "Stern")
+    tokenizer.save_pretrained(tmp_path / "e5")
+    sizes = {"max_position_embeddings": 16, "pad_token_id": 0, "vocab_size": len(tokenizer)}
+    XLMRobertaModel(XLMRobertaConfig(**sizes, **SMALL)).save_pretrained(tmp_path / "e5")
+    text = {"from": str(tmp_path / "e5"), "prefix": "query: "}
+    model, processor = built(text=text)
+    checkpoint.save(model, processor, tmp_path / "saved")
+    model, processor = checkpoint.load(tmp_path / "saved")
+    ids = text_inputs(processor, ["ein roter Stern"], longest_text(model.config))["input_ids"][0]
+    words = ["[CLS]", "query", ":", "ein", "roter", "Stern", "[SEP]"]
+    assert processor.space_tokenizer.convert_ids_to_tokens(ids) == words
+    assert longest_text(model.config) == 15
+    plain = built(text=text["from"])[0]
+    plain.load_state_dict(model.state_dict())
+    vectors = [Embedder(each, processor).embed_text(["ein roter Stern " * 9]) for each in (model, plain)]
+    np.testing.assert_array_equal(*vectors)
+    with pytest.raises(ConfigError, match=r"model\.text\.prefix is for a text tower with its own tokenizer"):
+        built(text=SETTINGS["text"] | {"prefix": "query: "})
+
+
 # --- sides ----------------------------------------------------------------------------------------
 
 
@@ -257,10 +352,17 @@ def test_a_model_may_be_blind_or_deaf(tmp_path: Path):
     assert [row.modality for row in Embedder(blind, processor).windows(clip(4))] == ["audio"] * 2
     with pytest.raises(MediaError, match=r"model\.video is null"):
         processor.media(still(), "image")
+    assert (
+        processor.media(clip(4), "video").seen.line()
+        == "2 windows, 0 frames, 4.0 of 4.0 s, sound, no picture"
+    )
     deaf, processor = built(audio=None)
     encoded = processor.encode(ask(clip(4), "what?"))
     assert processor.token_ids["audio"] not in encoded.input_ids
     assert deaf(**processor.collate([encoded])).logits.isfinite().all()
+    assert not encoded.media[0].seen.has_audio
+    with pytest.raises(MediaError, match=r"model\.audio is null"):
+        processor.media(clip(4, picture=False), "audio")
     with pytest.raises(ConfigError, match="the model has no side"):
         built(video=None, audio=None)
 
@@ -314,7 +416,7 @@ class ViTTower(FrameTower):
     def tokens_in_window(cls, config, window):
         return window.frames * (1 + (config.image_size // config.patch_size) ** 2)
 
-    def forward(self, values):
+    def encode(self, values):
         states = self.encoder(values.flatten(0, 1)).last_hidden_state
         return states.reshape(len(values), -1, self.width)
 '''

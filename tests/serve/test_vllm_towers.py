@@ -1,4 +1,4 @@
-"""vLLM serves other towers as it serves the shipped ones: VideoMAE and HuBERT, as transformers runs them."""
+"""vLLM serves other towers as it serves the shipped ones: the same tokens as from transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from mllm.experiment import Model
 from mllm.models.build import build_model
 from mllm.models.checkpoint import load, save
-from tests.models.test_towers import BOTH
+from tests.models.test_towers import PAIRS
 from tests.serve.conftest import tone, write_media
 
 # The same tests, of the checkpoint below.
@@ -33,10 +33,12 @@ pytestmark = pytest.mark.slow
 DECODER = SETTINGS["decoder"] | {"hidden_size": 64, "max_position_embeddings": 1024, "initializer_range": 0.2}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=list(PAIRS)[1:])
+def checkpoint(request, tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    settings = Model.model_validate(SETTINGS | BOTH | {"decoder": DECODER})
+    marks = "seconds" if "efficientnet" in request.param else "clock"
+    changes = {"decoder": DECODER, "time_marks": marks}
+    settings = Model.model_validate(SETTINGS | PAIRS[request.param] | changes)
     model, processor = build_model(settings, list(TEXTS))
     return save(model, processor, tmp_path_factory.mktemp("towers") / "checkpoint")
 

@@ -150,6 +150,9 @@ def test_unknown_groups_and_missing_space_are_named(tiny):
     model, _ = tiny
     with pytest.raises(ConfigError, match="unknown module group 'tower'.*video_tower"):
         set_trainable(model, ["tower"])
+    set_trainable(model, ["heads"])
+    trained = {name.split(".")[2] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {"text_head", "video_head", "audio_head", "logit_scale"}  # not the text tower
     model.config.space_config = None
     with pytest.raises(ConfigError, match=r"model\.text is null"):
         longest_caption(model.config)
@@ -167,7 +170,7 @@ def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_ex
         model, processor = load(tiny_folder)
         runs: list[int] = []
         for tower in (model.model.video_tower, model.model.audio_tower):
-            tower.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
+            tower.encoder.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
         run = InstructStage().open(experiment)
         InstructStage().trainer(run, model, processor).run_stage()
         rows = json.loads((run.folder / "metrics.json").read_text())["rows"]

@@ -6,11 +6,14 @@ and the data workers need no more. As a module it turns prepared chunks into tok
 
 A *window* is the unit of the rest of the model (see `media.windows`). A *chunk* is what the tower reads at
 once: one window of pictures, or, for a tower with a native length, as many whole windows of sound as fit.
+
+A tower is a pretrained `encoder` and, perhaps, a small `mixer` on top, which trains while the encoder is
+frozen: `forward` is `mixer(encode(values))`, and a feature cache keeps what `encode` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -71,18 +74,23 @@ class SoundInputs:
 class Tower(nn.Module):
     """The contract. A subclass sets `config_class` and `encoder_class` and implements `tokens_in_window`.
 
+    It overrides `encode` if its encoder's output is not `last_hidden_state`.
+
     Attributes:
         reads: which part of a window it encodes: frames or waveform.
         config_class, encoder_class: the classes of transformers.
         encoder_options: further arguments of `encoder_class`, such as `add_pooling_layer=False`.
         inputs_class: the type that `inputs` returns.
         fixed: parameters that are never trained.
-        own_fields: fields that transformers keeps in the preprocessor's file, with their defaults.
+        own_fields: fields beside those of `config_class`, with their defaults; also read from the
+            preprocessor's file of a base.
+        unused: prefixes of weights of a base that the tower has no use for.
+        mixer: turns the output of `encode` into the tower's tokens; None if it already is those.
         width: size of a token.
         tokens_per_chunk: tokens that `forward` returns for a chunk.
         tokens_per_window: tokens of one window, at most `tokens_per_chunk`.
         windows_per_chunk: windows packed into one chunk.
-        kept: a feature cache's replacement for `forward`, or None.
+        kept: a feature cache's replacement for `encode`, or None.
     """
 
     reads: ClassVar[Literal["frames", "waveform"]]
@@ -94,12 +102,15 @@ class Tower(nn.Module):
     fixed: ClassVar[tuple[str, ...]] = ()
 
     encoder: PreTrainedModel
+    mixer: nn.Module | None
+    unused: tuple[str, ...] = ()
     kept: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __init__(self, config: PreTrainedConfig, window: WindowSize):
         super().__init__()
         self.check(config, window)
         self.encoder = self.encoder_class(config, **self.encoder_options)
+        self.mixer = None
         self._no_split_modules = self.encoder._no_split_modules  # transformers looks for them here
         self.width: int = config.hidden_size
         self.tokens_per_window = self.tokens_in_window(config, window)
@@ -133,9 +144,24 @@ class Tower(nn.Module):
         """Converts inputs as stored in a batch to the form and dtype that `forward` expects."""
         return values.to(self.encoder.dtype)
 
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """[chunks, …] -> [chunks, *encoded_shape]"""
+        return self.encoder(values).last_hidden_state
+
+    def encoded_shape(self, values: torch.Tensor) -> tuple[int, int]:
+        """How many tokens `encode` returns for each of the chunks `values`, and their size."""
+        return self.tokens_per_chunk, self.width
+
+    def encoding_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the name and value of all weights that `encode` depends on."""
+        for name, value in self.state_dict(keep_vars=True).items():
+            if not name.startswith("mixer."):
+                yield name, value
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[chunks, …] -> [chunks, tokens_per_chunk, width]"""
-        return self.encoder(values).last_hidden_state
+        encoded = self.encode(values) if self.kept is None else self.kept(values)
+        return encoded if self.mixer is None else self.mixer(encoded)
 
     def windows(self, values: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
         """The model's entry point: prepared chunks -> [windows, tokens_per_window, width].
@@ -144,8 +170,7 @@ class Tower(nn.Module):
             values: [chunks, …], see `inputs`.
             counts: [chunks], how many windows each chunk holds, from its start; None means one.
         """
-        values = self.ready(values)
-        features = self(values) if self.kept is None else self.kept(values)
+        features = self(self.ready(values))
         per_chunk, tokens = self.windows_per_chunk, self.tokens_per_window
         windows = features[:, : per_chunk * tokens].unflatten(1, (per_chunk, tokens))
         if counts is None:
@@ -172,7 +197,7 @@ class Tower(nn.Module):
             ConfigError: if a weight does not fit the tower; the message names the first one.
         """
         wanted = self.encoder.state_dict()
-        state = self.pretrained_state(name)
+        state = {k: v for k, v in self.pretrained_state(name).items() if not k.startswith(self.unused)}
         fitted = {k: self.fit(k, v, wanted[k].shape) if k in wanted else v for k, v in state.items()}
         _load(self.encoder, fitted, name)
 
@@ -208,12 +233,19 @@ class FrameTower(Tower):
     def ready(self, values: torch.Tensor) -> torch.Tensor:
         return self.pixels.normalise(values).to(self.encoder.dtype)
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [windows, frames, channels, height, width] -> [windows, tokens, width]."""
         frames = getattr(self.encoder.config, "num_frames", values.shape[1])
         if values.shape[1] != frames:
             raise ValueError(f"the video tower takes {frames} frames a window, got {values.shape[1]}")
-        return super().forward(values)
+        return super().encode(values)
+
+    def images(self, values: torch.Tensor, frames: int) -> torch.Tensor:
+        """uint8 [images, channels, height, width] -> [images, tokens_per_window, width].
+
+        An image is read as a window of `frames` equal frames.
+        """
+        return self.windows(values.unsqueeze(1).expand(-1, frames, -1, -1, -1))
 
 
 class SoundTower(Tower):

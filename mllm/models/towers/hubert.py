@@ -41,6 +41,7 @@ class HubertTower(SoundTower):
     encoder_class = HubertModel
     inputs_class = WaveformInputs
     own_fields = MappingProxyType({"do_normalize": True})
+    unused = ("masked_spec_embed",)
 
     @classmethod
     def decided_fields(cls, window: WindowSize) -> dict[str, Any]:
@@ -62,9 +63,3 @@ class HubertTower(SoundTower):
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
             length = (length - kernel) // stride + 1
         return length
-
-    @classmethod
-    def pretrained_state(cls, name: str) -> dict[str, torch.Tensor]:
-        state = super().pretrained_state(name)
-        state.pop("masked_spec_embed", None)
-        return state

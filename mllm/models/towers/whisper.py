@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import torch
+from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedConfig, WhisperConfig, WhisperModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -43,12 +46,37 @@ def _mel_filters(mel_bins: int) -> torch.Tensor:
 
 
 class WhisperTower(SoundTower):
-    """Whisper's encoder (Radford et al., 2022, arXiv:2212.04356)."""
+    """Whisper's encoder (Radford et al., 2022, arXiv:2212.04356).
+
+    With `layers` in its config, a token is these hidden states side by side, each normalised to mean 0 and
+    variance 1: 0 is the input of the first layer, `encoder_layers` the encoder's output. The early layers
+    know more of voices and sounds, the last more of words. By default, a token is the encoder's output alone,
+    as it is.
+    """
 
     config_class = WhisperConfig
     encoder_class = WhisperEncoder
     inputs_class = LogMelInputs
+    own_fields = MappingProxyType({"layers": None})
     fixed = ("encoder.embed_positions.weight",)  # sinusoids
+
+    def __init__(self, config: PreTrainedConfig, window: WindowSize):
+        super().__init__(config, window)
+        self.layers: list[int] = config.layers or []
+        self.width *= len(self.layers) or 1
+        if self.layers and (needed := max(self.layers)) < config.encoder_layers:  # the rest need not run
+            above = range(needed, config.encoder_layers)
+            self.unused = ("layer_norm.", *(f"layers.{layer}." for layer in above))
+            self.encoder.layers = self.encoder.layers[:needed]
+            self.encoder.layer_norm = nn.Identity()
+
+    def encode(self, values: torch.Tensor) -> torch.Tensor:
+        """Spectrograms [chunks, mel bins, spectra] -> [chunks, tokens, width]."""
+        if not self.layers:
+            return super().encode(values)
+        states = self.encoder(values, output_hidden_states=True).hidden_states
+        chosen = [states[layer] for layer in self.layers]
+        return torch.cat([functional.layer_norm(state, state.shape[-1:]) for state in chosen], -1)
 
     @classmethod
     def inputs(cls, config: PreTrainedConfig, window: WindowSize) -> LogMelInputs:
@@ -56,6 +84,11 @@ class WhisperTower(SoundTower):
 
     @classmethod
     def check(cls, config: PreTrainedConfig, window: WindowSize) -> None:
+        if not set(config.layers or ()) <= set(range(config.encoder_layers + 1)):
+            raise ValueError(
+                f"layers of the audio tower are {config.layers}: name hidden states from 0, the input of its "
+                f"first layer, to {config.encoder_layers}, its output"
+            )
         tokens, chunk = window.seconds * TOKENS_PER_SECOND, config.max_source_positions / TOKENS_PER_SECOND
         if tokens != int(tokens) or window.seconds > chunk + 1e-6:
             raise ValueError(
