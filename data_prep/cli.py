@@ -57,6 +57,37 @@ def world(
         raise MllmError("no folder to write to: add --out DIR")
 
 
+@app.command()
+def small(
+    sets: Annotated[Path, typer.Argument(help="Folder that holds the open sets: real_esc10, fsdd, …")],
+    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, val.jsonl, test_*.jsonl and media/.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other phrasings and mixtures.")] = 0,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Name of a set to leave out; again for each further one.")
+    ] = None,
+    chat: Annotated[
+        int, typer.Option(min=0, help="Conversations without a recording, answered by the base.")
+    ] = 1500,
+    base: Annotated[
+        str, typer.Option(help="The decoder that answers them: a name, or a folder.")
+    ] = "smollm2-135m",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one for each core unless given.")
+    ] = None,
+) -> None:
+    """Write the data of the checkpoint `small`: real recordings, mixtures of them, and chat."""
+    from rich.progress import track
+
+    from data_prep.small.write import write_small
+
+    progress = partial(track, description="writing")
+    written = write_small(sets, out, seed, without or [], chat, base, workers, progress)
+    asked = sum(written.tasks.values())
+    for task, count in sorted(written.tasks.items(), key=lambda item: -item[1]):
+        typer.echo(f"{task:<14} {count:>6}  {count / asked:6.1%}")
+    typer.echo(", ".join(f"{name}.jsonl {count}" for name, count in written.rows.items()))
+
+
 @app.command(name="import")
 def import_command(
     name: Annotated[str, typer.Argument(help="Data set or form: see `mllm data formats`.")],

@@ -47,7 +47,7 @@ def say(split: str, word: str, voice: str, emotion: str, take: int) -> np.ndarra
 def _say(split: str, word: str, voice: str, emotion: str, take: int) -> np.ndarray:
     rng = rng_for("voice", split, word, voice, emotion, take)
     manner = _MANNER[emotion]
-    raw, rate = _speak(
+    raw, rate = speak(
         word,
         voice,
         rng.randint(*manner["rate"]),
@@ -55,9 +55,9 @@ def _say(split: str, word: str, voice: str, emotion: str, take: int) -> np.ndarr
         rng.randint(*manner["range"]),
     )
     # A slight change of speed, drawn from the continuum: no two takes, and so no two splits, can be equal.
-    wave = _trim(raw.astype(np.float32))
+    wave = trim(raw.astype(np.float32))
     step = rate / SAMPLE_RATE * rng.uniform(0.965, 1.035)
-    wave = _resample(wave, max(step, len(wave) / (LONGEST * SAMPLE_RATE)))
+    wave = resample(wave, max(step, len(wave) / (LONGEST * SAMPLE_RATE)))
     wave /= np.abs(wave).max()
     if manner["push"]:
         wave = np.tanh(wave * manner["push"] * rng.uniform(0.8, 1.2))
@@ -65,7 +65,7 @@ def _say(split: str, word: str, voice: str, emotion: str, take: int) -> np.ndarr
     return np.round(wave * manner["loudness"] * 32767).astype(np.int16)
 
 
-def _speak(word: str, voice: str, rate: int, pitch: int, span: int) -> tuple[np.ndarray, int]:
+def speak(word: str, voice: str, rate: int, pitch: int, span: int) -> tuple[np.ndarray, int]:
     """(int16 samples, sample rate) from a library loaded for this one word."""
     import espeakng_loader
 
@@ -102,13 +102,13 @@ def _speak(word: str, voice: str, rate: int, pitch: int, span: int) -> tuple[np.
     return np.frombuffer(b"".join(chunks), np.int16), sample_rate
 
 
-def _trim(wave: np.ndarray) -> np.ndarray:
+def trim(wave: np.ndarray) -> np.ndarray:
     """Without the silence before and after the word."""
     loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max())
     return wave[max(loud[0] - 100, 0) : loud[-1] + 200]
 
 
-def _resample(wave: np.ndarray, ratio: float) -> np.ndarray:
+def resample(wave: np.ndarray, ratio: float) -> np.ndarray:
     """`wave` read `ratio` samples at a step, behind a low-pass that keeps it from aliasing."""
     offsets = np.arange(-32, 33)
     cut = 0.94 / ratio

@@ -112,7 +112,7 @@ def write_mp4(path: Path, frames: np.ndarray, waveform: np.ndarray | None) -> No
     """H.264 of frames uint8 [frames, height, width, 3] at 8 per second, and AAC of a waveform at 16 kHz."""
     import av
 
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         picture = container.add_stream(
             "libx264", rate=FRAMES_PER_SECOND, options={"crf": "14", "threads": "1"}
         )
