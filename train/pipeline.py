@@ -120,7 +120,7 @@ def starting_point(
                 f"missing): run `mllm train {earlier.name}`, or leave it out with {earlier.section}.steps=0"
             )
     if experiment.start is not None:
-        return load(experiment.start)
+        return load(experiment.start, merge=not stage.keeps_lora)
     start = folder / "start"
     if start.is_dir():
         return load(start)

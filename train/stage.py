@@ -51,11 +51,14 @@ class Stage(ABC):
         position: sort key in `mllm train all`, where each stage starts from the result of the one before.
             None excludes the stage; it starts where the first stage does.
         section: key of its settings in the experiment, a `train.sections.StageSection`.
+        keeps_lora: whether `objective` takes a PeftModel, if the start of the experiment has LoRA;
+            otherwise LoRA is merged into the weights.
     """
 
     name: str
     position: ClassVar[float | None] = None
     section: ClassVar[str]
+    keeps_lora: ClassVar[bool] = False
 
     @property
     def summary(self) -> str:
@@ -101,12 +104,13 @@ class Stage(ABC):
         """Prepares the model (trained parameters, kernels and so on) and wraps it in the objective."""
         import torch
 
+        from train.lora import plain_model
         from train.run import prepare_model, set_trainable
 
-        set_trainable(model, self.trained_groups(run.settings))
+        set_trainable(plain_model(model), self.trained_groups(run.settings))
         torch.manual_seed(run.experiment.seed)
         objective = self.objective(run, model)
-        prepare_model(model, run)
+        prepare_model(plain_model(objective.model), run)
         return objective
 
     def scores(

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from mllm.models.encoded import IGNORE, take_media
 from mllm.models.model import MllmForConditionalGeneration
+from train.lora import plain_model
 from train.objectives.base import Objective
 from train.objectives.media import media_shares
 from train.objectives.space import space_losses, weighted
@@ -60,7 +61,7 @@ class InstructObjective(Objective):
     @property
     def base(self) -> MllmForConditionalGeneration:
         """The model inside the PeftModel."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return plain_model(self.model)
 
     def forward(
         self,

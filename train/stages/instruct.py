@@ -25,12 +25,13 @@ class InstructStage(Stage):
     name = "instruct"
     position = 2
     section = "instruct"
+    keeps_lora = True
 
     def objective(self, run: Run, model: MllmForConditionalGeneration) -> InstructObjective:
         from train.lora import add_lora
         from train.objectives.instruct import InstructObjective
 
-        tuned = add_lora(model, run.experiment.section(Instruct).lora)
+        tuned = add_lora(model, run.experiment.section(Instruct).lora, run.stage)
         return InstructObjective(tuned, run.experiment.section(Contrastive).video_audio_weight)
 
     def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
