@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -241,30 +242,31 @@ def features(
     config: Annotated[Path, typer.Argument(help="Experiment whose data.train and data.val are read.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint or run folder whose towers will be frozen. Default: `start`."),
+        typer.Option(help="Checkpoint or run folder whose towers are frozen. Default: `start`, or bases."),
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value")] = None,
     engine: EngineOption = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a model of its own.")] = 1,
 ) -> None:
     """Run frozen towers once over all recordings and keep what they give: training then runs none."""
-    from data_prep.features import fill
+    from data_prep.features import fill, untrained
     from mllm.experiment import Cache, load_experiment
 
     experiment = load_experiment(config, overrides or [])
     model = model or experiment.start
-    if model is None:
-        raise MllmError(f"{config} starts from no checkpoint: name one whose towers will be frozen, --model")
     settings = experiment.data.cache or Cache()
     names = [name for name in (experiment.data.train, experiment.data.val) if not name.startswith("world:")]
     if not names:
         raise MllmError(f"{config}: data.train and data.val are generated worlds, which never repeat a clip")
-    for name in names:
-        new, old = fill(model, name, Path(settings.folder), settings.max_gb, engine, workers, _track(name))
-        typer.echo(
-            f"{name}: {new} windows and chunks computed, {old} were there; in the experiment: "
-            f"data.cache.folder={settings.folder}"
-        )
+    with nullcontext(model) if model else untrained(experiment.model) as frozen:
+        for name in names:
+            new, old = fill(
+                frozen, name, Path(settings.folder), settings.max_gb, engine, workers, _track(name)
+            )
+            typer.echo(
+                f"{name}: {new} windows and chunks computed, {old} were there; in the experiment: "
+                f"data.cache.folder={settings.folder}"
+            )
 
 
 @app.command()

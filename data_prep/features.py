@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from data_prep.engine import Engine, run
+from mllm.errors import ConfigError
+from mllm.experiment import Model
 from mllm.media.clip import Clip
 from mllm.media.windows import WindowSpec
-from mllm.models.checkpoint import load
+from mllm.models.checkpoint import build_model, load, save
 from mllm.models.encoded import MediaFeatures, collate_media
 from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 from mllm.models.model import MllmForConditionalGeneration
 from mllm.models.processor import MllmProcessor
+from mllm.models.sides import SIDES
+from mllm.models.towers.settings import base_of
 from mllm.records.chat import validate_messages
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source
 
 WINDOWS = 32  # batch size of the towers
 SCENES = 64  # scenes of one task
+
+
+@contextmanager
+def untrained(settings: Model) -> Iterator[str]:
+    """A checkpoint folder of a model as training begins with it, whose towers are those of its bases.
+
+    Raises:
+        ConfigError: if a tower has no base, so that its weights are random.
+    """
+    for side in SIDES:
+        part = getattr(settings, side)
+        if part is not None and base_of(part) is None:
+            raise ConfigError(
+                f"model.{side} begins with random weights, which no other run has: name a checkpoint, --model"
+            )
+    with TemporaryDirectory() as folder:
+        yield str(save(*build_model(settings), Path(folder, "model")))
 
 
 def fill(

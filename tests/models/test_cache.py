@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.features import fill
+from data_prep.features import fill, untrained
 from mllm.command.cli import main
 from mllm.errors import ConfigError
 from mllm.experiment import Model
@@ -21,6 +21,7 @@ from mllm.records.record import write_records
 from mllm.search.embedder import Embedder
 from tests.media_files import make, tone
 from tests.models.test_towers import LITE, built
+from tests.pretrained import base_folders
 from tests.tiny import SETTINGS, TEXTS, ask, clip, tiny
 
 
@@ -281,3 +282,22 @@ def test_the_index_finds_what_training_has_kept(tmp_path: Path) -> None:
     assert np.array_equal(again.embed_clips([tmp_path / "a.mp4"]), vectors)
     assert runs == []
     np.testing.assert_allclose(vectors, plain, atol=0.02)
+
+
+def test_towers_of_bases_are_filled_without_a_checkpoint(tmp_path: Path) -> None:
+    settings = Model.model_validate(SETTINGS | base_folders(tmp_path))
+    make(tmp_path / "a.mp4", seconds=1)
+    user = [{"type": "video", "video": str(tmp_path / "a.mp4")}]
+    write_records(
+        tmp_path / "rows.jsonl",
+        [{"messages": [{"role": "user", "content": user}], "captions": ["a star"]}],
+    )
+    with untrained(settings) as frozen:
+        assert fill(frozen, str(tmp_path / "rows.jsonl"), tmp_path / "features", 1.0) == (1, 0)
+    model, processor = build_model(settings)  # as training does
+    cache = keep(model, tmp_path / "features")
+    queries(model, processor, str(tmp_path / "a.mp4"))
+    assert (cache.hits, cache.misses) == (1, 0)
+    random = settings.model_copy(update={"audio": SETTINGS["audio"]})
+    with pytest.raises(ConfigError, match=r"model\.audio begins with random weights"), untrained(random):
+        pass

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from mllm.errors import ConfigError
 from mllm.experiment import load_experiment
 from mllm.models.checkpoint import load
+from mllm.records.record import write_records
 from train import cli
 from train.curves import draw_losses
 from train.pipeline import starting_point
@@ -27,7 +28,11 @@ from train.run import metrics_of
 from train.stages.instruct import InstructStage
 from train.stages.text import TextStage
 
-LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss")
+LOSSES = ("loss", "grad_norm", "caption_loss", "video_text_loss", "answer_loss", "val_loss")
+CHAT = [
+    {"messages": [{"role": "user", "content": "hello?"}, {"role": "assistant", "content": f"hello {n}."}]}
+    for n in range(5)
+]
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -152,11 +157,13 @@ def test_a_linear_probe_finds_what_is_linear():
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path, write_experiment):
     stage = (
-        "instruct"  # dropout, the retained contrastive loss, frozen weights, both optimizers: all there is
+        "instruct"  # dropout, the retained contrastive loss, chat, validation, both optimizers: all there is
     )
     section = {"steps": 9, "batch": 4, "warmup": 1, "save_every": 3, "log_every": 1, "num_threads": 1}
     section |= {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "train": ["qformers", "projectors", "space"]}
-    section |= {"muon_lr": 4e-3}
+    section |= {"muon_lr": 4e-3, "validate_every": 2, "validate_rows": 8}
+    write_records(tmp_path / "chat.jsonl", CHAT)
+    section |= {"chat": {"source": str(tmp_path / "chat.jsonl"), "share": 0.3}}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()
