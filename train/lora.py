@@ -25,7 +25,8 @@ def add_lora(
     differs from its base by that adapter alone. Otherwise it is merged first, and a line says so.
     """
     if isinstance(model, PeftModel):
-        if (difference := _difference(model, lora)) is None:
+        difference = _difference(model, lora)
+        if lora is not None and difference is None:
             return _continued(model, lora)
         print(f"{stage}: the LoRA of the start is merged into the decoder, since {difference}")
         model = merge_lora(model)
