@@ -10,6 +10,7 @@ import io
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -126,6 +127,26 @@ def alone_in(folder: Path, work: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, waiting: str) -> Iterator[None]:
+    """Waits until no other process holds the lock, a file that stays; the lock ends with the process.
+
+    Args:
+        waiting: a line to print if it has to wait.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def printable(path: str | Path) -> str:

@@ -84,9 +84,15 @@ class EngineSettings:
 
     def _model_flags(self) -> tuple[str, list[Flag]]:
         """The model to load, and the flags that serve an adapter beside it under its name."""
-        from mllm.models.checkpoint import resolve
+        from mllm.command.export import exported
+        from mllm.models.deltas import is_delta
 
-        base, adapter = resolve(self.checkpoint)
+        base, adapter = self._resolved()
+        if is_delta(Path(base)):
+            merged = adapter is None
+            base = str(
+                exported(self.checkpoint if merged else base, None, "merged" if merged else "left out")
+            )
         beside = check_served_folders(base, adapter, self.flags)
         if beside is None:
             return base, [("--served-model-name", self.model)]
@@ -97,6 +103,18 @@ class EngineSettings:
             ("--max-lora-rank", str(_lora_rank(rank))),
             ("--served-model-name", f"{self.model}-base"),
         ]
+
+    def _resolved(self) -> tuple[str, Path | None]:
+        """The checkpoint's folder or hub id, and the adapter that vLLM serves beside it.
+
+        vLLM reads an export of bases and deltas, into which their own adapter is merged.
+        """
+        from mllm.models.checkpoint import resolve
+        from mllm.models.deltas import is_delta
+
+        base, adapter = resolve(self.checkpoint)
+        own = adapter is not None and adapter.resolve().parent == Path(base).resolve()
+        return base, None if own and is_delta(Path(base)) else adapter
 
     def _media_flags(self) -> list[Flag]:
         if not self.allowed_media:
@@ -128,9 +146,7 @@ class EngineSettings:
         """Whether vLLM compiles the decoder with torch.compile, which it does not with LoRA."""
         if is_given("--enforce-eager", self.flags):
             return any(word.replace("_", "-") == "--no-enforce-eager" for word in self.flags)
-        from mllm.models.checkpoint import resolve
-
-        lora = is_given("--enable-lora", self.flags) or resolve(self.checkpoint)[1] is not None
+        lora = is_given("--enable-lora", self.flags) or self._resolved()[1] is not None
         return not (self.fast_start or lora)
 
     def variables(self) -> dict[str, str]:
@@ -178,9 +194,7 @@ class EngineSettings:
     @property
     def width(self) -> int:
         """Hidden size of the decoder."""
-        from mllm.models.checkpoint import resolve
-
-        base = resolve(self.checkpoint)[0]
+        base, _ = self._resolved()
         file = Path(base) / "config.json"
         if file.is_file():
             config = json.loads(file.read_text(encoding="utf-8"))

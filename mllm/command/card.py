@@ -11,6 +11,7 @@ import yaml
 
 from mllm.files import write_atomically
 from mllm.models.bases import BASES
+from mllm.models.deltas import is_delta
 from mllm.models.sides import sides_of_config
 
 
@@ -95,7 +96,8 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
     from safetensors import safe_open
 
     count = 0
-    for path in folder.glob("*.safetensors"):
+    own = " of its own" if is_delta(folder) else ""
+    for path in folder.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  no mapping
                 size = 1
@@ -103,7 +105,7 @@ def _architecture(folder: Path, config: Mapping[str, Any]) -> str:
                     size *= length
                 count += size
     return (
-        f"{', '.join(parts)}; {count / 1e6:.1f} million weights; windows of "
+        f"{', '.join(parts)}; {count / 1e6:.1f} million weights{own}; windows of "
         f"{config['window_seconds']:g} s: {config['frames_per_window']} frames, "
         + " and ".join(f"{side['queries']} {name} tokens" for name, side in sides.items())
     )

@@ -52,6 +52,8 @@ def save(
         MllmError: if the disk is full, the folder cannot be written, or a base is lost; nothing is left
             behind.
     """
+    from safetensors import SafetensorError
+
     folder = Path(folder)
     state = model.state_dict() if state is None else state
     base, weights = _base_of(model, state)
@@ -78,8 +80,9 @@ def save(
         for path in (temporary, *temporary.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)  # some are created for their owner only
         _replace_folder(temporary, folder)
-    except OSError as error:
-        raise MllmError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MllmError(f"cannot write {folder}: {reason}: make room, or write elsewhere") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

