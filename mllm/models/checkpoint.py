@@ -121,11 +121,14 @@ def load(
             check_adapter(adapter, held, base)
         check_weights(here, held, wanted)
         check_fit(here, config, processor)
+        # The folder's own file sets temperature 0 for servers, which generate() expresses by do_sample alone.
         model: Any = MllmForConditionalGeneration.from_pretrained(
-            None if bases else here, config=config, dtype=as_dtype(dtype), state_dict=joined
+            None if bases else here,
+            config=config,
+            dtype=as_dtype(dtype),
+            generation_config=greedy_generation(config),
+            state_dict=joined,
         )
-    # The folder's own file sets temperature 0 for servers, which generate() expresses by do_sample alone.
-    model.generation_config = greedy_generation(config)
     model.bases = bases
     if adapter is not None:
         from peft import PeftModel

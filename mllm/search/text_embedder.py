@@ -56,6 +56,7 @@ class TextEmbedder:
         if self._own_tokenizer:
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self._bert["max_position_embeddings"])
+            self._prefix: str = config.get("space_prefix", "")
         added = self._tokenizer.get_added_tokens_decoder().values()
         named = (value for key, value in written.items() if key.endswith("_token"))
         self._special = {token.content for token in added if token.special}
@@ -111,7 +112,7 @@ class TextEmbedder:
 
     def _embed(self, text: str) -> np.ndarray:
         if self._own_tokenizer:
-            ids = self._tokenizer.encode(text).ids
+            ids = self._tokenizer.encode(self._prefix + text).ids
         else:
             ids = self._tokenizer.encode(escape(text, self._special), add_special_tokens=False).ids
         ids = ids[: self._bert["max_position_embeddings"]] or [self._pad]

@@ -69,6 +69,8 @@ def test_only_what_no_base_holds_is_written_and_the_join_is_exact(built, tmp_pat
     loaded, _ = checkpoint.load(folder)
     assert same(loaded, model)
     assert loaded.bases == bases
+    assert loaded.generation_config.eos_token_id == model.generation_config.eos_token_id
+    assert loaded.generation_config.temperature is None
     again = checkpoint.save(loaded, processor, tmp_path / "again")
     assert (again / DELTAS).read_bytes() == (folder / DELTAS).read_bytes()
 

@@ -43,6 +43,7 @@ def test_it_says_what_the_model_says(checkpoint):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_text_tower_with_its_own_tokenizer_and_base_needs_no_model(tmp_path, dtype):
     model, processor = built_from_bases(tmp_path / "bases")
+    model.config.space_prefix = processor.space_prefix = "a red: "
     with torch.no_grad():
         model.model.space.text_tower.encoder.embeddings.word_embeddings.weight[7] += 1
         model.model.space.text_tower.encoder.embeddings.LayerNorm.bias += 1
