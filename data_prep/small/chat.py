@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from mllm.records.record import Record
 from mllm.yaml_text import read_yaml
 
 BATCH = 48  # conversations answered together
-LONGEST = 96  # tokens of an answer; longer ones are left out, since they end in the middle
+LONGEST = 160  # tokens of an answer; longer ones are left out, since they end in the middle
 TEMPERATURE = 0.7
 MADE_UP, IN_PATTERNS, SYSTEM, FOLLOWED = 0.3, 0.4, 0.15, 0.3  # shares of prompts
 Turns = list[dict[str, str]]
 
 
 def write_chat(
-    out: Path, base: str, number: int, seed: int, progress: Callable[[Iterator], Iterator] = iter
+    out: Path, base: str, number: int, seed: int, progress: Callable[[Iterator], Iterable] = iter
 ) -> list[Record]:
     """At least `number` conversations without a recording, unless the base repeats itself all the time.
 
@@ -36,7 +36,7 @@ def write_chat(
     rows: list[Record] = []
     speaker: Speaker | None = None
     seen: set[str] = set()
-    for batch in progress(iter(range(2 * number // BATCH + 1))):
+    for batch in progress(iter(range(4 * number // BATCH + 1))):
         path = out / "chat" / f"{seed}-{batch:04d}.json"
         if not path.exists():
             speaker = speaker or Speaker(base)
@@ -104,7 +104,7 @@ class Speaker:
 def repeats(text: str) -> bool:
     """Whether a text goes round in circles: a line, or four words in a row, three times or more."""
     words = re.findall(r"\w+", text.lower())
-    fours = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    fours = [" ".join(words[i : i + 4]) for i in range(len(words) - 3)]
     lines = [line.strip() for line in text.splitlines() if len(line.strip()) > 3]
     return any(items.count(item) >= 3 for items in (fours, lines) for item in set(items))
 
@@ -135,23 +135,23 @@ def _batch(speaker: Speaker, key: str) -> list[Turns]:
     for text in asked:
         system = [{"role": "system", "content": rng.choice(_texts()["systems"])}] * (rng.random() < SYSTEM)
         conversations.append([*system, {"role": "user", "content": text}])
-    conversations = _answered(speaker, conversations)
+    conversations = [turns for turns in _answered(speaker, conversations) if turns]
     for _ in range(2):
-        longer = [turns for turns in conversations if rng.random() < FOLLOWED]
-        conversations = [turns for turns in conversations if turns not in longer]
-        asked_on = [
-            [*turns, {"role": "user", "content": rng.choice(_texts()["follow_ups"])}] for turns in longer
+        followed = [i for i in range(len(conversations)) if rng.random() < FOLLOWED]
+        asked_on: list[Turns] = [
+            [*conversations[i], {"role": "user", "content": rng.choice(_texts()["follow_ups"])}]
+            for i in followed
         ]
-        conversations += _answered(speaker, asked_on) if asked_on else []
+        for i, turns in zip(followed, _answered(speaker, asked_on) if asked_on else [], strict=True):
+            conversations[i] = turns or conversations[i]
     return conversations
 
 
 def _answered(speaker: Speaker, conversations: list[Turns]) -> list[Turns]:
-    answers = speaker.answer(conversations)
+    """Each conversation with its answer; empty where there is none to keep."""
     return [
-        [*turns, {"role": "assistant", "content": text}]
-        for turns, text in zip(conversations, answers, strict=True)
-        if text
+        [*turns, {"role": "assistant", "content": text}] if text else []
+        for turns, text in zip(conversations, speaker.answer(conversations), strict=True)
     ]
 
 

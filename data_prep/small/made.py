@@ -174,9 +174,8 @@ def clip(rng: random.Random, picture: str, sound: str) -> tuple[np.ndarray, np.n
     from PIL import Image
 
     with Image.open(picture) as image:
-        image = image.convert("RGB")
-        size = tuple(max(side * 224 // max(image.size), 32) // 2 * 2 for side in image.size)
-        pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))  # type: ignore[arg-type]
+        width, height = (max(side * 224 // max(image.size), 32) // 2 * 2 for side in image.size)
+        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
     wave = sounds.loudest(sounds.read(sound), 4.0)
     return np.repeat(pixels[None], 32, axis=0), np.resize(wave, 4 * SAMPLE_RATE)
 
@@ -190,7 +189,7 @@ MAKERS: dict[str, Callable[..., Media]] = {
 # --- writing them -------------------------------------------------------------------------------------------
 
 
-def write_media(plan: Plan, workers: int | None, progress: Callable[[Iterator], Iterator] = iter) -> int:
+def write_media(plan: Plan, workers: int | None, progress: Callable[[Iterator], Iterable] = iter) -> int:
     """Writes what is not there yet and returns how many files that were."""
     missing = [made for made in plan.made if not made.recording.path.exists()]
     write = partial(write_one, plan.media.absolute())

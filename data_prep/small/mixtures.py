@@ -94,8 +94,8 @@ def _over(plan: Plan, recordings: list[Recording], number: int) -> Iterator[Reco
     for i in range(number if sounds and voices else 0):
         rng = plan.rng("over", i)
         voice, sound = rng.choice(voices), rng.choice(sounds)
-        facts = {key: voice.facts[key] for key in ("text", "language", "speech") if key in voice.facts}
-        facts["behind"] = sound.facts["event"]
+        told: Facts = {key: voice.facts[key] for key in ("text", "language", "speech") if key in voice.facts}
+        facts = told | {"behind": sound.facts["event"]}
         args = (voice.part, str(sound.path), round(rng.uniform(3, 12), 1))
         yield plan.add(SET, f"mixtures/over-{i}", facts, "over", *args)
 

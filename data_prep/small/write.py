@@ -20,9 +20,8 @@ from mllm.files import alone_in, write_atomically
 from mllm.records.record import Record, write_records
 
 FEW = 2  # questions about a recording in val.jsonl
-HEARD = 0.3  # share of the chat that is also trained behind a recording that it does not speak of
 Groups = list[list[Record]]
-Progress = Callable[[Iterator], Iterator]
+Progress = Callable[[Iterator], Iterable]
 
 
 @dataclass(frozen=True)
@@ -122,14 +121,14 @@ def _tests(groups: Groups) -> dict[str, list[Record]]:
 
 
 def _heard(talk: list[Record], recordings: list[Recording], seed: int) -> Iterator[Record]:
-    """Some of the conversations, begun with a recording that they do not speak of; the answers stay.
+    """Conversations begun with a recording that they do not speak of; the answers stay.
 
     Those without a recording stand in chat.jsonl alone, from where a training mixes in as many as it wants.
     """
     rng = random.Random(f"{seed} heard")
     for row in talk:
         opening, *rest = row["messages"]
-        if opening["role"] == "user" and rng.random() < HEARD:
+        if opening["role"] == "user":
             part = rng.choice(recordings).part
             content = [part, {"type": "text", "text": opening["content"]}]
             yield row | {
