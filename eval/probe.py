@@ -85,8 +85,8 @@ class FrozenFeatures:
         tower = self.model.model.towers["video"]
         pixels = self.processor.media(path, "image", isolated=True).pixel_values
         assert pixels is not None
-        # One frame, unless the tower reads a fixed number.
-        frames = getattr(tower.encoder.config, "num_frames", 1)
+        # Below a mixer, frames are encoded one by one; otherwise the encoder reads a fixed number.
+        frames = 1 if tower.mixer is not None else getattr(tower.encoder.config, "num_frames", 1)
         values = pixels.unsqueeze(1).expand(-1, frames, -1, -1, -1)
         return values, [(0, tower.encoded_shape(values)[0])]
 

@@ -41,9 +41,9 @@ def print_tables(metrics: dict[str, Any], console: Console) -> None:
         if result["retrieval"]:
             console.print(_retrieval_table(result["retrieval"]))
         if result["targets"]:
-            # A pipe has no width of its own, and a table that is cut says nothing.
-            wide = None if console.is_terminal else 200
-            console.print(target_table(result["targets"], f"{split}: what must be reached"), width=wide)
+            if not console.is_terminal:  # a pipe has no width of its own
+                console.width = max(console.width, 200)
+            console.print(target_table(result["targets"], f"{split}: what must be reached"))
         console.print()
 
 
