@@ -82,7 +82,7 @@ def write_small(
         }
         for name, rows in files.items():
             write_records(out / f"{name}.jsonl", rows)
-        write_atomically(out / "attribution.md", attribution(training))
+        write_atomically(out / "attribution.md", attribution(known))
     counts = {name: len(rows) for name, rows in files.items()}
     return Written(counts, dict(Counter(row["task"] for row in files["train"])))
 
