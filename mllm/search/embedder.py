@@ -210,7 +210,8 @@ class Embedder:
             step = self._whole_chunks(PIECE_BYTES // (spec.frames_per_window * spec.image_size**2 * 3))
             for first in range(0, len(starts), step):
                 begin, rest = starts[first], starts[first + step :]
-                piece, _ = load_windows(recording, spec, start=begin or None, end=rest[0] if rest else None)
+                span = {"start": begin or None, "end": rest[0] if rest else None}
+                piece, _ = load_windows(recording, spec, **span, **self.processor.wanted("video"))
                 yield from self._window_vectors(piece, begin)
 
     def _window_vectors(self, windows: Sequence[Window], offset: float) -> Iterator[WindowVector]:
