@@ -11,7 +11,7 @@ import os
 from difflib import get_close_matches
 
 from mllm.errors import ConfigError
-from mllm.models.bases.fetch import fetch
+from mllm.models.bases.fetching import fetch
 from mllm.models.bases.folders import check, locate
 from mllm.models.bases.table import BASES, Base
 

@@ -158,6 +158,7 @@ def generation_fields(vocabulary: Mapping[str, int], facts: Mapping[str, Any]) -
         "no_timestamps_token_id": vocabulary["<|notimestamps|>"],
         "is_multilingual": True,
         "lang_to_id": {names[id]: id for id in facts["lang_ids"]},
+        "task": "transcribe",  # without it, a text whose language is detected begins without a task
         "task_to_id": {task: vocabulary[f"<|{task}|>"] for task in ("transcribe", "translate")},
         "suppress_tokens": facts["suppress_ids"],
         "begin_suppress_tokens": facts["suppress_ids_begin"],

