@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from mllm.media.recording import load_clip
+from mllm.models.towers.efficientnet import EfficientNetLite
 from tests.bases import real_base
 
 
@@ -257,3 +263,20 @@ def test_the_real_minilm_knows_what_is_alike():
     dog, hound, invoice = torch.nn.functional.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1)
     assert dog @ hound > 0.6
     assert dog @ invoice < 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite2"])
+def test_the_real_efficientnet_names_pictures(name, real_data):
+    folder = Path(real_base(name))
+    network = EfficientNetLite.from_pretrained(folder).eval()
+    pixels = json.loads((folder / "preprocessor_config.json").read_text())
+    held = load_file(folder / "model.safetensors")
+    size = network.config.image_size
+    for kind, imagenet in (("dalmatian", 251), ("accordion", 401), ("flamingo", 130)):
+        picture = min((real_data / "real_caltech101" / "images" / kind).iterdir())
+        image = Image.open(picture).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        with torch.inference_mode():
+            features = network((values - pixels["image_mean"][0]) / pixels["image_std"][0]).mean((2, 3))
+        assert (features @ held["classes.weight"].T + held["classes.bias"]).argmax() == imagenet, picture
