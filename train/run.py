@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import TrainerState
 
 from mllm.errors import ConfigError
@@ -227,6 +228,8 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
     space = getattr(model.model, "space", None)
     if space is not None and not any(weight.requires_grad for weight in space.text_tower.parameters()):
         keep_texts(space)
+    if run.settings.bf16_base:
+        hold_in_bfloat16(model)
     if run.settings.compile:
         require_compiler(run.section)
         # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).
@@ -234,6 +237,17 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
     if run.settings.gradient_checkpointing:
         # The re-entrant variant silently drops gradients if the inputs are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def hold_in_bfloat16(model: MllmForConditionalGeneration) -> None:
+    """Rounds the frozen weights of the decoder; those that train, LoRA included, stay as they are."""
+    for part in (model.model.language_model, model.lm_head):
+        for weight in part.parameters():
+            if not weight.requires_grad:
+                weight.data = weight.data.to(torch.bfloat16)
+        for module in part.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False  # to float32 and, by autocast, back
 
 
 def metrics_of(run: Run, state: TrainerState, history: bool = False) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mllm.errors import ConfigError
 from mllm.models.encoded import IGNORE
@@ -183,3 +184,27 @@ def test_frozen_towers_run_once_where_their_features_are_kept(tmp_path, write_ex
     assert runs >= first_runs > second_runs == 0
     assert first == second
     assert first == pytest.approx(plain, rel=0.02)  # features are kept in bfloat16
+
+
+def test_a_base_in_bfloat16_learns_the_same_and_is_saved_as_it_was(tmp_path, write_experiment, tiny_folder):
+    from mllm.experiment import load_experiment
+    from mllm.models.checkpoint import load
+
+    def trained(name: str, *overrides: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+        experiment = load_experiment(write_experiment(tmp_path), [f"name={name}", *overrides])
+        model, processor = load(tiny_folder)
+        run = InstructStage().open(experiment)
+        trainer = InstructStage().trainer(run, model, processor)
+        trainer.run_stage()
+        assert {p.dtype for p in trainer.objective.parameters() if p.requires_grad} == {torch.float32}
+        rows = json.loads((run.folder / "metrics.json").read_text())["rows"]
+        return [row["loss"] for row in rows], load_file(run.final / "model.safetensors")
+
+    plain, _ = trained("plain", "instruct.bf16=true")
+    rounded, weights = trained("rounded", "instruct.bf16=true", "instruct.bf16_base=true")
+    assert rounded == pytest.approx(plain, rel=0.02)
+    before = load_file(tiny_folder / "model.safetensors")
+    frozen = [name for name in before if "language_model" in name]
+    assert all(torch.equal(weights[name], before[name].bfloat16()) for name in frozen)
+    with pytest.raises(ConfigError, match=r"bf16_base needs bf16: true"):
+        load_experiment(write_experiment(tmp_path), ["instruct.bf16_base=true"])
