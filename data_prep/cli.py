@@ -272,7 +272,7 @@ def features(
 @app.command()
 def transcribe(
     path: Annotated[Path, typer.Argument(help="A JSONL file of records.")],
-    model: Annotated[str, typer.Option(help="A whisper model: base, small, … or a .pt file.")] = "base",
+    model: Annotated[str, typer.Option(help="A base, a hub id or a folder of Whisper.")] = "whisper-base",
     language: Annotated[
         str | None, typer.Option(help="Such as en; detected by the model unless given.")
     ] = None,
@@ -281,13 +281,12 @@ def transcribe(
     out: Annotated[Path | None, typer.Option(help="Folder; that of the records unless given.")] = None,
 ) -> None:
     """Write down what is said, with times, and put it before the questions as subtitles."""
-    from data_prep.transcribe import TRANSCRIPTS, Whisper, language_code, load_whisper
+    from data_prep.transcribe import TRANSCRIPTS, Whisper, load_whisper
     from data_prep.transcribe import transcribe as run
 
     out = out or path.parent
-    language = language_code(language) if language else None
     if engine == "local" and workers == 1:
-        load_whisper(model)  # reports an unknown name before anything is read
+        load_whisper(model, language)  # reports an unknown name before anything is read
     transcriber = Whisper(model, language)
     new, old = run(
         path, transcriber, out, engine, workers, _track("Listening"), partial(typer.echo, err=True)

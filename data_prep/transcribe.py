@@ -1,7 +1,7 @@
-"""`mllm data transcribe`: timed transcripts by openai-whisper (Radford et al. 2022), as subtitles.
+"""`mllm data transcribe`: timed transcripts by Whisper (`mllm.models.transcriber`), as subtitles.
 
     transcripts.jsonl        a row per recording: {"media", "by", "file": [bytes, modification time],
-                             "language", "sub": [{"text", "start", "end"}]}
+                             "language", "sub": [{"text", "start", "end"}], "words": [[start, end, text]]}
     <name>.subtitled.jsonl   the records, with the transcript before the question
 
 A row is written as soon as its recording is done, so the same command resumes after a kill. Unreadable
@@ -17,18 +17,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from data_prep.engine import Engine, ProcessDied, run
-from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.errors import MediaError, MllmError
 from mllm.files import alone_in, write_atomically
 from mllm.media.places import media_name
 from mllm.media.recording import open_recording
-from mllm.records.conversation import Conversation, MediaPart, Part, TextPart
 from mllm.records.record import Record, read_records, write_records
-from mllm.records.templates import subtitle_block
+from mllm.records.templates import subtitle_block, with_subtitles
+
+if TYPE_CHECKING:
+    from mllm.models.transcriber import Transcriber
 
 TRANSCRIPTS = "transcripts.jsonl"
 
@@ -44,66 +46,36 @@ class Hear(Protocol):
 
 @dataclass(frozen=True)
 class Whisper:
-    """A whisper model as a function; loaded once in each process that calls it.
+    """A Whisper model as a function; loaded once in each process that calls it.
 
     Attributes:
-        name: a model of openai-whisper, or the path of a `.pt` file.
+        name: a base, a hub id or a folder.
         language: such as "en"; None lets the model detect it.
-        options: further options of `whisper.transcribe`.
     """
 
     name: str
     language: str | None = None
-    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def transcriber(self) -> str:
         return " ".join(filter(None, ("whisper", self.name, self.language)))
 
     def __call__(self, waveform: np.ndarray) -> dict[str, Any]:
-        import whisper
-
-        model, options = load_whisper(self.name), dict(self.options)
-        result = whisper.transcribe(
-            model, waveform, language=self.language, fp16=model.device.type == "cuda", verbose=None, **options
-        )
-        lines = [
-            {"text": part["text"].strip(), "start": round(part["start"], 2), "end": round(part["end"], 2)}
-            for part in result["segments"]
-        ]
-        return {"language": result["language"], "sub": [line for line in lines if line["text"]]}
-
-
-def language_code(name: str) -> str:
-    """The code that whisper uses for a language: "en" for "en" or "English".
-
-    Raises:
-        ConfigError: whisper does not support the language.
-    """
-    from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
-
-    code = TO_LANGUAGE_CODE.get(name.lower(), name.lower())
-    if code not in LANGUAGES:
-        raise ConfigError(
-            f"--language {name}: whisper does not know it: give a code such as en, or leave it out"
-        )
-    return code
+        heard = load_whisper(self.name, self.language).hear(waveform)
+        words = [(word.start, word.end, word.text.strip()) for part in heard.segments for word in part.words]
+        return {"language": heard.language, "sub": heard.lines, "words": words}
 
 
 @cache
-def load_whisper(name: str) -> Any:
-    """Loads a whisper model.
+def load_whisper(name: str, language: str | None = None) -> Transcriber:
+    """Loads a Whisper model.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or it does not know the language.
     """
-    import whisper
+    from mllm.models.transcriber import Transcriber
 
-    try:
-        return whisper.load_model(name)
-    except Exception as error:  # of torch, the network or whisper itself
-        known = ", ".join(whisper.available_models())
-        raise ConfigError(f"--model {name}: {error}; give a .pt file or one of {known}") from None
+    return Transcriber.from_pretrained(name, language)
 
 
 def transcribe(
@@ -183,16 +155,10 @@ def _subtitled(
     records: list[Record], transcripts: dict[str, Any], out: Path, origin: str
 ) -> Iterator[Record]:
     for record in records:
-        turns = []
-        for turn in record["messages"]:
-            parts: list[Part] = []
-            for part in turn.parts:
-                parts.append(part)
-                if isinstance(part, MediaPart) and part.modality != "image":
-                    text = subtitle_block(transcripts[_key(part.source, part.options, out)]["sub"])
-                    parts += [TextPart(type="text", text=text)] if text else []
-            turns.append(turn.with_parts(parts))
-        yield record | {"messages": Conversation(turns), "subtitled_from": origin}
+        messages = with_subtitles(
+            record["messages"], lambda part: transcripts[_key(part.source, part.options, out)]["sub"]
+        )
+        yield record | {"messages": messages, "subtitled_from": origin}
 
 
 def _refuse_another(subtitled: Path, origin: str) -> None:

@@ -48,6 +48,9 @@ DType = Annotated[str, typer.Option(help="float32 or bfloat16, in this process."
 Features = Annotated[
     Path | None, typer.Option(help="Where features of the towers are kept, for training and this alike.")
 ]
+Transcripts = Annotated[
+    bool, typer.Option("--transcripts", help="Put what is said before the questions, in this process.")
+]
 WRITES = "Writes metrics.json, predictions.jsonl and report.png, and prints the tables."
 
 
@@ -140,16 +143,19 @@ def run_benchmarks(
     max_tokens: MaxTokens = None,
     dtype: DType = "float32",
     features: Features = None,
+    transcripts: Transcripts = False,
 ) -> None:
     """Evaluates a model on benchmarks. Options left out take their values from its experiment."""
     from rich.console import Console
 
     if served_model is not None and url is None:
         raise ConfigError("--served-model names a model at --url: give that too, or a checkpoint as --model")
+    if transcripts and url is not None:
+        raise ConfigError("--url asks a server: leave out --transcripts, and start that with --transcripts")
     defaults = _defaults(model, url)
     local = None
     if model is not None or url is None:
-        local = _local(model, dtype, batch or defaults.batch, features)
+        local = _local(model, dtype, batch or defaults.batch, features, transcripts)
     subject = Subject(defaults, remote=url is not None, windows=local.processor.spec if local else None)
     for benchmark in benchmarks:
         benchmark.prepare(subject)
@@ -164,7 +170,8 @@ def run_benchmarks(
             split: _evaluated(benchmark, split, candidate, generation, blind, console)
             for split in benchmark.splits
         }
-        how = {"backend": "openai" if url else "transformers", "dtype": None if url else dtype}
+        how: dict[str, Any] = {"backend": "openai" if url else "transformers"}
+        how |= {"dtype": None if url else dtype} | ({"transcripts": True} if transcripts else {})
         header = {"benchmark": benchmark.title, "model": name, **how, **benchmark.settings}
         folder = out or Path("runs/eval") / _folder_name(name)
         if len(benchmarks) > 1:
@@ -174,12 +181,13 @@ def run_benchmarks(
         _report(header | {"max_tokens": generation.max_tokens}, results, folder, console)
 
 
-def _local(model: str | None, dtype: str, batch: int, features: Path | None) -> Answerer:
+def _local(model: str | None, dtype: str, batch: int, features: Path | None, transcripts: bool) -> Answerer:
     """Loads the checkpoint into this process."""
     from mllm.answerer import Answerer
     from mllm.models.feature_cache import FeatureCache, freeze_and_keep
 
-    local = Answerer.from_pretrained(model, dtype, batch=batch, isolated=True)
+    said = "whisper-base" if transcripts else None
+    local = Answerer.from_pretrained(model, dtype, batch=batch, isolated=True, transcripts=said)
     if features:
         freeze_and_keep(local.model, FeatureCache(features))
     return local

@@ -27,9 +27,12 @@ from mllm.errors import MediaError
 from mllm.models.checkpoint import find_shipped, load
 from mllm.models.encoded import IGNORE, Encoded, MediaFeatures, collate_media
 from mllm.models.processor import MllmProcessor
+from mllm.models.transcriber import Transcriber
 from mllm.records import chat
 from mllm.records.answers import Generation, Progress, Ranking, Unread, check_options
-from mllm.records.conversation import Conversation
+from mllm.records.conversation import Conversation, MediaPart
+from mllm.records.templates import with_subtitles
+from mllm.records.transcript import Transcript
 
 if TYPE_CHECKING:
     from mllm.models.model import MediaQueries, MllmForConditionalGeneration
@@ -45,6 +48,11 @@ class _Part:
     modality: str = field(compare=False)
     source: Any = field(compare=False)
     options: dict[str, Any] = field(compare=False)
+
+    @classmethod
+    def of(cls, modality: str, source: Any, options: dict[str, Any]) -> _Part:
+        key = (modality, _identity(source), *((name, _identity(options[name])) for name in sorted(options)))
+        return cls(key, modality, source, options)
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class Answerer:
         generation: default settings of generation.
         batch: conversations that are answered at once, padded on the left.
         isolated: decode recordings in worker processes (see `mllm.media.recording.load_clip`).
+        transcripts: writes down what is said in recordings, which is put before the questions about them: a
+            `Transcriber`, or the Whisper model of one, such as "whisper-base".
 
     Attributes:
         report: one line on how much of its recordings the last `stream` saw.
@@ -87,6 +97,7 @@ class Answerer:
         generation: Generation = Generation(),
         batch: int = 32,
         isolated: bool = False,
+        transcripts: Transcriber | str | None = None,
     ):
         self.model = model.eval()
         self.processor = processor
@@ -94,8 +105,12 @@ class Answerer:
         self.generation = generation
         self.batch = batch
         self.isolated = isolated
+        if isinstance(transcripts, str):
+            transcripts = Transcriber.from_pretrained(transcripts)
+        self.transcriber = transcripts
         self.report = ""
         self._read_once = lru_cache(maxsize=REMEMBERED_RECORDINGS)(self._read)
+        self._transcribed_once = lru_cache(maxsize=REMEMBERED_RECORDINGS)(self._transcribed)
 
     @classmethod
     def from_pretrained(
@@ -126,7 +141,8 @@ class Answerer:
             MediaError: if it cannot be read, or lacks what the modality needs.
         """
         seen = self._recording(modality, source, options).features.seen
-        return seen.line() if seen else modality
+        said = self._said(MediaPart({"type": modality, modality: source} | options))
+        return (seen.line() if seen else modality) + (f"; {said.line()}" if said else "")
 
     @torch.inference_mode()
     def answer(
@@ -185,7 +201,10 @@ class Answerer:
             thread.join()
         if failures:
             raise failures[0]
-        self.report = "; ".join(item.features.seen.line() for item in prompt.recordings if item.features.seen)
+        lines = [item.features.seen.line() for item in prompt.recordings if item.features.seen]
+        self.report = "; ".join(
+            lines + [said.line() for said in map(self._said, prompt.messages.media) if said]
+        )
 
     @torch.inference_mode()
     def rank(self, messages: Sequence[chat.Message], options: Sequence[str]) -> Ranking:
@@ -235,6 +254,8 @@ class Answerer:
         checked = chat.validate_messages(messages, to_answer=True)
         recordings = [self._recording(part.modality, part.source, part.options) for part in checked.media]
         media = [recording.features for recording in recordings]
+        if self.transcriber is not None:
+            checked = with_subtitles(checked, self._lines, self.processor.time_marks)
         encoded = self.processor.encode(checked, add_generation_prompt=True, media=media)
         return _Prompt(checked, replace(encoded, media=[]), recordings)
 
@@ -278,9 +299,22 @@ class Answerer:
 
     # --- recordings -----------------------------------------------------------------------------------------
 
+    def _lines(self, part: MediaPart) -> list[dict[str, Any]]:
+        said = self._said(part)
+        return said.lines if said else []
+
+    def _said(self, part: MediaPart) -> Transcript | None:
+        """What is said in a recording; None without a transcriber, and for a picture."""
+        if self.transcriber is None or part.modality == "image":
+            return None
+        return self._transcribed_once(_Part.of(part.modality, part.source, part.options))
+
+    def _transcribed(self, part: _Part) -> Transcript:
+        assert self.transcriber is not None
+        return self.transcriber.transcribe(part.source, self.isolated, **part.options)
+
     def _recording(self, modality: str, source: Any, options: dict[str, Any]) -> _Recording:
-        key = (modality, _identity(source), *((name, _identity(options[name])) for name in sorted(options)))
-        found = self._read_once(_Part(key, modality, source, options))
+        found = self._read_once(_Part.of(modality, source, options))
         if isinstance(found, Unread):
             raise MediaError(found.cause)
         return found

@@ -29,8 +29,12 @@ def make_backend(
     served_model: str | None,
     generation: Generation,
     isolated: bool = False,
+    transcripts: bool = False,
 ) -> Backend:
     """A server's model if `url` is given, else a checkpoint in this process.
+
+    Args:
+        transcripts: put what is said in recordings before the questions.
 
     Raises:
         MllmError: if there is no such checkpoint or server, or the arguments exclude each other.
@@ -42,7 +46,12 @@ def make_backend(
             )
         from mllm.answerer import Answerer
 
-        return Answerer.from_pretrained(checkpoint, generation=generation, isolated=isolated)
+        said = "whisper-base" if transcripts else None
+        return Answerer.from_pretrained(
+            checkpoint, generation=generation, isolated=isolated, transcripts=said
+        )
+    if transcripts:
+        raise MllmError("--url asks a server: leave out --transcript, and start that with --transcripts")
     if checkpoint is not None:
         raise MllmError(
             f"--url asks a server, which has its own model: leave out the checkpoint {checkpoint}, or name "

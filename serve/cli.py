@@ -59,6 +59,10 @@ PrivateMedia = Annotated[
     bool,
     typer.Option("--allow-private-media", help="Fetch recordings from addresses inside the network, too."),
 ]
+Transcripts = Annotated[
+    bool,
+    typer.Option("--transcripts", help="Put what is said in recordings, with times, before the question."),
+]
 Restarts = Annotated[
     int, typer.Option(min=0, help="How often in a row vLLM is started again after it ended by itself.")
 ]
@@ -75,6 +79,7 @@ def serve(
     max_media_seconds: MaxSeconds = None,
     media_fetch_seconds: FetchSeconds = None,
     allow_private_media: PrivateMedia = False,
+    transcripts: Transcripts = False,
     restarts: Restarts = 5,
     log: Log = None,
 ) -> None:
@@ -107,6 +112,7 @@ def serve(
         max_media_seconds=max_media_seconds or settings.max_seconds,
         media_fetch_seconds=media_fetch_seconds,
         allow_private_media=allow_private_media,
+        transcripts="whisper-base" if transcripts else None,
         flags=words,
         log=log,
     )
@@ -126,6 +132,9 @@ ChatWords = Annotated[
 Isolated = Annotated[
     bool, typer.Option("--isolated", help="Decode in a process of its own, for recordings of strangers.")
 ]
+Transcribe = Annotated[
+    bool, typer.Option("--transcript", help="Put what is said, with times, before the question.")
+]
 
 
 def chat(
@@ -138,6 +147,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.0,
     isolated: Isolated = False,
+    transcript: Transcribe = False,
 ) -> None:
     """Ask about recordings: once, or in a conversation.
 
@@ -148,7 +158,7 @@ def chat(
 
     checkpoint, media, question = parse_words(words or [], model)
     generation = Generation(max_tokens=max_tokens, temperature=temperature)
-    backend = make_backend(checkpoint, url, served_model, generation, isolated)
+    backend = make_backend(checkpoint, url, served_model, generation, isolated, transcript)
     if question is None:
         converse(backend, media, isolated)
     else:

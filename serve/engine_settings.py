@@ -42,6 +42,7 @@ class EngineSettings:
         max_media_mb, max_media_seconds: limits on a recording; None keeps the defaults of `MediaLimits`.
         media_fetch_seconds: deadline for fetching one recording; None keeps the default of `media.fetch`.
         allow_private_media: also fetch recordings from inside the network.
+        transcripts: a Whisper model that writes down what is said in recordings, put before the question.
         flags: further vLLM flags.
         environment: further environment variables for vLLM.
         fast_start: do not compile the decoder: starts faster, answers more slowly.
@@ -53,6 +54,7 @@ class EngineSettings:
     max_media_seconds: float | None = None
     media_fetch_seconds: float | None = None
     allow_private_media: bool = False
+    transcripts: str | None = None
     flags: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
     fast_start: bool = False
@@ -189,6 +191,10 @@ class EngineSettings:
             variables["MLLM_MEDIA_FETCH_SECONDS"] = str(self.media_fetch_seconds)
         if self.allow_private_media:
             variables["MLLM_ALLOW_PRIVATE_MEDIA"] = "1"
+        if self.transcripts is not None:
+            from mllm.models.bases import base_folder
+
+            variables["MLLM_TRANSCRIPTS"] = base_folder(self.transcripts)  # fetched before vLLM starts
         return variables
 
     @property

@@ -74,6 +74,14 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_whisper(tmp_path_factory) -> Path:
+    """A Whisper model with random weights, as a folder."""
+    from tests.tiny_whisper import save_tiny_whisper
+
+    return save_tiny_whisper(tmp_path_factory.mktemp("whisper") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real recordings that MLLM_REAL_DATA names; skips where there is none."""
     folder = os.environ.get("MLLM_REAL_DATA")

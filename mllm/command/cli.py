@@ -40,6 +40,7 @@ HELP = {
     "search": "Find recordings and moments by a description.",
     "ask": "Answer from the recordings in the index.",
     "eval": "Score a checkpoint or a server.",
+    "transcribe": "Write down what is said in recordings, or make subtitles.",
     "bases": "Fetch and check the pretrained models that checkpoints stand on.",
     "bench": "Measure speed: serving, media reading.",
 }

@@ -28,7 +28,7 @@ from mllm.models.sides import SIDES, SPACE_TOKENIZER, Described, inputs_of, side
 from mllm.models.towers import find_tower
 from mllm.models.towers.base import windows_per_chunk
 from mllm.records import chat
-from mllm.records.chat_form import Segment, render, special_tokens
+from mllm.records.chat_form import Segment, escape, render, special_tokens
 from mllm.records.chat_form import chat_template as template_of
 from mllm.records.chat_probe import chat_form_of
 
@@ -239,6 +239,10 @@ class MllmProcessor(TransformersCalls):
             for side in SIDES:
                 ids += [self.token_ids[side]] * (self.queries[side] if getattr(window, side) else 0)
         return ids
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of a text that nobody has checked: special tokens in it are escaped."""
+        return self._tokens(escape(text, self.form.escaped))
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         """Ids of a text without added tokens; short ones are cached: time marks and questions recur."""

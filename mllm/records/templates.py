@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from mllm.experiment import TimeMarks
+from mllm.records.conversation import Conversation, MediaPart, Part, TextPart, Turn
 
 T = TypeVar("T")
 
@@ -82,6 +83,24 @@ def subtitle_block(lines: Iterable[Mapping[str, Any]], time_marks: TimeMarks = "
         if line["text"].strip()
     ]
     return fill("subtitles", "", lines="\n".join(shown)) + "\n" if shown else ""
+
+
+def with_subtitles(
+    messages: Iterable[Turn],
+    lines_of: Callable[[MediaPart], Iterable[Mapping[str, Any]]],
+    time_marks: TimeMarks = "clock",
+) -> Conversation:
+    """The conversation with what is said behind each video and sound; see `subtitle_block`."""
+    turns = []
+    for turn in messages:
+        parts: list[Part] = []
+        for part in turn.parts:
+            parts.append(part)
+            if isinstance(part, MediaPart) and part.modality != "image":
+                text = subtitle_block(lines_of(part), time_marks)
+                parts += [TextPart(type="text", text=text)] if text else []
+        turns.append(turn.with_parts(parts))
+    return Conversation(turns)
 
 
 def _number(id: str) -> int:

@@ -81,12 +81,14 @@ current: ContextVar[Exchange | None] = ContextVar("current", default=None)
 _remembered: OrderedDict[tuple[str, str], MediaUsage] = OrderedDict()  # by modality and uuid
 
 
-def note(modality: str, url: str, features: MediaFeatures, processor: MllmProcessor) -> None:
+def note(
+    modality: str, url: str, features: MediaFeatures, processor: MllmProcessor, transcript_tokens: int = 0
+) -> None:
     """Adds a recording that the connector has read to the current request's usage."""
     exchange = current.get()
     if exchange is None:
         return
-    usage = MediaUsage.of(features, processor)
+    usage = MediaUsage.of(features, processor, transcript_tokens)
     exchange.usage += usage
     uuid = exchange.named.get((modality, url))
     if uuid is not None:

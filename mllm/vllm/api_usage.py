@@ -16,6 +16,7 @@ class MediaUsage:
 
     Attributes:
         video_tokens, audio_tokens, image_tokens: in the prompt; the sound of a video counts as audio.
+        transcript_tokens: of what is said, if the server writes it down.
         frames: pictures that the model sees.
         seconds: how much of the recordings' time the windows cover.
     """
@@ -23,17 +24,19 @@ class MediaUsage:
     video_tokens: int = 0
     audio_tokens: int = 0
     image_tokens: int = 0
+    transcript_tokens: int = 0
     frames: int = 0
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, features: MediaFeatures, processor: MllmProcessor) -> MediaUsage:
+    def of(cls, features: MediaFeatures, processor: MllmProcessor, transcript_tokens: int = 0) -> MediaUsage:
         """The usage of one recording, given its features."""
         if features.modality == "image":
             return cls(image_tokens=processor.queries["video"], frames=1)
         return cls(
             video_tokens=processor.queries.get("video", 0) * sum(window.video for window in features.layout),
             audio_tokens=processor.queries.get("audio", 0) * sum(window.audio for window in features.layout),
+            transcript_tokens=transcript_tokens,
             frames=features.seen.frames if features.seen and features.modality == "video" else 0,
             seconds=features.seen.seconds if features.seen else 0.0,
         )

@@ -41,6 +41,9 @@ from mllm.vllm.recordings import (
     read_file,
     read_recording,
     served_processor,
+    transcribed,
+    wants_transcript,
+    with_transcript,
 )
 
 _log = logging.getLogger(__name__)
@@ -159,14 +162,25 @@ class MllmMediaConnector(MediaConnector):
     def _read(self, modality: str, url: str) -> ServedRecording | None:
         """The recording, prepared for our model; None if another model is served, for which vLLM reads."""
         processor = served_processor()
-        return processor and self.load_from_url(url, RecordingIO(processor, modality))
+        if processor is None:
+            return None
+        media_io = RecordingIO(processor, modality)
+        recording = self.load_from_url(url, media_io)
+        if wants_transcript(recording):
+            with our_words(url, media_io):
+                return with_transcript(processor, recording)
+        return recording
 
     async def _read_async(self, modality: str, url: str) -> ServedRecording | None:
         processor = served_processor()
         if processor is None:
             return None
-        recording = await self.load_from_url_async(url, RecordingIO(processor, modality))
-        vllm_api.note(modality, url, recording.features, processor)
+        media_io = RecordingIO(processor, modality)
+        recording = await self.load_from_url_async(url, media_io)
+        if wants_transcript(recording):
+            with our_words(url, media_io):
+                recording = await transcribed(processor, recording)
+        vllm_api.note(modality, url, recording.features, processor, len(recording.said))
         return recording
 
     def fetch_video(self, video_url: str, **options: Any) -> Any:

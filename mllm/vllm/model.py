@@ -188,6 +188,8 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
             if modality == "image":
                 tensors["image_pixels"] = torch.cat([item.pixel_values for item in items])
             else:
+                said = [recording.said for recording in recordings]  # type: ignore[attr-defined]
+                tensors[f"{modality}_said"] = [torch.tensor(ids, dtype=torch.long) for ids in said]
                 tensors |= self._window_tensors(modality, items, processor)
         return BatchFeature(tensors)
 
@@ -215,7 +217,8 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
         none = torch.zeros(0, dtype=torch.long)
         fields = {"image_pixels": MultiModalFieldConfig.batched("image")}
         for modality in ("video", "audio"):
-            fields[f"{modality}_layout"] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            for name in ("layout", "said"):
+                fields[f"{modality}_{name}"] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
             for side in SIDES:
                 sizes = hf_inputs.get(f"{modality}_{side}_sizes", none)
                 for name in ("values", "counts"):
@@ -230,9 +233,14 @@ class MllmMultiModalProcessor(BaseMultiModalProcessor[MllmProcessingInfo]):
 
         def tokens_of(modality: str, index: int) -> PromptUpdateDetails:
             layout: Layout = []
+            said: list[int] = []
             if modality != "image":
-                layout = layout_of(out_mm_kwargs[modality][index][f"{modality}_layout"].data)
-            ids = processor.placeholder_ids(modality, layout)
+                item = out_mm_kwargs[modality][index]
+                layout, said = (
+                    layout_of(item[f"{modality}_layout"].data),
+                    item[f"{modality}_said"].data.tolist(),
+                )
+            ids = processor.placeholder_ids(modality, layout) + said
             return PromptUpdateDetails.select_token_ids(ids, list(token_ids.values()))
 
         return [

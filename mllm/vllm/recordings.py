@@ -7,16 +7,19 @@ the model sees what training saw, bit for bit.
     MLLM_MAX_MEDIA_SECONDS   longest recording accepted (s)
     MLLM_MAX_DECODE_SECONDS  how long a recording may take to decode (s)
     MLLM_MAX_DECODE_BYTES    memory that decoding one may take (bytes)
+    MLLM_TRANSCRIPTS         a Whisper model: what is said, with times, follows a recording's tokens
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +32,17 @@ from mllm.media.fetch import FetchLimits, positive_from_environment
 from mllm.media.places import is_data_uri
 from mllm.media.recording import open_recording
 from mllm.media.sources import MediaLimits
+from mllm.records.templates import subtitle_block
 from mllm.vllm.in_flight import in_flight
 
 if TYPE_CHECKING:
     from mllm.models.encoded import MediaFeatures
     from mllm.models.processor import MllmProcessor
+    from mllm.models.transcriber import Transcriber
 
 MEGABYTE = 1_000_000
+MOST_WAITING = 16  # recordings to be transcribed
+REMEMBERED_TRANSCRIPTS = 4096
 CACHE_BYTES = 256 * MEGABYTE  # features of recent recordings: a follow-up question need not decode again
 
 
@@ -63,6 +70,7 @@ class ServedRecording:
         digest: sha256 of the content, hex, the key in vLLM's caches.
         features: the processor's output.
         key: the settings that `features` were computed with (see `settings_of`).
+        said: ids of what is said, as text behind the recording's tokens; empty without transcripts.
     """
 
     source: Any
@@ -70,6 +78,7 @@ class ServedRecording:
     digest: str
     features: MediaFeatures
     key: tuple
+    said: tuple[int, ...] = ()
 
     def features_for(self, processor: MllmProcessor) -> MediaFeatures:
         """Features for this processor; recomputed if they were computed with other settings."""
@@ -174,6 +183,64 @@ def _read(processor: MllmProcessor, source: Any, modality: str) -> MediaFeatures
         lacking = [track for track, side in tracks.items() if side in processor.sides]
         raise MediaError(f"it has no {' and no '.join(lacking)}")
     return features
+
+
+# --- what is said -----------------------------------------------------------------------------------------
+
+# vLLM's threads compute beside it, and a second transcription at a time would only slow the first one down.
+_listener = ThreadPoolExecutor(1, thread_name_prefix="mllm-transcripts")
+_turns = threading.BoundedSemaphore(MOST_WAITING)
+_said: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # ids by the recording's digest
+
+
+class TooManyToTranscribe(MediaError):
+    """Status 429: the same request may succeed later."""
+
+    code, status = "busy", 429
+
+
+def wants_transcript(recording: ServedRecording) -> bool:
+    """Whether the server was told to write down what is said, and there may be something."""
+    return bool(os.environ.get("MLLM_TRANSCRIPTS")) and recording.modality != "image"
+
+
+async def transcribed(processor: MllmProcessor, recording: ServedRecording) -> ServedRecording:
+    """`with_transcript` without blocking the event loop.
+
+    Raises:
+        TooManyToTranscribe: with status 429, if too many wait already.
+    """
+    if not _turns.acquire(blocking=False):
+        raise TooManyToTranscribe(f"{MOST_WAITING} recordings wait to be transcribed: try again later")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(
+            _listener, with_transcript, processor, recording
+        )
+    finally:
+        _turns.release()
+
+
+def with_transcript(processor: MllmProcessor, recording: ServedRecording) -> ServedRecording:
+    """The recording with what is said in it, or as it is if nothing is said."""
+    said = _said.get(recording.digest)
+    if said is None:
+        with in_flight(f"the speech of {recording.modality}, sha256 {recording.digest[:16]}…"):
+            limits = limits_from_environment()
+            heard = _transcriber().transcribe(recording.source, isolated=True, limits=limits)
+        said = _said[recording.digest] = processor.text_ids(
+            subtitle_block(heard.lines, processor.time_marks)
+        )
+        while len(_said) > REMEMBERED_TRANSCRIPTS:
+            _said.popitem(last=False)
+    return replace(recording, said=said)
+
+
+@cache
+def _transcriber() -> Transcriber:
+    from mllm.models.transcriber import Transcriber
+
+    # The engine has the accelerator, and has reserved its memory.
+    return Transcriber.from_pretrained(os.environ["MLLM_TRANSCRIPTS"], device="cpu")
 
 
 @cache

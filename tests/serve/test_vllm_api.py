@@ -123,7 +123,14 @@ CLIP = MediaFeatures(  # three windows, one of them without sound
     Seen(3, 12, 5.5, 5.5, True, True),
 )
 USAGE = {"prompt_tokens": 50, "completion_tokens": 3, "total_tokens": 53}
-FILLED = {"video_tokens": 24, "audio_tokens": 8, "image_tokens": 0, "frames": 12, "seconds": 5.5}
+FILLED = {
+    "video_tokens": 24,
+    "audio_tokens": 8,
+    "image_tokens": 0,
+    "transcript_tokens": 0,
+    "frames": 12,
+    "seconds": 5.5,
+}
 
 
 def ask(application, content, **options) -> httpx.Response:
