@@ -81,6 +81,12 @@ def tiny_whisper(tmp_path_factory) -> Path:
     return save_tiny_whisper(tmp_path_factory.mktemp("whisper") / "tiny")
 
 
+@pytest.fixture
+def heard_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights say nothing likely, which is not decoded again."""
+    monkeypatch.setattr("mllm.models.transcriber.TEMPERATURES", (0.0,))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real recordings that MLLM_REAL_DATA names; skips where there is none."""

@@ -339,8 +339,9 @@ class Transcriber:
             start, end = into_speech(start, end, piece.speech)
             start = max(start, until)
             until = max(start, end)
-            if word.strip():
-                yield Word(round(start, 2), round(until, 2), word)
+            text = "".join(letter if letter.isprintable() else " " for letter in word)  # all in one line
+            if text.strip():
+                yield Word(round(start, 2), round(until, 2), text)
 
 
 def pieces_of(speech: Sequence[tuple[float, float]], samples: int) -> list[_Piece]:

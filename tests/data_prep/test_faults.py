@@ -64,8 +64,7 @@ def fill_features(rows: Path, model: Path, out: Path) -> None:
 
 
 def write_transcripts(rows: Path, model: Path, out: Path) -> None:
-    hear = transcribe.Whisper(str(model), "en", options=(("temperature", 0.0), ("sample_len", 4)))
-    transcribe.transcribe(rows, hear, out)
+    transcribe.transcribe(rows, transcribe.Whisper(str(model), "en"), out)
 
 
 def contents(out: Path) -> dict[Any, Any]:
@@ -138,7 +137,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path:
     if work is fill_features:
         save(*tiny(), model)
     elif work is write_transcripts:
-        model = request.getfixturevalue("random_whisper")
+        model = request.getfixturevalue("tiny_whisper")
     spawn = get_context("spawn")
     moments = 1 if work is write_transcripts else 3  # it writes one file, from its first row to its last
     killer = spawn.Process(
@@ -152,13 +151,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path:
 
 # --- a disk that is full ---
 
-# Random weights, asked at higher temperatures because what they said was poor, end in NaN now and then.
-MAIN = """
-from data_prep.transcribe import Whisper
-from mllm.command.cli import main
-Whisper.__init__.__defaults__ = (None, (("temperature", 0.0), ("sample_len", 4)))
-main()
-"""
+MAIN = "from mllm.command.cli import main; main()"
 
 
 def on_a_small_disk(out: Path, size: str, words: list[str]) -> subprocess.CompletedProcess:
@@ -193,7 +186,7 @@ def small_disks(tmp_path_factory) -> None:
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(
-    verb: str, size: str, said: str, tmp_path: Path, small_disks, random_whisper: Path
+    verb: str, size: str, said: str, tmp_path: Path, small_disks, tiny_whisper: Path
 ) -> None:
     # Every eighth is looked at for the estimate: short ones, which promise too little.
     rows = records_in(tmp_path, 8 if verb == "transcribe" else 32, lambda number: 3 if number % 8 else 0.2)
@@ -210,7 +203,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
             "transcribe",
             str(rows),
             "--model",
-            str(random_whisper),
+            str(tiny_whisper),
             "--language",
             "en",
             "--out",

@@ -83,8 +83,8 @@ def test_build_names_a_bad_recording(cluster, records: Path, tmp_path: Path, mon
         shard_build.build(plan(), "rows", tmp_path / "ray", workers=2, engine="ray")
 
 
-def test_transcripts_are_the_same(cluster, records: Path, tmp_path: Path, random_whisper: Path) -> None:
-    ears = transcribe.Whisper(str(random_whisper), "en", (("temperature", 0.0), ("sample_len", 4)))
+def test_transcripts_are_the_same(cluster, records: Path, tmp_path: Path, tiny_whisper: Path) -> None:
+    ears = transcribe.Whisper(str(tiny_whisper), "en")
     for engine in ("local", "ray"):
         counts = transcribe.transcribe(records, ears, tmp_path / engine, engine, workers=2)
         assert counts == (12, 0)

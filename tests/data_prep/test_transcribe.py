@@ -1,4 +1,4 @@
-"""Transcripts: one row a recording, in time, goes on where it was stopped; whisper with random weights."""
+"""Transcripts: one row a recording, in time, goes on where it was stopped; Whisper with random weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
-from data_prep.transcribe import Whisper, language_code, load_whisper, transcribe
+from data_prep.transcribe import Whisper, load_whisper, transcribe
+from data_prep.world.voice import say
 from mllm.command.cli import main
 from mllm.errors import ConfigError, MllmError
 from mllm.records.record import read_records, write_records
@@ -183,11 +185,11 @@ def test_a_recording_that_cannot_be_read_stops_no_other_with_mocked_ears(
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_the_command_names_what_cannot_be_read(tmp_path: Path, random_whisper: Path, capsys) -> None:
+def test_the_command_names_what_cannot_be_read(tmp_path: Path, tiny_whisper: Path, capsys) -> None:
     (tmp_path / "bad.mp4").write_text("404 Not Found")
     write_records(tmp_path / "rows.jsonl", [question(str(tmp_path / "bad.mp4"))])
     with pytest.raises(SystemExit) as stopped:
-        main(["data", "transcribe", str(tmp_path / "rows.jsonl"), "--model", str(random_whisper)])
+        main(["data", "transcribe", str(tmp_path / "rows.jsonl"), "--model", str(tiny_whisper)])
     assert stopped.value.code == 2
     told = capsys.readouterr().err.splitlines()
     assert [line.partition("bad.mp4: ")[2][:10] for line in told[-2:]] == ["it is text"] * 2
@@ -224,21 +226,16 @@ def test_a_row_that_says_nothing_is_named(row: dict, records: Path, tmp_path: Pa
         transcribe(records, MockedEars(), tmp_path)
 
 
-@pytest.mark.slow
-def test_a_real_whisper_file_is_read_and_listens(records: Path, tmp_path: Path, random_whisper: Path) -> None:
-    hear = Whisper(str(random_whisper), options=(("temperature", 0.0), ("sample_len", 8)))
-    assert transcribe(records, hear, tmp_path / "out") == (3, 0)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()]
-    assert [bool(row["language"]) for row in rows] == [True, True, False]
-    assert all(0 <= line["start"] <= line["end"] for row in rows for line in row["sub"])
+def test_a_whisper_model_listens(tmp_path: Path, tiny_whisper: Path, heard_once) -> None:
+    word = say("train", "seven", "en-us", "calm", 0)
+    soundfile.write(tmp_path / "seven.wav", np.tile(word, 3), 16_000)
+    write_records(tmp_path / "rows.jsonl", [question(str(tmp_path / "seven.wav"), "audio")])
+    assert transcribe(tmp_path / "rows.jsonl", Whisper(str(tiny_whisper), "de"), tmp_path) == (1, 0)
+    (row,) = map(json.loads, (tmp_path / "transcripts.jsonl").read_text().splitlines())
+    assert (row["by"], row["language"]) == (f"whisper {tiny_whisper} de", "de")
+    assert row["sub"][0]["start"] == row["words"][0][0] < row["sub"][-1]["end"] == row["words"][-1][1]
 
 
-def test_languages_are_codes_or_names() -> None:
-    assert (language_code("en"), language_code("German")) == ("en", "de")
-    with pytest.raises(ConfigError, match="--language klingon: whisper does not know it"):
-        language_code("klingon")
-
-
-def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--model nonsense: .*; give a .pt file or one of tiny"):
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="'nonsense' is no base, no folder and no hub id"):
         load_whisper("nonsense")

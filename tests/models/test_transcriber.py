@@ -46,7 +46,7 @@ def test_a_recording_without_sound_has_no_words_and_an_unreadable_one_is_an_erro
         tiny.transcribe(tmp_path / "missing.mp4")
 
 
-def test_words_are_in_order_within_the_recording(tiny: Transcriber, voice: np.ndarray) -> None:
+def test_words_are_in_order_within_the_recording(tiny: Transcriber, voice: np.ndarray, heard_once) -> None:
     said = tiny.hear(voice)
     assert said.language in ("en", "de")
     times = [time for segment in said.segments for word in segment.words for time in word[:2]]
@@ -55,7 +55,9 @@ def test_words_are_in_order_within_the_recording(tiny: Transcriber, voice: np.nd
     assert tiny.hear(voice.copy()) is said, "a recording is heard once"
 
 
-def test_times_count_from_where_the_recording_is_shown(tiny: Transcriber, voice: np.ndarray) -> None:
+def test_times_count_from_where_the_recording_is_shown(
+    tiny: Transcriber, voice: np.ndarray, heard_once
+) -> None:
     sound = np.concatenate([np.zeros(5 * SAMPLE_RATE, np.float32), voice])
     clip = Clip(None, np.zeros(0), sound, len(sound) / SAMPLE_RATE, "in memory")
     whole, cut = tiny.transcribe(clip), tiny.transcribe(clip, start=4.0)
