@@ -12,6 +12,7 @@ from mllm.answerer import Answerer
 from mllm.errors import ChatError, ConfigError, MediaError
 from mllm.models.encoded import IGNORE
 from mllm.records.answers import Generation, Ranking, Unread
+from mllm.records.transcript import Transcript, Word, segments_of
 from tests.media_files import make
 from tests.tiny import ask, clip, still, tiny
 
@@ -231,3 +232,30 @@ def test_options_may_come_from_any_iterable(answerer):
 def test_generation_settings_that_write_no_answer_are_refused(settings):
     with pytest.raises(ConfigError, match=[*settings][-1]):
         Generation(**settings)
+
+
+class Ears:
+    """A transcriber that counts how often it listens, and hears a word in whatever is longer than 2 s."""
+
+    def __init__(self):
+        self.heard = []
+
+    def transcribe(self, source, isolated=False, **span):
+        self.heard.append(source)
+        words = segments_of([Word(1.5, 2.0, " hello")] if source.duration > 2 else [])
+        return Transcript("en" if words else None, words)
+
+
+def test_what_is_said_stands_before_the_question_and_is_heard_once(nano):
+    ears, spoken, silent = Ears(), clip(4), clip(2)
+    listening = Answerer(*nano, generation=SIX, transcripts=ears)
+    first = ask(spoken, silent, still(), "what?")
+    turns = [first, [*ask(spoken, silent, still(), "what?", answer="a star"), *ask("and now?")]]
+    told = ask(spoken, "Subtitles:\n[00:01] hello\nwhat?")
+    assert listening.answer([ask(spoken, "what?")]) == Answerer(*nano, generation=SIX).answer([told])
+    listening.answer(turns)
+    assert "".join(listening.stream(first)) == listening.answer([first])[0]
+    assert ears.heard == [spoken, silent]
+    assert listening.report.endswith("; 1 word said (en); nothing said")
+    assert listening.check("video", spoken).endswith("; 1 word said (en)")
+    assert listening.rank(first, ["a star", "a bell"]).best

@@ -227,9 +227,7 @@ def with_transcript(processor: MllmProcessor, recording: ServedRecording) -> Ser
         with in_flight(f"the speech of {recording.modality}, sha256 {recording.digest[:16]}…"):
             limits = limits_from_environment()
             heard = _transcriber().transcribe(recording.source, isolated=True, limits=limits)
-        said = _said[recording.digest] = processor.text_ids(
-            subtitle_block(heard.lines, processor.time_marks)
-        )
+        said = _said[recording.digest] = processor.text_ids(subtitle_block(heard.lines, processor.time_marks))
         while len(_said) > REMEMBERED_TRANSCRIPTS:
             _said.popitem(last=False)
     return replace(recording, said=said)

@@ -70,5 +70,5 @@ def test_what_is_said_stands_behind_its_recording_before_the_question() -> None:
     (turn,) = told
     block = "Subtitles:\n[00:00] Grüß Gott, 你好!\n[00:01] Who {really} is <i>it</i>?\n[01:05] It's me\n"
     assert turn.parts == [content[0], {"type": "text", "text": block}, *content[1:]]
-    marked = with_subtitles(messages, lambda part: SAID.lines, mark=lambda seconds: f"{seconds:.0f}s")
+    marked = with_subtitles(messages, lambda part: SAID.lines, "seconds")
     assert "65s It's me" in marked[0].parts[1].text

@@ -7,14 +7,18 @@ import base64
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from data_prep.world.voice import say
 from mllm.media.addresses import REFUSED
 from mllm.media.fetch import FetchBusy, Fetcher, FetchLimits
 from mllm.vllm import api as vllm_api
@@ -210,3 +214,43 @@ def test_settings_that_make_no_sense_end_the_start(reference, monkeypatch):
     monkeypatch.setenv("MLLM_MEDIA_FETCH_SECONDS", "soon")
     with pytest.raises(ValueError, match="MLLM_MEDIA_FETCH_SECONDS is 'soon'"):
         recordings.use_processor(reference[1])
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening(connector, tiny_whisper, heard_once, monkeypatch) -> MllmMediaConnector:
+    """A connector that transcribes with a tiny model."""
+    monkeypatch.setenv("MLLM_TRANSCRIPTS", str(tiny_whisper))
+    monkeypatch.setattr(recordings, "_said", recordings.OrderedDict())
+    recordings._transcriber.cache_clear()
+    yield connector
+    recordings._transcriber.cache_clear()
+
+
+def test_what_is_said_comes_with_its_recording(fetch, listening, reference, media):
+    soundfile.write(media / "spoken.wav", np.tile(say("train", "seven", "en-us", "calm", 0), 3), 16_000)
+    spoken = fetch(listening, "audio", (media / "spoken.wav").as_uri())
+    text = reference[1].tokenizer.decode(spoken.said)
+    assert text.startswith("Subtitles:\n[00:0")
+    assert text.endswith("\n")
+    for kind, name in (("audio", "low.wav"), ("video", "blue_silent.mp4"), ("image", "red.png")):
+        assert fetch(listening, kind, (media / name).as_uri()).said == ()
+
+
+def test_a_transcription_that_fails_is_an_error_of_the_request(fetch, listening, media, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no memory\nleft")
+
+    monkeypatch.setattr(recordings, "_transcriber", fail)
+    with pytest.raises(MediaRejected, match="^cannot use audio file:.*: no memory left$"):
+        fetch(listening, "audio", (media / "low.wav").as_uri())
+
+
+def test_too_many_recordings_to_transcribe_are_refused(listening, media, monkeypatch):
+    monkeypatch.setattr(recordings, "_turns", threading.BoundedSemaphore(1))
+    recordings._turns.acquire()
+    with pytest.raises(MediaFailed, match="16 recordings wait to be transcribed: try again later") as busy:
+        in_a_server(listening, "audio", (media / "high.flac").as_uri())
+    assert busy.value.http_status == 429
