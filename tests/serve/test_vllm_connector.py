@@ -224,9 +224,10 @@ def listening(connector, tiny_whisper, heard_once, monkeypatch) -> MllmMediaConn
     """A connector that transcribes with a tiny model."""
     monkeypatch.setenv("MLLM_TRANSCRIPTS", str(tiny_whisper))
     monkeypatch.setattr(recordings, "_said", recordings.OrderedDict())
-    recordings._transcriber.cache_clear()
+    forget = recordings._transcriber.cache_clear
+    forget()
     yield connector
-    recordings._transcriber.cache_clear()
+    forget()
 
 
 def test_what_is_said_comes_with_its_recording(fetch, listening, reference, media):
