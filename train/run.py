@@ -232,8 +232,12 @@ def prepare_model(model: MllmForConditionalGeneration, run: Run) -> None:
         hold_in_bfloat16(model)
     if run.settings.compile:
         require_compiler(run.section)
-        # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md).
-        model.model.language_model.compile(dynamic=True)
+        # Only the decoder: compiled towers and Q-Formers were no faster (docs/log.md). Its layers are alike,
+        # so one is compiled for all.
+        decoder = model.model.language_model
+        layers = [part for part in decoder.modules() if type(part).__name__ in decoder._no_split_modules]
+        for part in layers or [decoder]:
+            part.compile(dynamic=True)
     if run.settings.gradient_checkpointing:
         # The re-entrant variant silently drops gradients if the inputs are frozen.
         model.gradient_checkpointing_enable({"use_reentrant": False})
