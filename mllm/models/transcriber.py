@@ -28,6 +28,7 @@ import torch
 
 from mllm.errors import ConfigError
 from mllm.media.recording import SAMPLE_RATE, open_recording
+from mllm.media.speech import SpeechDetector, into_speech
 from mllm.models.bases import base_folder
 from mllm.models.checkpoint_save import no_bars
 from mllm.records.transcript import Transcript, Word, segments_of
@@ -39,13 +40,6 @@ DEFAULT = "whisper-base"
 PIECE = 30.0  # s, what Whisper hears at once
 GAP = 5.0  # s without speech between two pieces
 MARGIN = 0.2  # s around a piece: the detector is late at a soft onset
-LEAD = 0.5  # s of silence before a recording, without which the detector misses a short word at its start
-DETECTION = {  # on the sounds of ESC-10, lower ones take more sneezes and barks for speech
-    "threshold": 0.6,
-    "min_speech_duration_ms": 150,
-    "min_silence_duration_ms": 300,
-    "max_speech_duration_s": PIECE - 1.0,
-}
 TOGETHER = 8  # pieces decoded at once
 FRAME = 0.02  # s of sound per position of the encoder
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -133,7 +127,7 @@ class Transcriber:
         self._aligning = getattr(config, "alignment_heads", None) or [
             (layer, head) for layer in range(layers // 2, layers) for head in range(heads)
         ]
-        self._detector = _load_detector()
+        self._speech = SpeechDetector(longest=PIECE - 1.0)
         self._lock = threading.Lock()
         self._remembered: dict[bytes, Transcript] = {}
 
@@ -216,20 +210,6 @@ class Transcriber:
                 words += self._words(piece, heard, language)
                 piece.states = None
         return Transcript(language, segments_of(words)) if words else Transcript()
-
-    # --- speech or not --------------------------------------------------------------------------------------
-
-    def _speech(self, waveform: np.ndarray) -> list[tuple[float, float]]:
-        """Start and end of each stretch of speech, s."""
-        from silero_vad import get_speech_timestamps
-
-        led = torch.from_numpy(np.pad(waveform, (round(LEAD * SAMPLE_RATE), 0)))
-        found = get_speech_timestamps(
-            led, self._detector, return_seconds=True, time_resolution=3, **DETECTION
-        )
-        duration = len(waveform) / SAMPLE_RATE
-        spans = [(max(0.0, one["start"] - LEAD), min(duration, one["end"] - LEAD)) for one in found]
-        return [span for span in spans if span[0] < span[1]]
 
     # --- what is said ---------------------------------------------------------------------------------------
 
@@ -363,16 +343,6 @@ def pieces_of(speech: Sequence[tuple[float, float]], samples: int) -> list[_Piec
     ]
 
 
-def into_speech(start: float, end: float, speech: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Cuts silence off a word's start and end; a word wholly in silence goes to the nearest speech."""
-    met = [span for span in speech if span[0] < end and start < span[1]]
-    if not met:
-        nearest = min(speech, key=lambda span: max(span[0] - end, start - span[1]))
-        at = nearest[0] if nearest[0] >= end else nearest[1]
-        return at, at
-    return max(start, met[0][0]), min(end, met[-1][1])
-
-
 def language_code(name: str) -> str:
     """Whisper's code of a language: "de" for "de" or "German".
 
@@ -385,15 +355,6 @@ def language_code(name: str) -> str:
     if code not in TO_LANGUAGE_CODE.values():
         raise ConfigError(f"{name}: Whisper knows no such language: give a code such as en, or leave it out")
     return code
-
-
-def _load_detector() -> Any:
-    """Silero's model; its package sets torch to one thread for the whole process, which is undone here."""
-    threads = torch.get_num_threads()
-    from silero_vad import load_silero_vad
-
-    torch.set_num_threads(threads)
-    return load_silero_vad()
 
 
 @contextmanager

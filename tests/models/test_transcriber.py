@@ -12,7 +12,8 @@ from data_prep.world.voice import say
 from mllm.errors import ConfigError, MediaError
 from mllm.media.clip import Clip
 from mllm.media.recording import SAMPLE_RATE
-from mllm.models.transcriber import PIECE, Transcriber, _Heard, into_speech, language_code, pieces_of
+from mllm.media.speech import into_speech
+from mllm.models.transcriber import PIECE, Transcriber, _Heard, language_code, pieces_of
 from mllm.records.transcript import Transcript
 from tests.bases import real_base
 from tests.media_files import make, tone
