@@ -127,7 +127,7 @@ def test_new_tokens_train_beside_lora_and_are_saved_in_the_base(name: str, tied:
     tuned(**batch).loss.backward()
     optimizer.step()
     expected = tuned.eval()(**batch).logits
-    folder = checkpoint.save(tuned, processor, tmp_path / "tuned")
+    folder = checkpoint.save(tuned, processor, tmp_path / "tuned", whole=True)
     loaded, _ = checkpoint.load(folder)
     torch.testing.assert_close(loaded(**batch).logits, expected)
     after = loaded.get_input_embeddings().weight
