@@ -120,7 +120,7 @@ def test_a_family_that_nobody_has_compared_is_refused_by_name(family, tmp_path):
 def test_a_damaged_decoder_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"')
     with pytest.raises(
-        MllmError, match=rf"model\.decoder: {tmp_path} cannot be read .*give a folder"
+        MllmError, match=rf"model\.decoder: {tmp_path} cannot be read .*give a base, a folder"
     ) as caught:
         checkpoint.build_model(Model(**SETTINGS | {"decoder": str(tmp_path)}))
     assert "\n" not in str(caught.value)
