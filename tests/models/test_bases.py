@@ -8,6 +8,8 @@ import io
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -225,6 +227,11 @@ def test_a_python_without_pip(monkeypatch):
     line = refused(lambda: base_folder("tiny"))
     assert "ensurepip" in line
     assert "MLLM_BASES" in line
+
+
+def test_a_search_for_pip_leaves_setuptools_as_it_was():
+    code = "from mllm.models.bases import fetching; assert fetching.find_spec('pip'); import setuptools"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 def test_a_wheel_that_is_gone_from_the_index(index, cache):

