@@ -220,11 +220,12 @@ def time_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
 
 def frequency_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
     """Removes a band of frequencies, a `share` of the spectrum (SpecAugment, Park et al. 2019)."""
-    spectrum = np.fft.rfft(waveform)
+    length = 1 << (len(waveform) - 1).bit_length()  # a prime number of samples takes ten times as long
+    spectrum = np.fft.rfft(waveform, length)
     width = round(len(spectrum) * share)
     first = round((len(spectrum) - width) * place)
     spectrum[first : first + width] = 0
-    return np.fft.irfft(spectrum, len(waveform)).astype(np.float32)
+    return np.fft.irfft(spectrum, length)[: len(waveform)].astype(np.float32)
 
 
 def _faster(factor: float) -> dict[str, float]:
