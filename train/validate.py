@@ -16,6 +16,7 @@ from mllm.records.conversation import Conversation
 from mllm.records.record import Record
 from mllm.records.source import DataSource
 from mllm.scores import exact_match, recall_at_k
+from train.order import caption_weights
 
 if TYPE_CHECKING:
     from mllm.models.model import MllmForConditionalGeneration
@@ -28,15 +29,21 @@ LONGEST_ANSWER = 48  # tokens
 def retrieval(
     model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource, clips: int = 256
 ) -> dict[str, float]:
-    """R@1 in both directions between text and picture and text and sound, over the first `clips` of each."""
+    """R@1 in both directions between text and picture and text and sound, over the first `clips` of each.
+
+    Scenes without captions are passed over, as in training.
+    """
     from mllm.search.embedder import Embedder
 
     embedder = Embedder(model, processor)
     clips_of: dict[str, list[Any]] = {kind: [] for kind in PAIRED}
     texts_of: dict[str, list[str]] = {kind: [] for kind in PAIRED}
+    captioned = caption_weights(source)
     for index in range(min(len(source), 4 * clips)):
         if min(map(len, texts_of.values())) >= clips:
             break
+        if captioned is not None and not captioned[index]:
+            continue
         pair = source.pair(index)
         for kind in PAIRED:
             caption = pair["captions"].get(kind)

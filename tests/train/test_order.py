@@ -12,6 +12,7 @@ import soundfile
 from mllm.errors import ConfigError
 from mllm.records.record import write_records
 from mllm.records.source import open_source
+from tests import tiny as tiny_parts
 from train.data import PairCollator, QuestionCollator
 from train.order import Order, Weights, answer_weights
 from train.sections import Chat
@@ -108,3 +109,11 @@ def test_paraphrases_of_one_class_are_the_same_caption(tiny, tmp_path):
     assert len(told) == 3, "three texts"
     same = (space["caption_ids"][:, None, [1, 4]] == space["caption_ids"][None, :, [1, 4]]).any(-1)
     assert int(same.sum()) == 3 + 2
+
+
+def test_quick_scores_pass_over_scenes_without_captions(tmp_path):
+    from train.validate import retrieval
+
+    rows = [{"captions": ["a bell"]}, {"answer": "no"}, {"captions": ["a drum"]}]
+    scores = retrieval(*tiny_parts.tiny(), sounds(tmp_path, rows))
+    assert set(scores) == {"audio to text", "text to audio"}
