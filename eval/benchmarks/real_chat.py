@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(f"mllm.{__name__}")
 
 LONGEST = 512  # tokens; longer chats are cut
-BATCH = 8
 
 
 def chat_target(settings: dict[str, Any], folder: Path, local: Answerer) -> Iterator[Target]:
@@ -49,6 +48,7 @@ def chat_target(settings: dict[str, Any], folder: Path, local: Answerer) -> Iter
     if base is None or not path.is_file():
         return
     chats = [_encoded(local, chat) for chat in _alpaca(path, settings["rows"])]
+    chats = [chat for chat in chats if set(chat.labels) != {IGNORE}]  # its question alone is too long
     _log.info("plain chat: the loss of %d rows, and that of %s", len(chats), base.name)
     own = _losses(local.model, chats, local)
     pretrained = AutoModelForCausalLM.from_pretrained(base_folder(base.name), dtype=local.model.dtype)
@@ -77,16 +77,19 @@ def _encoded(local: Answerer, chat: list[dict[str, str]]) -> Encoded:
 
 @torch.inference_mode()
 def _losses(model: Any, chats: Sequence[Encoded], local: Answerer) -> list[float]:
-    """Summed loss of each conversation's answers, in nats."""
+    """Summed loss of each conversation's answers, in nats.
+
+    One by one: side by side they would be padded, and most of the time goes into logits of a large vocabulary,
+    here of the answer alone.
+    """
     found = []
-    for first in range(0, len(chats), BATCH):
-        batch = local.processor.collate(chats[first : first + BATCH])
-        labels = batch.pop("labels").to(model.device)
-        logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits[:, :-1]
-        losses = functional.cross_entropy(
-            logits.float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORE, reduction="none"
-        )
-        found += losses.sum(1).tolist()
+    for chat in chats:
+        batch = local.processor.collate([chat])
+        labels = batch.pop("labels")[0, 1:].to(model.device)
+        answered = int((labels != IGNORE).nonzero()[0])
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        logits = model(**inputs, logits_to_keep=len(labels) + 1 - answered).logits[0, :-1]
+        found.append(functional.cross_entropy(logits.float(), labels[answered:], reduction="sum").item())
     return found
 
 

@@ -8,18 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from eval.benchmark import load_benchmark
 from eval.benchmarks.real import Real
+from eval.benchmarks.real_chat import _losses
 from eval.benchmarks.real_rows import Sets, either, spread
 from eval.cli import run_benchmarks
 from eval.metrics import interval
 from eval.probe import LogisticRegression
 from eval.run import Candidate, ask, collect
 from eval.targets import Target, markdown
+from mllm.answerer import Answerer
 from mllm.errors import ConfigError
 from mllm.models.checkpoint import save
+from mllm.models.encoded import IGNORE
 from mllm.records.answers import Generation
 from mllm.records.record import write_records
 from tests.media_files import tone
@@ -208,3 +213,16 @@ def test_a_few_of_many_are_spread_evenly():
     assert spread(list(range(10)), 3) == [0, 3, 6]
     assert spread([1, 2], 3) == [1, 2]
     assert either(["a", "b", "c"]) == "a, b or c"
+
+
+def test_the_loss_of_chats_is_that_of_their_answers():
+    model, processor = tiny()
+    asked = {"role": "user", "content": "what do you hear?"}
+    chats = [
+        processor.encode([asked, {"role": "assistant", "content": answer}])
+        for answer in ("a bell", "it says no")
+    ]
+    for chat, found in zip(chats, _losses(model, chats, Answerer(model, processor)), strict=True):
+        logits = model(input_ids=torch.tensor([chat.input_ids])).logits[0, :-1]
+        whole = cross_entropy(logits, torch.tensor(chat.labels[1:]), ignore_index=IGNORE, reduction="sum")
+        assert found == pytest.approx(whole.item(), rel=1e-4)
