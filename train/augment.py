@@ -236,6 +236,7 @@ def _faster(factor: float) -> dict[str, float]:
 def _filtered(waveform: np.ndarray, filters: Mapping[str, float]) -> np.ndarray:
     """Applies FFmpeg's audio filters, name -> setting, in order."""
     graph = Graph()
+    graph.threads = 1  # by default one for each core, in every data worker
     begin = graph.add_abuffer(sample_rate=SAMPLE_RATE, format="fltp", layout="mono")
     between = [graph.add(name, str(setting)) for name, setting in filters.items()]
     graph.link_nodes(begin, *between, graph.add("abuffersink")).configure()
