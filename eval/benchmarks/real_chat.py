@@ -79,8 +79,8 @@ def _encoded(local: Answerer, chat: list[dict[str, str]]) -> Encoded:
 def _losses(model: Any, chats: Sequence[Encoded], local: Answerer) -> list[float]:
     """Summed loss of each conversation's answers, in nats.
 
-    One by one: side by side they would be padded, and most of the time goes into logits of a large vocabulary,
-    here of the answer alone.
+    One by one: side by side they would be padded, and most of the time goes into the logits of a large
+    vocabulary, which here are those of the answer alone.
     """
     found = []
     for chat in chats:
