@@ -29,9 +29,10 @@ from mllm.models.checkpoint_check import (
     in_one_line,
     read_json,
 )
-from mllm.models.checkpoint_save import ADAPTER, no_bars, save
+from mllm.models.checkpoint_save import ADAPTER, save
 from mllm.models.deltas import is_delta, join, read_bases
 from mllm.models.lora import check_adapter, merge_lora
+from mllm.models.quiet import no_bars
 
 _log = logging.getLogger(__name__)
 

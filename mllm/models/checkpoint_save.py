@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from mllm.errors import MllmError
 from mllm.models.checkpoint_check import BASES, DELTAS, read_json
 from mllm.models.deltas import HEAD, PartBase, own_weights
 from mllm.models.lora import EMBEDDING, plain_state, save_adapter
+from mllm.models.quiet import no_bars
 
 if TYPE_CHECKING:
     import torch
@@ -163,17 +163,3 @@ def _replace_folder(new: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, folder)
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Hides the progress bars that transformers shows for every file, however small."""
-    from transformers.utils import logging as bars
-
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()

@@ -18,7 +18,6 @@ import hashlib
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from mllm.errors import ConfigError
 from mllm.media.recording import SAMPLE_RATE, open_recording
 from mllm.media.speech import SpeechDetector, into_speech
 from mllm.models.bases import base_folder
-from mllm.models.checkpoint_save import no_bars
+from mllm.models.quiet import no_bars, no_warnings
 from mllm.records.transcript import Transcript, Word, segments_of
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ class Transcriber:
         states = torch.cat([piece.states for piece in pieces if piece.states is not None])
         most = round(8 + TOKENS_PER_SECOND * max(piece.seconds for piece in pieces))
         asked = {"language": language, "task": "transcribe"} if self._languages else {}
-        with torch.random.fork_rng(), _quiet():
+        with torch.random.fork_rng(), no_warnings():
             torch.manual_seed(0)
             rows = self.model.generate(
                 encoder_outputs=BaseModelOutput(states),
@@ -355,16 +354,3 @@ def language_code(name: str) -> str:
     if code not in TO_LANGUAGE_CODE.values():
         raise ConfigError(f"{name}: Whisper knows no such language: give a code such as en, or leave it out")
     return code
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' warnings: about arguments that it passes to itself."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

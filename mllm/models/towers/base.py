@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.errors import ConfigError
 from mllm.models.bases import base_folder
+from mllm.models.quiet import no_bars, no_warnings
 
 
 class WindowSize(NamedTuple):
@@ -304,9 +305,10 @@ def whole_state(model_class: type[PreTrainedModel], name: str, **options: Any) -
         ConfigError: if weights of the model are missing, which transformers would initialise at random.
     """
     folder = base_folder(name)
-    model, found = model_class.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, **options
-    )
+    with no_bars(), no_warnings():  # of weights that a tower does not use, such as a pooler's
+        model, found = model_class.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **options
+        )
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
             f"{name} does not fit the tower: it lacks {len(missing)} weights of a {model_class.__name__}, "
