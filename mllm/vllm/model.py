@@ -8,9 +8,8 @@ audio tokens are embeddings, in the order of `MllmProcessor.placeholder_ids`, as
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +26,6 @@ from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiMod
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
-    WeightsMapper,
     init_vllm_registered_model,
     maybe_prefix,
 )
@@ -53,6 +51,7 @@ from mllm.models.encoded import MediaFeatures
 from mllm.models.model import SIDE_OF, MediaEncoder, weight_shapes
 from mllm.models.processor import PLACEHOLDERS, MllmProcessor
 from mllm.models.sides import SIDES
+from mllm.vllm.names import NameMapper, numberless
 from mllm.vllm.recordings import ServedRecording, read_recording, settings_of, use_processor
 
 Layout = list[WindowLayout]
@@ -265,33 +264,6 @@ def layout_of(table: torch.Tensor) -> Layout:
     return [WindowLayout(start, bool(video), bool(audio)) for start, video, audio in table.tolist()]
 
 
-@dataclass
-class NameMapper(WeightsMapper):
-    """Maps our names to vLLM's; a weight of an adapter that fits none of `modules` is an error.
-
-    vLLM compares only the last part of such a name, and if the rest fits nothing, the base answers. Adapters
-    pass here however they are loaded: by flags, by /v1/load_lora_adapter, by a resolver.
-    """
-
-    modules: frozenset[str] = frozenset()  # all modules of the decoder, with N for a layer's number
-    adapter: bool = False
-
-    def get_rename_mapper(self) -> WeightsMapper:
-        """The mapper that vLLM uses for adapters."""
-        return replace(super().get_rename_mapper(), adapter=bool(self.modules))
-
-    def map_name(self, key: str) -> str | None:
-        mapped = super().map_name(key)
-        module = _numberless((mapped or "").partition(".lora_")[0])
-        if self.adapter and module not in self.modules:
-            raise ValueError(f"{key} of the adapter fits no module here: it was trained on another model")
-        return mapped
-
-
-def _numberless(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".N.", name)
-
-
 @MULTIMODAL_REGISTRY.register_processor(
     MllmMultiModalProcessor, info=MllmProcessingInfo, dummy_inputs=MllmDummyInputsBuilder
 )
@@ -344,7 +316,7 @@ class MllmForVllm(nn.Module, MediaEncoder, SupportsMultiModal, SupportsLoRA, Sup
     def _adaptable_modules(self) -> Iterator[str]:
         """Names of the decoder's modules; modules that vLLM packs into one have the names of adapters."""
         for name, _ in self.language_model.named_modules(prefix="language_model"):
-            before, dot, last = _numberless(name).rpartition(".")
+            before, dot, last = numberless(name).rpartition(".")
             for part in self.packed_modules_mapping.get(last, [last]):
                 yield f"{before}{dot}{part}"
 
