@@ -450,3 +450,18 @@ def test_a_text_tower_is_no_tower_of_windows():
     assert issubclass(find_tower("bert", TextTower), TextTower)
     with pytest.raises(ConfigError, match="the tower 'bert' is no Tower"):
         find_tower("bert")
+
+
+def test_a_frozen_encoder_sees_alike_in_training_and_after():
+    """Batch normalisation in training would see a picture by the others of its batch."""
+    model, _ = built(video=LITE)
+    tower = model.model.video_tower
+    for weight in tower.encoder.parameters():
+        weight.requires_grad_(False)
+    values = torch.rand(2, 2, 3, 48, 48)
+    before = tower.encode(values)
+    model.train()
+    assert tower.mixer.training
+    torch.testing.assert_close(tower.encode(values), before)
+    tower.encoder.requires_grad_(True)
+    assert model.train().model.video_tower.encoder.training

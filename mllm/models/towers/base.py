@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -117,6 +117,15 @@ class Tower(nn.Module):
         self.tokens_per_window = self.tokens_in_window(config, window)
         self.windows_per_chunk = 1
         self.tokens_per_chunk = self.tokens_per_window
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but a frozen encoder stays as it was pretrained: no dropout, and batch
+        normalisation with its own statistics and not those of a batch, which would change its features.
+        """
+        super().train(mode)
+        if not any(weight.requires_grad for weight in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
 
     # --- without weights ------------------------------------------------------------------------------------
 
