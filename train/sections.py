@@ -95,6 +95,9 @@ class Chat(Section):
 
     source: str
     share: Share = 0.15  # of the examples
+    distill: bool = (
+        False  # learn the odds of every token that the decoder without LoRA gives, not the answers
+    )
 
 
 class Instruct(StageSection):
@@ -110,3 +113,9 @@ class Instruct(StageSection):
     weights: dict[str, Weight] = {}
     validate_every: int = Field(default=0, ge=0)  # steps between answers about data.val; 0: none
     validate_rows: Positive = 96
+
+    @model_validator(mode="after")
+    def _something_to_distill(self) -> Self:
+        if self.chat is not None and self.chat.distill and self.lora is None:
+            raise ValueError("chat.distill learns from the decoder without LoRA, and lora is null: drop one")
+        return self

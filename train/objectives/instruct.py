@@ -7,7 +7,7 @@ distort.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -52,11 +52,19 @@ class InstructObjective(Objective):
     Args:
         model: the model or, with LoRA, the PeftModel around it.
         video_audio_weight: as in stage 1, which trained the shared space.
+        distill_chat: rows without a recording learn what the decoder predicts without LoRA, at each trained
+            token the odds of the whole vocabulary (Hinton et al. 2015, arXiv:1503.02531).
     """
 
-    def __init__(self, model: MllmForConditionalGeneration | PeftModel, video_audio_weight: float):
+    def __init__(
+        self,
+        model: MllmForConditionalGeneration | PeftModel,
+        video_audio_weight: float,
+        distill_chat: bool = False,
+    ):
         super().__init__(model)
         self.video_audio_weight = video_audio_weight
+        self.distill_chat = distill_chat
 
     @property
     def base(self) -> MllmForConditionalGeneration:
@@ -81,18 +89,55 @@ class InstructObjective(Objective):
         """
         queries = self.base.model.query_outputs(**take_media(inputs))
         self.note(media_shares(self.base.model, queries))
-        outputs = token_losses(self.base, labels, media_queries=queries, **inputs)
+        teacher = self._without_lora(labels, **inputs) if self.distill_chat else None
+        outputs = token_losses(self.base, labels, teacher, media_queries=queries, **inputs)
         if space is not None:
             losses = space_losses(self.base.model, queries, space)
             self.note(losses | {"answer_loss": outputs.loss})
             outputs.aux_loss = weighted(losses, self.video_audio_weight)
         return outputs
 
+    @torch.no_grad()
+    def _without_lora(self, labels: Tensor, input_ids: Tensor, **inputs: Any) -> Teacher | None:
+        """What the decoder without LoRA predicts in the rows without a recording; None if there are none."""
+        assert isinstance(self.model, PeftModel)
+        config = self.base.config
+        media = torch.tensor(
+            [config.video_token_id, config.audio_token_id, config.image_token_id], device=input_ids.device
+        )
+        rows = ~torch.isin(input_ids, media).any(1)
+        if not rows.any():
+            return None
+        with self.model.disable_adapter():
+            asked = {
+                name: value[rows] if isinstance(value, Tensor) else value for name, value in inputs.items()
+            }
+            hidden = self.base.model(input_ids=input_ids[rows], **asked).last_hidden_state[:, :-1]
+            logits = self.base.logits(hidden[labels[rows, 1:] != IGNORE])
+        return Teacher(rows, logits.float().softmax(-1))
 
-def token_losses(model: MllmForConditionalGeneration, labels: Tensor, **inputs: Any) -> TokenLosses:
+
+class Teacher(NamedTuple):
+    """Predictions to learn from in some rows of a batch.
+
+    Attributes:
+        rows: boolean [rows].
+        probabilities: [trained tokens of these rows, vocabulary].
+    """
+
+    rows: Tensor
+    probabilities: Tensor
+
+
+def token_losses(
+    model: MllmForConditionalGeneration, labels: Tensor, teacher: Teacher | None = None, **inputs: Any
+) -> TokenLosses:
     """Projects the trained positions alone, since a large vocabulary is expensive.
 
     Without Triton, TRL's own head (`trl.trainer.utils.add_fused_lm_head`) projects all.
+
+    Args:
+        teacher: in its rows, the log-probability of a label is the mean over its predictions.
     """
     hidden = model.model(**inputs).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
@@ -102,12 +147,17 @@ def token_losses(model: MllmForConditionalGeneration, labels: Tensor, **inputs: 
     with torch.no_grad():
         entropy = -(predicted.exp() * predicted).sum(-1)
         right = (predicted.argmax(-1) == chosen).float()
+    log_probs = predicted.gather(-1, chosen[:, None])[:, 0]
+    if teacher is not None:
+        taught = teacher.rows[trained.nonzero()[:, 0]]
+        soft = (teacher.probabilities * predicted[taught]).sum(-1)
+        log_probs = log_probs.masked_scatter(taught, soft)
 
     def placed(values: Tensor) -> Tensor:
         return values.new_zeros(trained.shape).masked_scatter(trained, values)
 
     return TokenLosses(
-        log_probs=placed(predicted.gather(-1, chosen[:, None])[:, 0]),
+        log_probs=placed(log_probs),
         entropy=placed(entropy),
         is_top1=placed(right),
         label_mask=trained,

@@ -31,8 +31,11 @@ class InstructStage(Stage):
         from train.lora import add_lora
         from train.objectives.instruct import InstructObjective
 
-        tuned = add_lora(model, run.experiment.section(Instruct).lora, run.stage)
-        return InstructObjective(tuned, run.experiment.section(Contrastive).video_audio_weight)
+        settings = run.experiment.section(Instruct)
+        tuned = add_lora(model, settings.lora, run.stage)
+        distill = settings.chat is not None and settings.chat.distill
+        weight = run.experiment.section(Contrastive).video_audio_weight
+        return InstructObjective(tuned, weight, distill)
 
     def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
         from mllm.records.source import open_source
