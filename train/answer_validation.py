@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,9 @@ class AnswerValidation:
         model.eval()
         try:
             for batch in self.batches:
-                inputs = {name: tensor.to(model.device) for name, tensor in batch.tensors.items()}
+                inputs: dict[str, Any] = {
+                    name: tensor.to(model.device) for name, tensor in batch.tensors.items()
+                }
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
                     queries = model.model.query_outputs(**take_media(inputs))
                     found = token_losses(model, media_queries=queries, use_cache=False, **inputs)
