@@ -220,7 +220,7 @@ def time_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
 
 def frequency_mask(waveform: np.ndarray, share: float, place: float) -> np.ndarray:
     """Removes a band of frequencies, a `share` of the spectrum (SpecAugment, Park et al. 2019)."""
-    length = 1 << (len(waveform) - 1).bit_length()  # a prime number of samples takes ten times as long
+    length = 1 << (len(waveform) - 1).bit_length()  # the transform is slow for other lengths, most for primes
     spectrum = np.fft.rfft(waveform, length)
     width = round(len(spectrum) * share)
     first = round((len(spectrum) - width) * place)

@@ -95,9 +95,8 @@ class Chat(Section):
 
     source: str
     share: Share = 0.15  # of the examples
-    distill: bool = (
-        False  # learn the odds of every token that the decoder without LoRA gives, not the answers
-    )
+    # Rows without a recording learn all that the decoder without LoRA predicts, not the answers alone.
+    distill: bool = False
 
 
 class Instruct(StageSection):

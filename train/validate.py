@@ -14,7 +14,7 @@ from mllm.records.answers import Generation, Unread
 from mllm.records.chat import validate_messages
 from mllm.records.conversation import Conversation
 from mllm.records.record import Record
-from mllm.records.source import DataSource
+from mllm.records.source import DataSource, Outlined
 from mllm.scores import exact_match, recall_at_k
 from train.order import caption_weights
 
@@ -31,7 +31,7 @@ def retrieval(
 ) -> dict[str, float]:
     """R@1 in both directions between text and picture and text and sound, over the first `clips` of each.
 
-    Scenes without captions are passed over, as in training.
+    Scenes without captions are passed over, as in training; {} if records have none at all.
     """
     from mllm.search.embedder import Embedder
 
@@ -39,6 +39,8 @@ def retrieval(
     clips_of: dict[str, list[Any]] = {kind: [] for kind in PAIRED}
     texts_of: dict[str, list[str]] = {kind: [] for kind in PAIRED}
     captioned = caption_weights(source)
+    if captioned is None and isinstance(source, Outlined):
+        return {}
     for index in range(min(len(source), 4 * clips)):
         if min(map(len, texts_of.values())) >= clips:
             break

@@ -1,4 +1,4 @@
-"""Our names of weights for vLLM, which checks an adapter's less than it should."""
+"""Maps the names of our weights to vLLM's, and refuses an adapter that fits no module."""
 
 from __future__ import annotations
 

@@ -54,9 +54,10 @@ class ContrastiveStage(Stage):
 
 
 def space_scores(model: MllmForConditionalGeneration, processor: MllmProcessor, source: DataSource) -> Scores:
-    """Retrieval in the shared space, if the model has one."""
+    """Retrieval in the shared space, if the model has one and the source has captions."""
     from train import validate
 
     if model.config.space_config is None:
         return {}
-    return {"R@1 of 256": validate.retrieval(model, processor, source)}
+    found = validate.retrieval(model, processor, source)
+    return {"R@1 of 256": found} if found else {}

@@ -119,8 +119,10 @@ class Tower(nn.Module):
         self.tokens_per_chunk = self.tokens_per_window
 
     def train(self, mode: bool = True) -> Self:
-        """As for any module, but a frozen encoder stays as it was pretrained: no dropout, and batch
-        normalisation with its own statistics and not those of a batch, which would change its features.
+        """As for any module, but a frozen encoder stays in evaluation mode.
+
+        Batch normalisation by the statistics of a batch, or dropout, would change its features: what is
+        trained on top would learn others than those it is used with.
         """
         super().train(mode)
         if not any(weight.requires_grad for weight in self.encoder.parameters()):
