@@ -210,6 +210,7 @@ class PairCollator(Collator):
         text_tokens: maximum caption length for the text tower.
         text_batch: stage-0 scenes in every batch, so that the decoder does not forget them.
         answers: whether captions are also encoded for the decoder.
+        weights: by which scenes are drawn.
     """
 
     def __init__(
@@ -223,8 +224,10 @@ class PairCollator(Collator):
         text_batch: int = 0,
         augmentation: Augment | None = None,
         answers: bool = True,
+        weights: Mapping[str, float] = MappingProxyType({}),
     ):
         super().__init__(source, processor, seed, augmentation, easy, easy_clips)
+        self.captioned = Order(source, seed, caption_weights(source, Weights(weights)))
         self.text_tokens = text_tokens
         self.text_batch = text_batch
         self.answers = answers

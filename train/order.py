@@ -80,6 +80,9 @@ class Weights:
         return sorted(int(i) for i in np.argsort(-keys)[:count] if weights[i] > 0)
 
 
+UNWEIGHTED = Weights({})
+
+
 def answer_weights(source: DataSource, weights: Weights) -> np.ndarray | None:
     """The weights of scenes for instruction tuning: the mean over their records with answers, 0 without any.
 
@@ -91,32 +94,43 @@ def answer_weights(source: DataSource, weights: Weights) -> np.ndarray | None:
         answered = [weights.of(one.task, one.source) for one in outlines if one.answered]
         return sum(answered) / len(answered) if answered else 0.0
 
-    found = _scene_weights(source, weight)
-    if not weights.by_name:
-        return found
+    return _named_weights(source, weights, weight, "instruct.weights")
+
+
+def caption_weights(source: DataSource, weights: Weights = UNWEIGHTED) -> np.ndarray | None:
+    """The weights of scenes for stage 1: the mean over their records with captions, 0 without any.
+
+    None if no record has a caption, which is an error when one is read.
+
+    Raises:
+        ConfigError: if no weight is left, a name occurs nowhere, or the source does not outline its records.
+    """
+
+    def weight(outlines: Sequence[Outline]) -> float:
+        captioned = [weights.of(one.task, one.source) for one in outlines if one.captioned]
+        return sum(captioned) / len(captioned) if captioned else 0.0
+
+    return _named_weights(source, weights, weight, "contrastive.weights")
+
+
+def _named_weights(
+    source: DataSource, weights: Weights, weight: Callable[[Sequence[Outline]], float], setting: str
+) -> np.ndarray | None:
+    """The `weight` of each scene; None if all are 0 without any named, or the source has no outlines."""
     if not isinstance(source, Outlined):
-        raise ConfigError(
-            f"instruct.weights is for records in a file, and {source.name} makes its own: leave it out"
-        )
-    outlined = (one for scene in range(len(source)) for one in source.outlines(scene))
-    names = {name for one in outlined for name in (one.task, one.source) if name}
+        if weights.by_name:
+            raise ConfigError(
+                f"{setting} is for records in a file, and {source.name} makes its own: leave it out"
+            )
+        return None
+    outlines = [source.outlines(scene) for scene in range(len(source))]
+    names = {name for scene in outlines for one in scene for name in (one.task, one.source) if name}
     if unknown := sorted(weights.by_name.keys() - names):
         raise ConfigError(
-            f"instruct.weights names {unknown[0]!r}, no task or source of {source.name}: choose from "
+            f"{setting} names {unknown[0]!r}, no task or source of {source.name}: choose from "
             + ", ".join(sorted(names))
         )
-    if found is None:
-        raise ConfigError(f"instruct.weights leaves nothing of {source.name}: give more than 0 to some of it")
-    return found
-
-
-def caption_weights(source: DataSource) -> np.ndarray | None:
-    """1 for every scene with captions, 0 for others; None if all have some, or none (an error when read)."""
-    return _scene_weights(source, lambda outlines: float(any(one.captioned for one in outlines)))
-
-
-def _scene_weights(source: DataSource, weight: Callable[[Sequence[Outline]], float]) -> np.ndarray | None:
-    if not isinstance(source, Outlined):
-        return None
-    found = np.array([weight(source.outlines(scene)) for scene in range(len(source))])
+    found = np.array([weight(scene) for scene in outlines])
+    if not found.any() and weights.by_name:
+        raise ConfigError(f"{setting} leaves nothing of {source.name}: give more than 0 to some of it")
     return found if found.any() else None

@@ -76,6 +76,8 @@ class Contrastive(StageSection):
     )  # stage-0 scenes in every step, so that the decoder does not forget
     curriculum: Curriculum | None = None
     decoder_lr: Rate | None = None  # null: as lr; scales muon_lr for the decoder likewise
+    # How often recordings are drawn, by the `task` or `source` of their captions, as a multiple.
+    weights: dict[str, Weight] = {}
     train: list[Group] = ["video_tower", "audio_tower", "qformers", "projectors", "space", "decoder"]
 
 

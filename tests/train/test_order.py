@@ -14,7 +14,7 @@ from mllm.records.record import write_records
 from mllm.records.source import open_source
 from tests import tiny as tiny_parts
 from train.data import PairCollator, QuestionCollator
-from train.order import Order, Weights, answer_weights
+from train.order import Order, Weights, answer_weights, caption_weights
 from train.sections import Chat
 
 
@@ -111,9 +111,34 @@ def test_paraphrases_of_one_class_are_the_same_caption(tiny, tmp_path):
     assert int(same.sum()) == 3 + 2
 
 
+def test_stage_1_draws_captions_by_name_and_nothing_without_any(tmp_path):
+    rows = [
+        {"captions": ["a cup"], "source": "pictures"},
+        {"captions": ["a bell"], "source": "sounds"},
+        {"answer": "a bell", "source": "sounds"},
+        {"captions": ["rain"], "task": "caption_audio"},
+    ]
+    found = caption_weights(sounds(tmp_path, rows), Weights({"pictures": 3, "sounds": 0.5}))
+    assert found.tolist() == [3, 0.5, 0, 1]
+
+
+def test_a_name_in_the_weights_of_stage_1_must_occur(tmp_path):
+    source = sounds(tmp_path, [{"captions": ["a cup"], "source": "pictures"}])
+    with pytest.raises(ConfigError, match="contrastive.weights names 'picture'.*choose from pictures"):
+        caption_weights(source, Weights({"picture": 3}))
+    with pytest.raises(ConfigError, match="contrastive.weights leaves nothing"):
+        caption_weights(source, Weights({"pictures": 0}))
+
+
 def test_quick_scores_pass_over_scenes_without_captions(tmp_path):
     from train.validate import retrieval
 
     rows = [{"captions": ["a bell"]}, {"answer": "no"}, {"captions": ["a drum"]}]
     scores = retrieval(*tiny_parts.tiny(), sounds(tmp_path, rows))
     assert set(scores) == {"audio to text", "text to audio"}
+
+
+def test_quick_scores_leave_out_retrieval_where_nothing_has_a_caption(tmp_path):
+    from train.stages.contrastive import space_scores
+
+    assert space_scores(*tiny_parts.tiny(), sounds(tmp_path, [{"answer": "no"}])) == {}

@@ -45,6 +45,7 @@ class ContrastiveStage(Stage):
             settings.text_batch,
             data.augment,
             answers=settings.caption_weight > 0,
+            weights=settings.weights,
         )
 
     def scores(
