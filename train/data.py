@@ -8,9 +8,9 @@ resumed run skips examples without generating them, and nothing is stored on dis
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,23 +27,21 @@ from mllm.records.record import Record, answered
 from mllm.records.shards import require_windows
 from mllm.records.source import DataSource, open_source
 from mllm.records.templates import paraphrase
-from mllm.search.embedder import text_inputs
 from train.augment import augment, drop_words, permute_frames
 from train.conversations import (
-    CAPTION_REQUESTS,
     Messages,
     by_prefix,
     caption_conversations,
     one_of,
     part_values,
 )
-from train.objectives.info_nce import caption_id
 from train.order import Order, Place, Weights, answer_weights, caption_weights
+from train.packing import join, pack
+from train.pairs import space_batch
 from train.sections import Chat, Curriculum
-from train.shapes import ROWS, TOKENS
+from train.shapes import TOKENS
 
 VIEWS, WORDS, PERMUTED = 1, 2, 3  # purposes of an example's random generators
-RANK = int(os.environ.get("RANK", "0"))  # of this process among those that torchrun started
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -313,10 +311,7 @@ class QuestionCollator(Collator):
         return self.place(number - chats, self.order)
 
     def __call__(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
-        encoded: list[Encoded] = []
-        captions: list[dict[str, Any]] = []  # of each recording in the batch
-        paraphrases: list[dict[str, Any]] = []
-        numbers: list[int] = []  # of the example that each recording belongs to
+        examples: list[Example] = []
         for row in rows:
             number = row["number"]
             source, scene, turn = self.example(number)
@@ -327,76 +322,48 @@ class QuestionCollator(Collator):
             said = {kind: one_of(texts, turn) for kind, texts in told.items()}
             asked = [self.phrased(records[i], number) for i in chosen]
             for group in by_prefix(self.views(asked, number, told)):
-                example = self.processor.encode_group(group)
-                encoded.append(example)
-                alone = len(example.media) == 1
-                captions += [said if alone else {}] * len(example.media)
-                paraphrases += [told if alone else {}] * len(example.media)
-                numbers += [number] * len(example.media)
-        if not encoded:
+                encoded = self.processor.encode_group(group)
+                captions = (said, told) if len(encoded.media) == 1 else ({}, {})
+                examples.append(Example(encoded, number, *captions))
+        if not examples:
             raise RecordError(
                 f"{self.source.name}: no answers to learn in a whole batch: leave such rows out"
             )
-        if self.text_tokens is None:
-            return self.processor.collate(encoded, pad_to_multiple_of=TOKENS)
-        if not any(captions):
+        if self.text_tokens is not None and not any(example.captions for example in examples):
             for row in rows[: max(len(rows) // 2, 1)]:
-                pair = self.pair(row["number"])
-                described = caption_conversations(pair, row["number"])
-                views = self.views(described, row["number"], pair["captions"])
-                encoded.append(self.processor.encode_group(views))
-                captions.append(pair["captions"])
-                paraphrases.append(pair.get("paraphrases", {}))
-                numbers.append(row["number"])
-        media = [item for example in encoded for item in example.media]
-        space = self.space(media, captions, paraphrases, numbers)
-        return self.processor.collate(encoded, pad_to_multiple_of=TOKENS) | {"space": space}
+                number, pair = row["number"], self.pair(row["number"])
+                views = self.views(caption_conversations(pair, number), number, pair["captions"])
+                encoded = self.processor.encode_group(views)
+                examples.append(Example(encoded, number, pair["captions"], pair.get("paraphrases", {})))
+        # Chat has rows of its own, since it may learn from a teacher that has seen no recording.
+        lengths = [len(example.encoded.input_ids) for example in examples]
+        kinds = [bool(example.encoded.media) for example in examples]
+        packed = [[examples[i] for i in row] for row in pack(lengths, kinds)]
+        batch = self.processor.collate(
+            [join([example.encoded for example in row]) for row in packed], pad_to_multiple_of=TOKENS
+        )
+        if self.text_tokens is None:
+            return batch
+        # In the order of the recordings in the batch.
+        shown = [(item, example) for row in packed for example in row for item in example.encoded.media]
+        space = self.space(
+            [item for item, _ in shown],
+            [example.captions for _, example in shown],
+            [example.paraphrases for _, example in shown],
+            [example.number for _, example in shown],
+        )
+        return batch | {"space": space}
 
 
-def space_batch(
-    media: Sequence[MediaFeatures],
-    captions: Sequence[dict[str, Any]],
-    processor: MllmProcessor,
-    text_tokens: int,
-    say: Callable[[str, int], str] = lambda caption, clip: caption,
-    paraphrases: Sequence[dict[str, Any]] | None = None,
-) -> dict[str, torch.Tensor]:
-    """The inputs of the shared space's losses for a batch of recordings.
+class Example(NamedTuple):
+    """Questions about one recording, or about several or none.
 
-    Args:
-        media: all recordings of the batch, in order.
-        captions: for each recording one caption per kind in CAPTION_REQUESTS; {} excludes it from the loss.
-        text_tokens: maximum caption length for the text tower.
-        say: maps a caption and the index of its clip to the text for the text tower.
-        paraphrases: for each recording all its captions by kind; {} if there are no others.
-
-    Returns:
-        video_windows, image_windows, audio_windows: [clips], query rows of each clip, 0 if it has none;
-        text_ids, text_mask: [texts, tokens], the distinct captions;
-        captions: [clips, 3], row of the caption in text_ids for video, audio, both; -1 if there is none;
-        caption_ids: [clips, 6], equal in every process for equal captions (the first three) and for equal
-            sets of paraphrases (the others).
+    Attributes:
+        number: of the run's example that they belong to.
+        captions, paraphrases: of the recording, if it is one; see `space_batch`.
     """
-    texts: dict[str, int] = {}
-    rows = np.full((len(media), len(CAPTION_REQUESTS)), -1)
-    ids = np.zeros((len(media), 2 * len(CAPTION_REQUESTS)), np.int64)
-    for clip, of_clip in enumerate(captions):
-        for column, kind in enumerate(CAPTION_REQUESTS):
-            text = of_clip.get(kind)
-            # A missing caption gets a unique id.
-            own = same = -1 - 3 * clip - column - (RANK << 32)
-            if text:
-                others = paraphrases[clip].get(kind) if paraphrases else None
-                own, same = caption_id(text), caption_id("\n".join(sorted({*(others or [text])})))
-                rows[clip, column] = texts.setdefault(say(text, clip), len(texts))
-            ids[clip, [column, column + len(CAPTION_REQUESTS)]] = own, same
-    tokens = text_inputs(processor, list(texts) or [""], text_tokens, pad_to_multiple_of=ROWS)
-    return {
-        "video_windows": torch.tensor([sum(window.video for window in item.layout) for item in media]),
-        "image_windows": torch.tensor([int(item.modality == "image") for item in media]),
-        "audio_windows": torch.tensor([int(item.window_counts.sum()) for item in media]),
-        "text_ids": tokens["input_ids"],
-        "text_mask": tokens["attention_mask"],
-        "captions": torch.from_numpy(rows),
-        "caption_ids": torch.from_numpy(ids),
-    }
+
+    encoded: Encoded
+    number: int
+    captions: dict[str, Any]
+    paraphrases: dict[str, Any]

@@ -11,6 +11,7 @@ import torch
 from mllm.media.windows import Seen, WindowLayout
 
 IGNORE = -100  # the label of a token that is not trained
+GROUP = 1 << 20  # added to the segments of each further example in a row
 
 
 @dataclass
@@ -89,11 +90,13 @@ def block_mask(segments: torch.Tensor) -> torch.Tensor:
     """The attention mask of packed questions, boolean [batch, 1, S, S].
 
     Args:
-        segments: [batch, S], 0 for the shared prefix, i for question i, -1 for padding.
+        segments: [batch, S], 0 for the shared prefix, i for question i, -1 for padding; GROUP more for the
+            second example in a row, and so on.
     """
     length = segments.shape[1]
     same = segments[:, :, None] == segments[:, None, :]
-    shared = (segments == 0)[:, None, :].expand_as(same)
+    groups = segments.div(GROUP, rounding_mode="floor")
+    shared = (segments % GROUP == 0)[:, None, :] & (groups[:, :, None] == groups[:, None, :])
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     # Padding attends to itself; a row that attends to nothing would be NaN.
     return ((same | shared) & causal | torch.eye(length, dtype=torch.bool)).unsqueeze(1)

@@ -9,7 +9,7 @@ from transformers import AutoProcessor, WhisperFeatureExtractor
 
 from mllm.errors import MediaError
 from mllm.models.checkpoint import load, save
-from mllm.models.encoded import IGNORE, block_mask
+from mllm.models.encoded import GROUP, IGNORE, block_mask
 from mllm.models.processor import MllmProcessor
 from mllm.records.chat import ChatError
 from mllm.records.templates import subtitle_block
@@ -165,7 +165,18 @@ def test_the_block_mask_lets_a_question_see_the_prefix_and_itself():
         [1, 1, 1, 0, 0, 0],
         [1, 1, 0, 1, 0, 0],
         [1, 1, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_the_block_mask_keeps_the_examples_of_a_row_apart():
+    allowed = block_mask(torch.tensor([[0, 1, GROUP, GROUP + 1, GROUP + 2]]))[0, 0].int().tolist()
+    assert allowed == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 0, 1],
     ]
 
 

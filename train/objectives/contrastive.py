@@ -41,7 +41,7 @@ class ContrastiveObjective(Objective):
         """A batch of `PairCollator` -> {"loss"}.
 
         Args:
-            space: from `data.space_batch`.
+            space: from `pairs.space_batch`.
             labels: [clips, tokens], the captions as answers; None without a caption loss.
             text: a batch of `TextCollator`.
         """

@@ -83,7 +83,7 @@ class InstructObjective(Objective):
 
         Args:
             labels: [rows, tokens], IGNORE at positions that are not trained.
-            space: from `data.space_batch`; None skips the loss of the shared space.
+            space: from `pairs.space_batch`; None skips the loss of the shared space.
             output_router_logits: set by TRL to request an `aux_loss`; ignored.
             fused_lm_head: set by TRL; ignored.
         """

@@ -23,7 +23,7 @@ VIDEO, AUDIO, BOTH = range(len(CAPTION_REQUESTS))
 
 
 def space_losses(model: MllmModel, queries: MediaQueries, space: dict[str, Tensor]) -> dict[str, Tensor]:
-    """InfoNCE of every pair of modalities, from Q-Former outputs and `data.space_batch`.
+    """InfoNCE of every pair of modalities, from Q-Former outputs and `pairs.space_batch`.
 
     Returns:
         video_text_loss, audio_text_loss, fused_text_loss, video_audio_loss: scalars.
