@@ -1,6 +1,7 @@
 """Score tables per question type, per group and overall, with three baselines that ignore the recordings.
 
-    majority  the most frequent answer to this type in the evaluated set
+    majority  the most frequent answer to this type in the evaluated set, or any of the options where that is
+              right more often, as where each question lists others
     prior     the most frequent training answer to the same question text: what the text alone gives away
     blind     the same model without the recordings
 
@@ -150,10 +151,14 @@ def _by(rows: Iterable[Answered], key: Callable[[Answered], str]) -> Mapping[str
 
 
 def _majority(rows: Sequence[Answered]) -> float | None:
-    """Share of the most frequent truth; None unless there are at least two different ones."""
+    """Share of the most frequent truth, or of chance; None unless there are at least two different truths."""
     keys = [row.scorer.truth_key(row.question) for row in rows]
     counts = Counter(key for key in keys if key is not None)
-    return max(counts.values()) / len(keys) if len(counts) > 1 else None
+    if len(counts) < 2:
+        return None
+    options = [len(row.question.options) for row in rows]
+    chance = sum(1 / many for many in options if many) / len(options)
+    return max(max(counts.values()) / len(keys), chance)
 
 
 def _mean(values: Iterable[float]) -> float | None:

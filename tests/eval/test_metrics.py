@@ -57,6 +57,12 @@ def test_what_was_not_asked_for_is_none():
     assert score_table([])["overall"]["score"] is None
 
 
+def test_where_each_question_lists_other_options_the_majority_is_a_guess_among_them():
+    things = ["cup", "lamp", "fan", "chair"]
+    rows = [answered("object", "picture", thing, thing, options=[thing, f"no {thing}"]) for thing in things]
+    assert score_table(rows)["types"]["object"]["majority"] == 1 / 2  # and not 1 / 4
+
+
 def test_majority_of_a_group_is_each_type_s_own():
     words = {
         "colour": ["red", "red", "blue", "green"],
