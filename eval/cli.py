@@ -219,18 +219,24 @@ def _evaluated(
     blind: bool,
     console: Console,
 ) -> SplitResult:
-    """Evaluates one split with a progress bar."""
+    """Evaluates one split with a progress bar, or without a terminal with a line for each tenth."""
     from rich.progress import Progress
 
     from eval.run import collect, evaluate
 
     questions = collect(benchmark, split)
+    total = len(questions) * (2 if blind else 1)
     with Progress(console=console, transient=True) as progress:
-        total = len(questions) * (2 if blind else 1)
         task = progress.add_task(f"{split}: {len(questions)} questions", total=total)
-        return evaluate(
-            benchmark, split, questions, candidate, generation, blind, lambda n: progress.advance(task, n)
-        )
+        bar = progress.tasks[0]
+
+        def advance(count: int) -> None:
+            before = bar.completed
+            progress.advance(task, count)
+            if not console.is_terminal and 10 * bar.completed // total > 10 * before // total:
+                console.print(f"{split}: {bar.completed:.0f} of {total} answers", highlight=False)
+
+        return evaluate(benchmark, split, questions, candidate, generation, blind, advance)
 
 
 def _report(header: dict[str, Any], results: dict[str, SplitResult], folder: Path, console: Console) -> None:

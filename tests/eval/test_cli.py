@@ -50,6 +50,9 @@ def test_eval_world_on_arrays(checkpoint, tmp_path, monkeypatch, small_prior):
         app, ["world", "--model", str(checkpoint), "--media", "arrays", "--max-tokens", "4"]
     )
     assert result.exit_code == 0, result.output
+    done = re.findall(r"comp: (\d+) of (\d+) answers", result.output)  # a pipe has no bar
+    assert done[-1][0] == done[-1][1]
+    assert len(done) <= 10
     (folder,) = (tmp_path / "runs/eval").iterdir()
     assert folder.name.endswith("nano")
     metrics = json.loads((folder / "metrics.json").read_text())
