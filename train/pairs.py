@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from mllm.models.encoded import MediaFeatures
 from mllm.models.processor import MllmProcessor
+from mllm.records.chat_form import escape
 from mllm.search.embedder import text_inputs
 from train.conversations import CAPTION_REQUESTS
 from train.objectives.info_nce import caption_id
@@ -41,7 +43,8 @@ def space_batch(
         text_ids, text_mask: [texts, tokens], the distinct captions;
         captions: [clips, 3], row of the caption in text_ids for video, audio, both; -1 if there is none;
         caption_ids: [clips, 6], equal in every process for equal captions (the first three) and for equal
-            sets of paraphrases (the others).
+            sets of paraphrases (the others);
+        words: int64 [texts, tokens], the captions in the decoder's tokens, padded with -1.
     """
     texts: dict[str, int] = {}
     rows = np.full((len(media), len(CAPTION_REQUESTS)), -1)
@@ -57,6 +60,11 @@ def space_batch(
                 rows[clip, column] = texts.setdefault(say(text, clip), len(texts))
             ids[clip, [column, column + len(CAPTION_REQUESTS)]] = own, same
     tokens = text_inputs(processor, list(texts) or [""], text_tokens, pad_to_multiple_of=ROWS)
+    # As words within a sentence, which have tokens of their own.
+    words = [
+        processor.tokenizer.encode(" " + escape(text, processor.special_tokens), add_special_tokens=False)
+        for text in list(texts) or [""]
+    ]
     return {
         "video_windows": torch.tensor([sum(window.video for window in item.layout) for item in media]),
         "image_windows": torch.tensor([int(item.modality == "image") for item in media]),
@@ -65,4 +73,7 @@ def space_batch(
         "text_mask": tokens["attention_mask"],
         "captions": torch.from_numpy(rows),
         "caption_ids": torch.from_numpy(ids),
+        "words": pad_sequence(
+            [torch.tensor(row or [-1]) for row in words], batch_first=True, padding_value=-1
+        ),
     }

@@ -71,6 +71,7 @@ class Contrastive(StageSection):
     contrastive_weight: Weight = 1.0
     caption_weight: Weight = 1.0
     video_audio_weight: Weight = 0.3
+    word_weight: Weight = 0.0  # of a loss that brings media tokens close to the words of captions
     text_batch: int = Field(
         default=0, ge=0
     )  # stage-0 scenes in every step, so that the decoder does not forget

@@ -164,12 +164,17 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def match_projectors(self) -> None:
-        """Scales media tokens to the norm of the word embeddings, before the adapters are first trained."""
+    @torch.no_grad()
+    def word_embeddings(self) -> torch.Tensor:
+        """[vocabulary, hidden], looked up, since some families scale what they look up."""
         table = self.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
-        with torch.no_grad():  # looked up, since some families scale what they look up
-            words = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        embeddings: torch.Tensor = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        return embeddings
+
+    def match_projectors(self) -> None:
+        """Scales media tokens to the norm of the word embeddings, before the adapters are first trained."""
+        words = self.word_embeddings()
         for side in self.config.sides:
             self.projector(side).match(words)
 

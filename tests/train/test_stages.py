@@ -84,6 +84,29 @@ def test_contrastive_stage_keeps_what_the_decoder_learned_from_text(experiment, 
     torch.testing.assert_close(loss, without + text_loss)
 
 
+def test_words_of_captions_teach_the_adapters_without_the_decoder(experiment, tiny):
+    model, _ = tiny
+    groups = ["qformers", "projectors"]
+    trainer = asked_for(
+        ContrastiveStage(),
+        experiment,
+        tiny,
+        word_weight=1.0,
+        contrastive_weight=0.0,
+        caption_weight=0.0,
+        train=groups,
+    )
+    model.train()
+    batch = trainer.data_collator(ROWS)
+    assert "labels" not in batch
+    words = trainer.objective(**batch)["loss"]
+    words.backward()
+    assert words.item() == pytest.approx(trainer.objective.take_notes()["word_loss"])
+    assert without_gradient(model) == []
+    trained = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"video_qformer", "audio_qformer", "video_projector", "audio_projector"}
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_instruct_stage_reaches_lora_and_what_the_yaml_names(checkpointing, experiment, tiny):
     trainer = asked_for(InstructStage(), experiment, tiny, gradient_checkpointing=checkpointing)
