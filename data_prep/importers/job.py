@@ -12,11 +12,11 @@ from typing import Any
 from data_prep.importers.columns import Columns
 from data_prep.importers.encodings import DAMAGED
 from data_prep.importers.folder import MediaFolder
-from data_prep.importers.subtitles import SUBTITLES, Line, subtitle_lines
 from data_prep.importers.tables import Row, is_nan, object_of, parquet_rows, read_text, rows_of
 from mllm.errors import ConfigError, MllmError, RecordError
 from mllm.media.sources import SUFFIXES
 from mllm.records import templates
+from mllm.records.subtitles import SUBTITLES, Line, subtitle_lines
 from mllm.records.times import span_text
 from mllm.scores import normalise
 

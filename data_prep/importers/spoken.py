@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.importers.job import Job, Part, Record
-from data_prep.importers.subtitles import SUBTITLES, Line
 from mllm.errors import RecordError
 from mllm.media.sources import MEDIA_SUFFIXES, SUFFIXES
+from mllm.records.subtitles import KINDS, LANGUAGE, SUBTITLES, Line, unrolled
 
 KALDI = ("text", "wav.scp", "segments", "utt2spk", "spk2gender")
 GAP = 5.0  # s of silence after which a timed transcript continues in a new record
 NOT_SAID = re.compile(r"(?:[\[(♪♫][^\[\]()♪♫]*[\])♪♫]\s*)+|[♪♫].*")  # [door slams] (laughs), ♪ music ♪
-KINDS = ("forced", "sdh", "cc", "default", "auto")  # of subtitles, beside the language in file names
-LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,4})?")
 # Options of commands whose output differs from the recording they read.
 CHANGED = re.compile(
     r"\s(?:trim|speed|tempo|reverse|remix\s+\d+|-ss|-to|-t\s+[\d:.]+|-map_channel)\s|\bsph2pipe\b[^|]*\s-[cst]\s"
@@ -42,7 +40,10 @@ def subtitles(job: Job) -> Iterator[Record]:
                 job.noted["more subtitles of one recording: only those in its language say what is said"] += 1
             id = f"{name}.{language}" if language else name
             labels = {"language": language} if language else None
-            for number, stretch in enumerate(_stretches(_spoken(job, _unrolled(job, lines)), job.stretch)):
+            shown = unrolled(lines)
+            if shown is not lines:
+                job.noted["rolling captions: what a line repeats is taken once"] += 1
+            for number, stretch in enumerate(_stretches(_spoken(job, shown), job.stretch)):
                 start, end = stretch[0]["start"], max(line["end"] for line in stretch)
                 words = [
                     [round(line["start"] - start, 3), round(line["end"] - start, 3), line["text"]]
@@ -50,28 +51,6 @@ def subtitles(job: Job) -> Iterator[Record]:
                 ]
                 said, cut = " ".join(line["text"] for line in stretch), part | {"start": start, "end": end}
                 yield job.transcript(f"{id}-{number}", [cut], said, words=words, labels=labels)
-
-
-def _unrolled(job: Job, lines: list[Line]) -> list[Line]:
-    """Removes what lines repeat from the line before, if most do, as in YouTube's rolling captions.
-
-    After a gap, repeated words count as spoken again.
-    """
-    shown, repeated, kept = [""], 0, []
-    until = 0.0
-    for line in lines:
-        words = line["text"].split()
-        if line["start"] > until + 0.05:
-            shown = [""]
-        until = line["end"]
-        same = next(size for size in range(len(words), -1, -1) if words[:size] == shown[len(shown) - size :])
-        repeated += same > 0
-        kept.append(line | {"text": " ".join(words[same:])})
-        shown = words or shown
-    if 2 * repeated <= len(lines) or len(lines) < 3:
-        return lines
-    job.noted["rolling captions: what a line repeats is taken once"] += 1
-    return [line for line in kept if line["text"]]
 
 
 def _spoken(job: Job, lines: list[Line]) -> Iterator[Line]:

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from data_prep.importers.job import Job, Part, Record
-from data_prep.importers.subtitles import Line
 from data_prep.importers.tables import Row
 from mllm.errors import RecordError
 from mllm.media.sources import SUFFIXES
+from mllm.records.subtitles import Line
 from mllm.records.templates import subtitle_block
 
 FRAME_RATE = 3  # frames a second that the authors give

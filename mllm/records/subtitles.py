@@ -16,6 +16,8 @@ import pysubs2
 from mllm.errors import RecordError
 
 SUBTITLES = (".srt", ".vtt", ".ass", ".ssa")
+KINDS = ("forced", "sdh", "cc", "default", "auto")  # stand beside the language in the names of files
+LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{2,4})?")
 Line = dict[str, Any]  # text; start and end in s
 
 _TIME = r"(?:(\d{1,2}):)?(\d{1,2}):(\d{1,2})(?:[.,:](\d+))?"
@@ -61,6 +63,27 @@ def subtitle_lines(path: Path, text: str) -> list[Line]:
     if not lines and text.strip() and not substation and not text.lstrip().startswith("WEBVTT"):
         raise RecordError(f"{path.name}: no cue in it, such as '00:00:01,000 --> 00:00:02,500' and its text")
     return sorted(lines, key=lambda line: line["start"])
+
+
+def unrolled(lines: list[Line]) -> list[Line]:
+    """Lines without what they repeat from the line before, if most do, as in YouTube's rolling captions.
+
+    After a gap, repeated words count as spoken again. Other lines are returned as they are.
+    """
+    shown, repeated, kept = [""], 0, []
+    until = 0.0
+    for line in lines:
+        words = line["text"].split()
+        if line["start"] > until + 0.05:
+            shown = [""]
+        until = line["end"]
+        same = next(size for size in range(len(words), -1, -1) if words[:size] == shown[len(shown) - size :])
+        repeated += same > 0
+        kept.append(line | {"text": " ".join(words[same:])})
+        shown = words or shown
+    if 2 * repeated <= len(lines) or len(lines) < 3:
+        return lines
+    return [line for line in kept if line["text"]]
 
 
 def _tidied(path: Path, text: str) -> str:

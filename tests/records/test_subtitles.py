@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.importers.subtitles import subtitle_lines
 from mllm.errors import RecordError
+from mllm.records.subtitles import subtitle_lines
 
 
 def read(text: str, name: str = "a.srt") -> list[tuple[float, float, str]]:
