@@ -41,6 +41,7 @@ HELP = {
     "ask": "Answer from the recordings in the index.",
     "eval": "Score a checkpoint or a server.",
     "transcribe": "Write down what is said in recordings, or make subtitles.",
+    "align": "Find how late sound, a recording or subtitles are.",
     "bases": "Fetch and check the pretrained models that checkpoints stand on.",
     "bench": "Measure speed: serving, media reading.",
 }
