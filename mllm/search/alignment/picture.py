@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,5 +38,6 @@ def draw(alignment: Alignment, file: Path, title: str = "") -> None:
         below.legend()
     for axes in figure.axes:
         axes.xaxis.label.set_parse_math(False)  # names of files may hold dollars
-    with replacing(file) as partial:
+    with replacing(file) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names of files
         figure.savefig(partial, format="png", dpi=120)

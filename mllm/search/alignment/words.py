@@ -7,6 +7,7 @@ compared by their letters, so that what a transcriber mishears still fits.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from mllm.scores import normalise
 from mllm.search.alignment.events import Events
 
 SUFFIXES = (*SUBTITLES, ".json", ".txt")
-DIM = 64
+DIM = 128
 GRAM = 3  # letters
 BAND = 0.1  # of the longer row of words
 ALIKE = 0.5  # cosine of two words that are the same
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"  # kana, Han, Thai
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 LARGEST = 20_000_000  # bytes of a script
 
 
@@ -47,9 +50,7 @@ class Script:
     def words(self) -> list[tuple[int, str]]:
         """The words, each with the number of its line."""
         return [
-            (number, word)
-            for number, line in enumerate(self.lines)
-            for word in normalise(line["text"]).split()
+            (number, word) for number, line in enumerate(self.lines) for word, _ in words_in(line["text"])
         ]
 
 
@@ -100,6 +101,15 @@ def _segments(path: Path, text: str) -> list[Line]:
         ) from None
 
 
+def words_in(text: str) -> list[tuple[str, float]]:
+    """The words of a text, each with the part of the text that stands before it, 0 to 1.
+
+    Where a script has no spaces, each of its characters is a word.
+    """
+    plain = normalise(text)
+    return [(found[0], found.start() / len(plain)) for found in _WORD.finditer(plain)]
+
+
 def word_vectors(words: Row[str]) -> np.ndarray:
     """float32 [words, DIM] of unit length: counts of groups of letters, hashed."""
     vectors = np.zeros((len(words), DIM), np.float32)
@@ -119,13 +129,9 @@ def word_events(name: str, lines: Row[Line], seconds: float) -> Events:
     """
     times, words = [], []
     for line in lines:
-        text = normalise(line["text"])
-        place = 0
-        for word in text.split():
-            place = text.index(word, place)
-            times.append(line["start"] + (line["end"] - line["start"]) * place / len(text))
+        for word, place in words_in(line["text"]):
+            times.append(line["start"] + (line["end"] - line["start"]) * place)
             words.append(word)
-            place += len(word)
     order = np.argsort(times, kind="stable")
     vectors = word_vectors(words)[order] if words else np.zeros((0, DIM), np.float32)
     return Events(name, np.array(times)[order] if times else np.zeros(0), vectors, seconds)
