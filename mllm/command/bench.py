@@ -21,10 +21,12 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the 
 _OURS = {
     "media": "mllm.command.bench_media:bench_media",
     "qformer": "mllm.command.bench_qformer:bench_qformer",
+    "align": "mllm.command.bench_align:bench_align",
 }
 _SUMMARIES = {
     "media": "Frames a second of mllm.media.recording, beside a plain decord loop at the same size.",
     "qformer": "Our Q-Former beside the transformers one: parameters, time, how far apart queries start.",
+    "align": "Offsets of pairs whose offset is known, and the time of one beside librosa's DTW.",
     "data": "Building shards, reading them, epochs with kept features, each beside a plain alternative.",
     "augment": "Our augmentations beside those of libraries that are installed.",
     "serve": "Tokens a second and latency: vLLM beside Hugging Face generate, on the same weights.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,16 @@ def test_json_and_picture(recordings: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MllmError, match="cannot be made"):
         run(*two, "--png", tmp_path / "file" / "c.png")
+
+
+def test_two_sounds_need_no_torch(recordings: Path) -> None:
+    two = [str(recordings / "a.wav"), str(recordings / "später 声.wav")]
+    code = (
+        "import sys; from mllm.search.alignment.align import align; "
+        f"print(align(*{two!r}).unsure, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False []\n"
 
 
 def test_errors_are_one_line(recordings: Path, tmp_path: Path) -> None:

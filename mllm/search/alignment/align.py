@@ -154,21 +154,22 @@ def _features(between: Between, level: str, wanted: str | None) -> str:
 def _aligned(
     one: Recording, other: Recording | Script, between: Between, level: str, chosen: str, settings: Settings
 ) -> Alignment:
-    if between == "picture-sound" and settings.limit is None:
-        settings = replace(settings, limit=PICTURE_LIMIT)
+    limit = PICTURE_LIMIT if between == "picture-sound" and settings.limit is None else settings.limit
+    search = Search(settings.method, settings.band, limit)
     if isinstance(other, Script):
         if not other.timed:
             return _read_along(one, other, level, settings)
         if level == "event":
-            return align_events(*_words(one, other, settings), settings)
+            return align_events(*_words(one, other, settings), search)
         pair = _lines(one, other) if level == "frame" else _lines_in_space(one, other, settings)
     elif level == "event":
-        return align_events(_events(one, between.startswith("picture")), _events(other, False), settings)
+        seen = between == "picture-sound"
+        return align_events(_events(one, seen), _events(other, seen=False), search)
     elif level == "frame":
         pair = _frames(one, other, between, chosen)
     else:
         pair = _in_space(one, other, between, settings)
-    return align_sequences(*pair, settings)
+    return align_sequences(*pair, search)
 
 
 def _frames(one: Recording, other: Recording, between: Between, chosen: str) -> tuple[Sequence, Sequence]:

@@ -15,14 +15,15 @@ from mllm.search.alignment.engine import Alignment, Calibration, Search, align_s
 from mllm.search.alignment.fit import robust_line
 from mllm.search.alignment.sequence import Sequence, high_passed
 
-RATE = 50.0  # steps/s of the raster
-SPREAD = 0.04  # s, deviation of an event in the raster
+RATE = 25.0  # steps/s of the raster
+SPREAD = 0.06  # s, deviation of an event in the raster
 TREND = 4.0  # s whose mean is subtracted from the raster
 APART = 0.1  # s between two peaks
 PROMINENT = 1.0  # deviations above the mean, from which a peak is an event
 TOLERANCE = 0.2  # s between an event and where the path leads
 ALIKE = 0.5  # cosine, below which two events are not the same
 FEWEST = 4  # events
+RESOLUTION = 0.005  # s, of the times of events
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def align_events(
     if len(pairs) < FEWEST:
         return replace(rough, confidence=0.0, details=details)
     times, others = first.times[pairs[:, 0]], second.times[pairs[:, 1]]
-    line = robust_line(times, others - times, np.ones(len(pairs)), 0.25 / RATE)
+    line = robust_line(times, others - times, np.ones(len(pairs)), RESOLUTION)
     return replace(rough, line=line, path=np.stack([times, others], axis=1), details=details)
 
 
@@ -104,14 +105,19 @@ def paired(first: Events, second: Events, path: np.ndarray) -> np.ndarray:
     """int64 [pairs, 2]: events that are each other's nearest along the path, and alike."""
     order = np.unique(path[:, 0], return_index=True)[1]
     led = first.times + np.interp(first.times, path[order, 0], (path[:, 1] - path[:, 0])[order])
-    near = np.abs(led[:, None] - second.times[None, :])
-    costs = near - TOLERANCE * (
-        first.vectors @ second.vectors.T
-    )  # the one that is alike of two that are near
-    forward, backward = costs.argmin(1), costs.argmin(0)
-    ones = np.arange(len(led))
-    good = (backward[forward] == ones) & (near[ones, forward] <= TOLERANCE)
-    good &= (first.vectors * second.vectors[forward]).sum(1) >= ALIKE
-    pairs = np.stack([ones[good], forward[good]], axis=1)
+    begin = np.searchsorted(second.times, led - TOLERANCE)
+    end = np.searchsorted(second.times, led + TOLERANCE, "right")
+    nearest: dict[tuple[str, int], tuple[float, int, int]] = {}  # by side and event: distance, and the pair
+    for one, (low, high) in enumerate(zip(begin, end, strict=True)):
+        cosines = second.vectors[low:high] @ first.vectors[one]
+        distances = np.abs(second.times[low:high] - led[one])
+        for other in np.flatnonzero(cosines >= ALIKE):
+            found = (float(distances[other] - TOLERANCE * cosines[other]), one, int(low + other))
+            for event in (("first", found[1]), ("second", found[2])):
+                nearest[event] = min(nearest.get(event, found), found)
+    mutual = {
+        pair[1:] for pair in nearest.values() if nearest["first", pair[1]] == nearest["second", pair[2]]
+    }
+    pairs = np.array(sorted(mutual), np.int64).reshape(-1, 2)
     rising = pairs[:, 1] > np.maximum.accumulate(np.concatenate([[-1], pairs[:, 1]]))[:-1]
     return pairs[rising]

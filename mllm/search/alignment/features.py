@@ -64,8 +64,9 @@ def speech(name: str, spans: Iterable[tuple[float, float]], seconds: float) -> S
     times = np.arange(max(1, round(seconds * PICTURE_RATE))) / PICTURE_RATE
     values = np.zeros((len(times), 2))
     for start, end in spans:
-        values[(times >= start) & (times < end), 0] = 1
-        values[:, 1] += np.exp(-0.5 * ((times - start) / START) ** 2)
+        values[slice(*np.searchsorted(times, (start, end))), 0] = 1
+        near = slice(*np.searchsorted(times, (start - 4 * START, start + 4 * START)))
+        values[near, 1] += np.exp(-0.5 * ((times[near] - start) / START) ** 2)
     vectors = scaled(high_passed(values, round(SPEECH_TREND * PICTURE_RATE)), limit=8.0)
     return Sequence(name, vectors, PICTURE_RATE, block=1.0)
 

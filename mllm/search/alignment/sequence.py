@@ -42,11 +42,6 @@ class Sequence:
         return max(2, min(round(LOCAL * self.block * self.rate), len(self) // 4))
 
     @property
-    def times(self) -> np.ndarray:
-        """float64 [steps] s."""
-        return self.start + np.arange(len(self)) / self.rate
-
-    @property
     def step(self) -> float:
         """s between two vectors."""
         return 1 / self.rate

@@ -22,7 +22,7 @@ from mllm.scores import normalise
 from mllm.search.alignment.events import Events
 
 SUFFIXES = (*SUBTITLES, ".json", ".txt")
-DIM = 128
+DIM = 64
 GRAM = 3  # letters
 BAND = 0.1  # of the longer row of words
 ALIKE = 0.5  # cosine of two words that are the same
