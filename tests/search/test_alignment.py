@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from mllm.errors import ConfigError, MediaError
-from mllm.search.alignment import paths
+from mllm.media.clip import Clip
+from mllm.media.recording import open_recording
+from mllm.search.alignment import features, paths
 from mllm.search.alignment.align import Settings, align
 from mllm.search.alignment.engine import Calibration, Search, align_sequences, overlap
 from mllm.search.alignment.events import Events, paired
-from mllm.search.alignment.features import frame_changes, log_mel, mel
+from mllm.search.alignment.features import frame_changes, log_mel, mel, motion
 from mllm.search.alignment.fit import robust_line
 from mllm.search.alignment.lags import correlation, parabola
 from mllm.search.alignment.paths import METHODS
@@ -196,16 +198,28 @@ def test_mel_steps_stand_at_their_times() -> None:
     assert mel(click, "click").rate == 125
 
 
-def test_frames_at_any_rate_change_when_they_appear() -> None:
-    from mllm.media.recording import open_recording
-
+def test_frames_change_when_they_appear_whichever_pieces_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     clip = flashes(4, fps=12.5)
     with open_recording(clip) as recording:
         times, changes = frame_changes(recording)
-    assert len(times) == len(clip.frame_times) - 1
-    bright = np.flatnonzero(np.diff(clip.frames[:, 0, 0, 0].astype(int)))
-    assert np.flatnonzero(changes).tolist() == bright.tolist()
-    assert times[bright[0]] == clip.frame_times[bright[0] + 1]
+        monkeypatch.setattr(features, "PIECE", 1.03)
+        again = frame_changes(recording)
+    assert times.tolist() == pytest.approx(clip.frame_times.tolist())
+    greys = clip.frames[:, 0, 0, 0].astype(float)
+    assert changes.tolist() == pytest.approx([0, *np.abs(np.diff(greys))])
+    assert again[0].tolist() == pytest.approx(times.tolist())
+    assert again[1].tolist() == pytest.approx(changes.tolist())
+
+
+@pytest.mark.parametrize("fps", [12.5, 60.0])
+def test_a_cut_is_not_missed_at_any_frame_rate(fps: float) -> None:
+    frames = np.zeros((round(6 * fps), 8, 8, 3), np.uint8)
+    cut = round(2.2 * fps)
+    frames[cut:] = 200
+    clip = Clip(frames, np.arange(len(frames)) / fps, None, 6.0, "cut")
+    with open_recording(clip) as recording:
+        moved = motion(recording)
+    assert moved.vectors[:, 1].argmax() / 25 == pytest.approx(cut / fps, abs=0.01 + 1 / fps)
 
 
 def test_correlation_is_the_sum_of_products_at_each_lag() -> None:

@@ -52,8 +52,9 @@ def motion(recording: Recording) -> Sequence:
         MediaError: if there is no moving picture.
     """
     times, changes = frame_changes(recording)
-    grid = np.arange(round(recording.info.duration * PICTURE_RATE)) / PICTURE_RATE
-    change = np.interp(grid, times, np.log1p(changes), left=0, right=0)
+    edges = (np.arange(round(recording.info.duration * PICTURE_RATE) + 1) - 0.5) / PICTURE_RATE
+    # What changes from frame to frame is spread over the time between them, whatever the frame rate.
+    change = np.log1p(np.diff(np.interp(edges, times, np.cumsum(changes))) * PICTURE_RATE)
     rises = np.maximum(np.diff(change, prepend=change[:1]), 0)
     return _envelopes(recording.name, np.stack([rises, change], axis=1), PICTURE_RATE)
 
@@ -94,7 +95,7 @@ def onset_strength(bands: np.ndarray) -> np.ndarray:
 
 
 def frame_changes(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
-    """When frames appear (s), and the mean absolute change of each from the one before, grey levels/s.
+    """When frames appear (s), and the mean absolute change of each from the one before, in grey levels.
 
     Raises:
         MediaError: if there is no moving picture.
@@ -102,9 +103,9 @@ def frame_changes(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
     info = recording.info
     if not info.has_video or info.is_image:
         raise MediaError(f"{recording.name}: no moving picture to align: give a video, or two sounds")
-    times, changes = [], []
+    times: list[float] = []
+    changes: list[float] = []
     last: np.ndarray | None = None
-    before = 0.0
     for start in np.arange(0, max(info.duration, 1e-3), PIECE):
         clip = recording.clip(
             start=float(start) or None, end=float(start + PIECE), size=PICTURE, want_audio=False
@@ -113,11 +114,13 @@ def frame_changes(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
             break
         for time, frame in zip(clip.frame_times + start, clip.frames, strict=True):
             grey = frame.mean(axis=-1, dtype=np.float32)
-            if last is not None and time > before:
-                times.append(time)
-                changes.append(float(np.abs(grey - last).mean()) / (time - before))
-            last, before = grey, time
-    if not times:
+            change = 0.0 if last is None else float(np.abs(grey - last).mean())
+            if start and time == start and not change:
+                continue  # still on the screen from the piece before
+            times.append(float(time))
+            changes.append(change)
+            last = grey
+    if len(times) < 2:
         raise MediaError(f"{recording.name}: a single frame, so nothing moves: give a longer video")
     return np.array(times), np.array(changes)
 
