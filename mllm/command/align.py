@@ -74,19 +74,20 @@ def align(
 def line_of(alignment: Alignment) -> str:
     """An alignment for people: 'b.wav is 0.240 s late (confidence 1.00, drift +12 ± 3 ppm)'."""
     sure = f"confidence {alignment.confidence:.2f}"
-    matched, line = alignment.details.get("matched"), alignment.line
+    line = alignment.line
     if line is None:
-        lines = alignment.details["lines"]
+        lines = alignment.lines or ()
         heard = sum(one["start"] is not None for one in lines)
         found = f"{heard} of {len(lines)} lines of {alignment.second} are heard ({sure})"
         return f"unsure: {found}" if alignment.unsure else found
-    late = "late" if line.offset >= 0 else "early"
-    who = "sound" if alignment.details.get("between") == "picture-sound" else alignment.second
+    late = "late" if round(line.offset, 3) >= 0 else "early"
+    own = alignment.between == "picture-sound" and alignment.first == alignment.second
+    who = "sound" if own else alignment.second
     notes = [sure]
     if line.drift:
         notes.append(f"drift {line.drift:+.0f} ± {line.error:.0f} ppm")
-    if matched is not None:
-        first, second = alignment.details["events"]
-        notes.append(f"{matched} events of {first} and {second} matched")
+    if alignment.events is not None:
+        first, second = alignment.events
+        notes.append(f"{alignment.matched} events of {first} and {second} matched")
     found = f"{who} is {abs(line.offset):.3f} s {late} ({', '.join(notes)})"
     return f"unsure: at best, {found}" if alignment.unsure else found

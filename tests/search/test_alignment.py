@@ -38,12 +38,8 @@ def test_the_offset_of_a_late_copy_is_found_to_milliseconds(offset: float, noise
     assert found.offset == pytest.approx(offset, abs=0.004)
     assert found.drift == 0
     assert not found.unsure
-    assert found.details == {
-        "between": "sound-sound",
-        "level": "frame",
-        "features": "mel",
-        "method": "dtw",
-    }
+    made = (found.between, found.level, found.features, found.method)
+    assert made == ("sound-sound", "frame", "mel", "dtw")
 
 
 def test_the_other_way_round_it_is_early() -> None:
@@ -110,7 +106,7 @@ def test_sound_that_is_late_against_its_picture(late: float, level: str) -> None
     found = align(flashes(40, late), settings=Settings(level=level))
     assert found.offset == pytest.approx(late, abs=0.05)  # a frame takes 0.04 s
     assert not found.unsure
-    assert found.details["between"] == "picture-sound"
+    assert found.between == "picture-sound"
 
 
 def test_the_picture_of_one_recording_and_the_sound_of_another() -> None:
@@ -124,7 +120,7 @@ def test_the_picture_of_one_recording_and_the_sound_of_another() -> None:
 def test_events_of_two_sounds_are_paired() -> None:
     found = align(sounding(SOUND, "a"), sounding(later(SOUND, 1.25), "b"), Settings(level="event"))
     assert found.offset == pytest.approx(1.25, abs=0.02)
-    assert found.details["matched"] > 0.6 * min(found.details["events"])
+    assert found.matched > 0.6 * min(found.events)
     assert np.all(np.diff(found.path, axis=0) > 0)
 
 
@@ -147,7 +143,7 @@ def test_the_shared_space_aligns_windows(monkeypatch: pytest.MonkeyPatch) -> Non
     late = later(sound, 4.0)
     found = align(sounding(sound, "a"), sounding(late, "b"), Settings(level="semantic"))
     assert found.offset == pytest.approx(4.0, abs=0.3)
-    assert found.details["features"] == "space"
+    assert found.features == "space"
     assert align(flashes(12), settings=Settings(level="semantic")).unsure  # random weights know nothing
 
 

@@ -79,7 +79,7 @@ def test_lines_are_aligned_with_speech(tmp_path: Path) -> None:
     found = align(sounding(sound, "talk"), file)
     assert found.offset == pytest.approx(1.4, abs=0.2)
     assert not found.unsure
-    assert found.details["features"] == "speech"
+    assert found.features == "speech"
     with pytest.raises(MediaError, match="hiss: nobody speaks in it"):
         align(sounding(sound[: 16_000 * 2], "hiss"), file)
 
@@ -89,7 +89,7 @@ def test_words_are_aligned_with_words(heard: list[Word], tmp_path: Path, method:
     file = subtitles(tmp_path / "a.srt", late=0.9)
     found = align(silence(), file, Settings(level="event", method=method))
     assert found.offset == pytest.approx(0.9, abs=0.1)
-    assert found.details["matched"] > 0.8 * len(heard)
+    assert found.matched > 0.8 * len(heard)
     assert not found.unsure
 
 
@@ -105,7 +105,7 @@ def test_a_text_without_times_gets_them(heard: list[Word], tmp_path: Path) -> No
     file = tmp_path / "script.txt"
     file.write_text("\n".join(["The Boat (a story)", *TEXT]))
     found = align(silence(), file)
-    lines = found.details["lines"]
+    lines = found.lines
     assert lines[0] == {"text": "The Boat (a story)", "start": None, "end": None}
     assert [line["start"] for line in lines[1:]] == list(STARTS)
     assert lines[1]["end"] == pytest.approx(STARTS[0] + SLOW * 8 + 0.3)
@@ -143,7 +143,7 @@ def test_lines_of_the_shared_space(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Settings, "embedder", Embedder(*tiny()))
     found = align(silence(), subtitles(tmp_path / "a.srt"), Settings(level="semantic"))
-    assert found.details["features"] == "space"
+    assert found.features == "space"
     assert found.unsure  # random weights know nothing
 
 

@@ -110,8 +110,7 @@ def align(first: Any, second: Any = None, settings: Settings = Settings()) -> Al
         level = settings.level or ("event" if isinstance(other, Script) and not other.timed else "frame")
         chosen = _features(between, level, settings.features)
         found = _aligned(one, other, between, level, chosen, settings)
-    details = {"between": between, "level": level, "features": chosen, "method": settings.method}
-    return replace(found, details=details | found.details)
+    return replace(found, between=between, level=level, features=chosen, method=settings.method)
 
 
 def _between(one: Recording, other: Recording | Script, wanted: str | None) -> Between:
@@ -235,9 +234,10 @@ def _read_along(one: Recording, script: Script, level: str, settings: Settings) 
     if level != "event":
         raise ConfigError(f"{script.name} has no times: align it at --level event, or give subtitles")
     reading = read_along(script, _spoken(one, settings))
-    details = {"matched": len(reading.path), "lines": list(reading.lines)}
-    confidence = READING.confidence(len(reading.path) / (reading.words + FEW_WORDS))
-    return Alignment(one.name, script.name, None, reading.share, 0.0, confidence, reading.path, None, details)
+    heard = len(reading.path)
+    confidence = READING.confidence(heard / (reading.words + FEW_WORDS))
+    found = Alignment(one.name, script.name, None, reading.share, 0.0, confidence, reading.path, None)
+    return replace(found, matched=heard, lines=reading.lines)
 
 
 def waveform_of(recording: Recording) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,12 @@ class Alignment:
         confidence: that the offset is right, 0 to 1.
         path: float64 [points, 2] s, in the first and in the second, rising.
         curve: scores by offset.
-        details: how it was made (between, level, features, method), and what a level has to add.
+        between, level, features, method: what was compared, and how.
+        matched, events: how many events were paired, and how many there are on each side (level `event`).
+        lines: of a text without times, with the times at which they are heard.
 
-    A text without times has neither line nor curve; the second column of its path is the number of a word.
+    A text without times has neither line nor curve; its score is the share of its words that are heard, and
+    the second column of its path is the number of a word.
     """
 
     first: str
@@ -47,7 +50,13 @@ class Alignment:
     confidence: float
     path: np.ndarray
     curve: LagCurve | None
-    details: dict[str, Any] = field(default_factory=dict)
+    between: str = ""
+    level: str = ""
+    features: str = ""
+    method: str = ""
+    matched: int | None = None
+    events: tuple[int, int] | None = None
+    lines: tuple[dict[str, Any], ...] | None = None
 
     @property
     def offset(self) -> float | None:
@@ -65,14 +74,20 @@ class Alignment:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; times in s, drift in parts per million."""
-        numbers = {"confidence": self.confidence, "score": self.score, "support": self.support}
+        numbers: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("first", "second", "between", "level", "features", "method")
+        }
         if self.line is not None:
-            line = {"offset": self.line.offset, "drift": self.line.drift, "drift_error": self.line.error}
-            numbers = line | numbers
-        kept = {key: _rounded(value) for key, value in numbers.items()}
-        path = [[round(float(one), 3), round(float(other), 3)] for one, other in self.path]
-        names = {"first": self.first, "second": self.second}
-        return names | self.details | kept | {"unsure": self.unsure, "path": path}
+            numbers |= {"offset": _rounded(self.line.offset), "drift": _rounded(self.line.drift)}
+            numbers["drift_error"] = _rounded(self.line.error)
+        numbers |= {name: _rounded(getattr(self, name)) for name in ("confidence", "score", "support")}
+        numbers["unsure"] = self.unsure
+        for name in ("matched", "events", "lines"):
+            if (value := getattr(self, name)) is not None:
+                numbers[name] = value
+        numbers["path"] = [[round(float(one), 3), round(float(other), 3)] for one, other in self.path]
+        return numbers
 
 
 def _rounded(value: float) -> float | None:

@@ -93,12 +93,12 @@ def align_events(
     """
     rough = align_sequences(first.raster(), second.raster(), search, calibration)
     pairs = paired(first, second, rough.path)
-    details = {"matched": len(pairs), "events": [len(first.times), len(second.times)]}
+    rough = replace(rough, matched=len(pairs), events=(len(first.times), len(second.times)))
     if len(pairs) < FEWEST:
-        return replace(rough, confidence=0.0, details=details)
+        return replace(rough, confidence=0.0)
     times, others = first.times[pairs[:, 0]], second.times[pairs[:, 1]]
     line = robust_line(times, others - times, np.ones(len(pairs)), RESOLUTION)
-    return replace(rough, line=line, path=np.stack([times, others], axis=1), details=details)
+    return replace(rough, line=line, path=np.stack([times, others], axis=1))
 
 
 def paired(first: Events, second: Events, path: np.ndarray) -> np.ndarray:
