@@ -9,11 +9,11 @@ the generated world.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mllm.search.alignment.engine import Alignment
 
 RIGHT = 0.016  # s
-BINS = 10  # of the expected calibration error
 RATES = (10, 25)  # steps/s of warping
 WORLD = "world:val,frames=50,media=av"  # 25 pictures a second
 
@@ -70,6 +69,10 @@ def bench_align(
         f"right: within {1000 * RIGHT:.0f} ms; wrong and sure: neither right nor unsure; "
         f"confidence is off by {reliability['ece']:.3f} on average (ECE, {reliability['pairs']} pairs)"
     )
+    if fitted := reliability["fitted"]:
+        note += f"\nfitted to these pairs: middle {fitted['middle']:.2f}, slope {fitted['slope']:.2f}"
+        if fitted["ece"] is not None:
+            note += f"; fitted to half of the recordings, off by {fitted['ece']:.3f} on the others"
     if numbers["speed"]["librosa"] is None:
         note += "\nlibrosa is not installed: pip install librosa"
     report(Group(*tables), numbers, json_file, note)
@@ -93,6 +96,7 @@ def _sounds(
         "events": Settings(level="event"),
     }
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}  # error (s), confidence, |drift|
+    told: list[Told] = []
     for pair in sound_pairs(sounds, times, rng):
         for way, settings in ways.items():
             aligned = _tried(pair, settings)
@@ -102,9 +106,22 @@ def _sounds(
                 error = np.inf if pair.offset is None else abs(aligned.offset - pair.offset)
                 row = (error, aligned.confidence, abs(aligned.drift or 0.0))
             found.setdefault((pair.condition, way), []).append(row)
+            if way == "mel, dtw" and aligned is not None and aligned.evidence is not None:
+                told.append(Told(aligned.evidence, aligned.confidence, row[0] <= RIGHT, pair.number))
     rows = [_sound_row(condition, way, np.array(values)) for (condition, way), values in found.items()]
-    default = np.array([row for (_, way), values in found.items() if way == "mel, dtw" for row in values])
-    return rows, _reliability(default[:, 1], default[:, 0] <= RIGHT)
+    return rows, _reliability(told)
+
+
+class Told(NamedTuple):
+    """What an alignment says of itself, and whether it is right.
+
+    `group` is the number of the recording: one is either learned from or tested with.
+    """
+
+    evidence: float
+    confidence: float
+    right: bool
+    group: int
 
 
 def _sound_row(condition: str, way: str, values: np.ndarray) -> dict[str, Any]:
@@ -123,21 +140,35 @@ def _sound_row(condition: str, way: str, values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Expected calibration error (Guo et al., 2017, arXiv:1706.04599), and the share right by confidence."""
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    bins = []
-    for place in np.unique(places):
-        inside = places == place
-        bins.append(
-            {
-                "pairs": int(inside.sum()),
-                "confidence": float(confidence[inside].mean()),
-                "right": float(right[inside].mean()),
-            }
-        )
-    ece = sum(one["pairs"] * abs(one["confidence"] - one["right"]) for one in bins) / len(confidence)
-    return {"pairs": len(confidence), "ece": ece, "bins": bins}
+def _reliability(told: Sequence[Told]) -> dict[str, Any]:
+    """How well confidence agrees with what is right.
+
+    Returns:
+        {"pairs", "ece": expected calibration error (Guo et al., 2017, arXiv:1706.04599), "bins": the share
+        right by confidence, "fitted": what Platt's scaling of these pairs gives, {"middle", "slope"}, with
+        "ece" on every other recording of a fit to the rest; None where all pairs are right, or none}.
+    """
+    from mllm.search import platt
+
+    evidence, confidence, right, group = (np.array(column) for column in zip(*told, strict=True))
+    odd = group % 2 == 1
+    fitted = None
+    if 0 < right.sum() < len(right):
+        bias, slope = platt.fit(evidence[:, None], right)
+        fitted = {"middle": float(-bias / slope), "slope": float(slope), "ece": None}
+        if 0 < right[~odd].sum() < (~odd).sum() and odd.any():
+            half = platt.fit(evidence[~odd, None], right[~odd])
+            guessed = platt.sigmoid(half[0] + half[1] * evidence[odd])
+            fitted["ece"] = platt.expected_error(guessed, right[odd])
+    return {
+        "pairs": len(told),
+        "ece": platt.expected_error(confidence, right),
+        "bins": [
+            {"pairs": count, "confidence": mean, "right": share}
+            for mean, share, count in platt.bins(confidence, right)
+        ],
+        "fitted": fitted,
+    }
 
 
 def _sound_table(rows: Iterable[dict[str, Any]]) -> Table:
@@ -176,6 +207,7 @@ def _world(clips: int, rng: np.random.Generator, space: bool, model: str | None)
     rows = []
     for together in (False, True):
         classes: dict[str, list[tuple[int, int, bool]]] = {way: [] for way in ways}  # true, found, sure
+        told: dict[str, list[Told]] = {way: [] for way in ways}
         for pair in world_pairs(source, clips, rng, together):
             assert pair.offset is not None
             for way, settings in ways.items():
@@ -184,9 +216,17 @@ def _world(clips: int, rng: np.random.Generator, space: bool, model: str | None)
                 if found is not None and found.offset is not None:
                     guess = round(float(np.clip(found.offset, -limit, limit)) / STEP)
                     sure = not found.unsure
-                classes[way].append((round(pair.offset / STEP), guess, sure))
+                true = round(pair.offset / STEP)
+                classes[way].append((true, guess, sure))
+                if found is not None and found.evidence is not None:
+                    near = abs(guess - true) <= 1
+                    told[way].append(
+                        Told(found.evidence, found.confidence, near, pair.number // len(CLASSES))
+                    )
         rows += [
-            _world_row("together" if together else "as it is", way, np.array(classes[way])) for way in ways
+            _world_row("together" if together else "as it is", way, np.array(classes[way]))
+            | {"reliability": _reliability(told[way]) if told[way] else None}
+            for way in ways
         ]
     return rows
 

@@ -21,12 +21,16 @@ FPS = 25
 
 @dataclass(frozen=True)
 class Pair:
-    """Two recordings; the second is late by `offset` s, or None if they share nothing."""
+    """Two recordings; the second is late by `offset` s, or None if they share nothing.
+
+    `number` is that of the recording that both are made of, or of the pair.
+    """
 
     condition: str
     first: Clip
     second: Clip
     offset: float | None
+    number: int
 
 
 # --- two sounds ---------------------------------------------------------------------------------------------
@@ -44,13 +48,13 @@ def sound_pairs(sounds: list[np.ndarray], times: int, rng: np.random.Generator) 
             start = rng.uniform(0.05, 0.4) * len(sound) / SAMPLE_RATE
             for condition, change in CONDITIONS.items():
                 copy = change(_from(sound, start), rng)
-                yield Pair(condition, clip_of(sound), clip_of(copy), -start)
+                yield Pair(condition, clip_of(sound), clip_of(copy), -start, number)
             second = round(max(start, 1.0) * SAMPLE_RATE)
             trimmed = clip_of(sound[:SAMPLE_RATE]), clip_of(sound[second : second + SAMPLE_RATE])
-            yield Pair("1 s of each", *trimmed, None)
+            yield Pair("1 s of each", *trimmed, None, number)
             other = sounds[(number + 1) % len(sounds)]
             if len(sounds) > 1:
-                yield Pair("unrelated", clip_of(_from(sound, start)), clip_of(other), None)
+                yield Pair("unrelated", clip_of(_from(sound, start)), clip_of(other), None, number)
 
 
 def _from(sound: np.ndarray, start: float) -> np.ndarray:
@@ -135,7 +139,7 @@ def world_pairs(source: Any, count: int, rng: np.random.Generator, together: boo
         offset = float(STEP * CLASSES[number % len(CLASSES)])
         # What is seen at time t of its crop is heard at t + offset of the other.
         start = rng.uniform(max(0.0, offset), whole.duration - CROP + min(0.0, offset))
-        yield Pair("", *_crops(whole, start, start - offset), offset)
+        yield Pair("", *_crops(whole, start, start - offset), offset, number)
 
 
 def joined(clips: list[Clip]) -> Clip:

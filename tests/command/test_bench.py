@@ -75,7 +75,10 @@ def test_alignment(tmp_path, monkeypatch):
         ("as it is", "events"),
     }
     assert set(numbers["speed"]["align"]) == {"dtw", "attention", "hybrid"}
-    assert sum(one["pairs"] for one in numbers["reliability"]["bins"]) == numbers["reliability"]["pairs"]
+    reliability = numbers["reliability"]
+    assert sum(one["pairs"] for one in reliability["bins"]) == reliability["pairs"]
+    assert reliability["fitted"]["ece"] is None  # one recording is not both learned from and tested with
+    assert 1 < reliability["fitted"]["middle"] < 6
     soundfile.write(tmp_path / "short.wav", np.zeros(16_000), 16_000)
     with pytest.raises(MediaError, match="short.wav: less than 5 s of sound: give a longer recording"):
         runner.invoke(bench.app, ["align", str(tmp_path / "short.wav")], catch_exceptions=False)

@@ -69,6 +69,11 @@ class Alignment:
         return None if self.line is None else self.line.drift
 
     @property
+    def evidence(self) -> float | None:
+        """What the confidence is made of: the lead of the best offset or the support, whichever is less."""
+        return None if self.curve is None else min(self.curve.lead, self.support)
+
+    @property
     def unsure(self) -> bool:
         return self.confidence < SURE
 
@@ -96,7 +101,10 @@ def _rounded(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence from evidence, by Platt's logistic curve: `1 / (1 + exp(-slope · (evidence - middle)))`."""
+    """Confidence from evidence, by a logistic curve: `1 / (1 + exp(-slope · (evidence - middle)))`.
+
+    `mllm bench align` fits the numbers (`mllm.search.platt`).
+    """
 
     middle: float = 3.2
     slope: float = 4.0
