@@ -109,7 +109,7 @@ class Instruct(StageSection):
     lora: Lora | None = Lora()  # null: the whole decoder, if "decoder" is in train
     train: list[Group] = ["qformers", "projectors"]
     curriculum: Curriculum | None = None
-    contrastive_weight: Weight = 0.1  # preserves the shared space meanwhile
+    contrastive_weight: Weight = 0.1  # of the losses of stage 1, which keep what it trained
     chat: Chat | None = None
     # How often records are drawn, by their `task` or `source`, as a multiple: {transcript: 2, pictures: 0.5}.
     weights: dict[str, Weight] = {}

@@ -167,9 +167,8 @@ class MllmModel(MllmPreTrainedModel, MediaEncoder):
     @torch.no_grad()
     def word_embeddings(self) -> torch.Tensor:
         """[vocabulary, hidden], looked up, since some families scale what they look up."""
-        table = self.get_input_embeddings()
-        assert isinstance(table, nn.Embedding)
-        embeddings: torch.Tensor = table(torch.arange(table.num_embeddings, device=table.weight.device))
+        every = torch.arange(self.config.text_config.vocab_size, device=self.device)
+        embeddings: torch.Tensor = self.get_input_embeddings()(every)
         return embeddings
 
     def match_projectors(self) -> None:

@@ -139,9 +139,10 @@ def test_trls_loss_is_the_models_own(experiment, tiny):
     assert trls.item() == pytest.approx(own.item(), abs=1e-5)
 
 
-def test_the_retained_loss_is_added_with_its_weight(experiment, tiny):
+def test_the_retained_losses_are_added_with_their_weights(experiment, tiny):
     model, _ = tiny
     trainer = asked_for(InstructStage(), experiment, tiny, contrastive_weight=0.5)
+    trainer.objective.word_weight = 0.7
     batch = trainer.data_collator(ROWS)
     with torch.no_grad():
         both = trainer.compute_loss(trainer.model, dict(batch))
@@ -149,7 +150,7 @@ def test_the_retained_loss_is_added_with_its_weight(experiment, tiny):
         batch.pop("space")
         alone = model(**batch).loss
     texts = losses["video_text_loss"] + losses["audio_text_loss"] + losses["fused_text_loss"]
-    space = texts / 3 + 0.3 * losses["video_audio_loss"]
+    space = texts / 3 + 0.3 * losses["video_audio_loss"] + 0.7 * losses["word_loss"]
     assert losses["answer_loss"] == pytest.approx(alone.item(), abs=1e-5)
     assert both.item() == pytest.approx(alone.item() + 0.5 * space, abs=1e-5)
 

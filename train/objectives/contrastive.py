@@ -7,18 +7,17 @@ once a step: the same Q-Former outputs go to the shared space and, projected, to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from mllm.models.encoded import take_media
-from mllm.models.model import SIDE_OF, MediaQueries, MllmForConditionalGeneration
+from mllm.models.model import MllmForConditionalGeneration
 from train.objectives.answers import answer_loss
 from train.objectives.base import Objective
 from train.objectives.media import media_shares
-from train.objectives.space import AUDIO, VIDEO, space_losses, weighted
-from train.objectives.words import word_loss
+from train.objectives.space import space_losses, weighted
+from train.objectives.words import words_of_captions
 
 if TYPE_CHECKING:
     from train.sections import Contrastive
@@ -51,7 +50,7 @@ class ContrastiveObjective(Objective):
         losses = space_losses(self.model.model, queries, space)
         total = self.settings.contrastive_weight * weighted(losses, self.settings.video_audio_weight)
         if self.settings.word_weight:
-            losses["word_loss"] = self.words(queries, space)
+            losses["word_loss"] = words_of_captions(self.model.model, queries, space)
             total = total + self.settings.word_weight * losses["word_loss"]
         if labels is not None and self.settings.caption_weight:
             losses["caption_loss"] = answer_loss(self.model, queries, labels, **inputs)
@@ -61,19 +60,3 @@ class ContrastiveObjective(Objective):
             total = total + losses["text_loss"]
         self.note(losses | media_shares(self.model.model, queries))
         return {"loss": total}
-
-    def words(self, queries: MediaQueries, space: dict[str, Tensor]) -> Tensor:
-        """`word_loss` of pictures and of sounds: the mean of those that the batch has."""
-        model = self.model.model
-        losses = []
-        for side, column in (("video", VIDEO), ("audio", AUDIO)):
-            rows = space["captions"][:, column]
-            words = torch.where((rows >= 0)[:, None], space["words"][rows.clamp(min=0)], -1)
-            there = [(kind, found) for kind, found in queries.items() if SIDE_OF[kind] == side]
-            if not there or not (words >= 0).any():
-                continue
-            tokens = model.projector(side)(torch.cat([cast(Tensor, found) for _, found in there]))
-            clips = [torch.repeat_interleave(space[f"{kind}_windows"]) for kind, _ in there]
-            of_token = torch.cat(clips).repeat_interleave(tokens.shape[1])
-            losses.append(word_loss(tokens.flatten(0, 1), of_token, words, model.word_embeddings()))
-        return torch.stack(losses).mean() if losses else space["captions"].new_zeros((), dtype=torch.float32)

@@ -20,6 +20,7 @@ from train.lora import plain_model
 from train.objectives.base import Objective
 from train.objectives.media import media_shares
 from train.objectives.space import space_losses, weighted
+from train.objectives.words import words_of_captions
 
 
 @dataclass
@@ -51,7 +52,7 @@ class InstructObjective(Objective):
 
     Args:
         model: the model or, with LoRA, the PeftModel around it.
-        video_audio_weight: as in stage 1, which trained the shared space.
+        video_audio_weight, word_weight: as in stage 1, whose losses keep what it trained.
         distill_chat: rows without a recording learn what the decoder predicts without LoRA, at each trained
             token the odds of the whole vocabulary (Hinton et al. 2015, arXiv:1503.02531).
     """
@@ -60,10 +61,11 @@ class InstructObjective(Objective):
         self,
         model: MllmForConditionalGeneration | PeftModel,
         video_audio_weight: float,
+        word_weight: float = 0.0,
         distill_chat: bool = False,
     ):
         super().__init__(model)
-        self.video_audio_weight = video_audio_weight
+        self.video_audio_weight, self.word_weight = video_audio_weight, word_weight
         self.distill_chat = distill_chat
 
     @property
@@ -93,8 +95,11 @@ class InstructObjective(Objective):
         outputs = token_losses(self.base, labels, teacher, media_queries=queries, **inputs)
         if space is not None:
             losses = space_losses(self.base.model, queries, space)
-            self.note(losses | {"answer_loss": outputs.loss})
             outputs.aux_loss = weighted(losses, self.video_audio_weight)
+            if self.word_weight:
+                losses["word_loss"] = words_of_captions(self.base.model, queries, space)
+                outputs.aux_loss = outputs.aux_loss + self.word_weight * losses["word_loss"]
+            self.note(losses | {"answer_loss": outputs.loss})
         return outputs
 
     @torch.no_grad()

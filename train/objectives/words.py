@@ -8,12 +8,38 @@ then trained on such tokens reads words that it knows, rather than learning each
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mllm.models.model import SIDE_OF, MediaQueries, MllmModel
+from train.objectives.space import AUDIO, VIDEO
+
 SHARPNESS = 20.0  # what a cosine is multiplied by; the nearest other words have cosines of .7
 LEAST = 1e-30  # a probability, so that its logarithm is finite
+
+
+def words_of_captions(model: MllmModel, queries: MediaQueries, space: dict[str, Tensor]) -> Tensor:
+    """`word_loss` of pictures and of sounds: the mean of those that the batch has.
+
+    Args:
+        queries: Q-Former outputs of the batch.
+        space: from `pairs.space_batch`.
+    """
+    losses = []
+    for side, column in (("video", VIDEO), ("audio", AUDIO)):
+        rows = space["captions"][:, column]
+        words = torch.where((rows >= 0)[:, None], space["words"][rows.clamp(min=0)], -1)
+        there = [(kind, found) for kind, found in queries.items() if SIDE_OF[kind] == side]
+        if not there or not (words >= 0).any():
+            continue
+        tokens = model.projector(side)(torch.cat([cast(Tensor, found) for _, found in there]))
+        clips = [torch.repeat_interleave(space[f"{kind}_windows"]) for kind, _ in there]
+        of_token = torch.cat(clips).repeat_interleave(tokens.shape[1])
+        losses.append(word_loss(tokens.flatten(0, 1), of_token, words, model.word_embeddings()))
+    return torch.stack(losses).mean() if losses else space["captions"].new_zeros((), dtype=torch.float32)
 
 
 def word_loss(tokens: Tensor, clip_of_token: Tensor, words: Tensor, embeddings: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ class InstructStage(Stage):
         settings = run.experiment.section(Instruct)
         tuned = add_lora(model, settings.lora, run.stage)
         distill = settings.chat is not None and settings.chat.distill
-        weight = run.experiment.section(Contrastive).video_audio_weight
-        return InstructObjective(tuned, weight, distill)
+        before = run.experiment.section(Contrastive)
+        return InstructObjective(tuned, before.video_audio_weight, before.word_weight, distill)
 
     def collator(self, run: Run, objective: Objective, processor: MllmProcessor) -> Collator:
         from mllm.records.source import open_source

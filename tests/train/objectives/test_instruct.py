@@ -50,7 +50,9 @@ def test_a_batch_without_chat_has_nothing_to_distill(tuned):
         name: tensor[1:] if name in ("input_ids", "labels", "attention_mask") else tensor
         for name, tensor in batch.items()
     }
-    one, other = (InstructObjective(model, 0.0, distill)(**alone).log_probs for distill in (True, False))
+    one, other = (
+        InstructObjective(model, 0.0, distill_chat=distill)(**alone).log_probs for distill in (True, False)
+    )
     torch.testing.assert_close(one, other)
 
 
