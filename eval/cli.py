@@ -226,6 +226,7 @@ def _evaluated(
 
     questions = collect(benchmark, split)
     total = len(questions) * (2 if blind else 1)
+    tenth = max(1.0, total / 10)  # some benchmarks have targets and no questions
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"{split}: {len(questions)} questions", total=total)
         bar = progress.tasks[0]
@@ -233,7 +234,7 @@ def _evaluated(
         def advance(count: int) -> None:
             before = bar.completed
             progress.advance(task, count)
-            if not console.is_terminal and 10 * bar.completed // total > 10 * before // total:
+            if not console.is_terminal and bar.completed // tenth > before // tenth:
                 console.print(f"{split}: {bar.completed:.0f} of {total} answers", highlight=False)
 
         return evaluate(benchmark, split, questions, candidate, generation, blind, advance)

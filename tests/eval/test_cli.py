@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 from typer.testing import CliRunner
 
-from eval.benchmark import Benchmark, load_benchmark, read_prompts
+from eval.benchmark import Benchmark, Candidate, load_benchmark, read_prompts
 from eval.benchmarks import world
-from eval.cli import app
+from eval.cli import _evaluated, app
+from eval.targets import Target
 from mllm.errors import ConfigError, MllmError
 from mllm.experiment import experiment_type
 from mllm.models.checkpoint import save
+from mllm.records.answers import Generation
 from mllm.records.record import write_records
 from tests.media_files import make
 from tests.test_answerer_remote import server  # noqa: F401
@@ -64,6 +68,25 @@ def test_eval_world_on_arrays(checkpoint, tmp_path, monkeypatch, small_prior):
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert sum(row["group"] != "caption" for row in rows) == comp["overall"]["count"]
     assert (folder / "report.png").stat().st_size > 10_000
+
+
+def test_a_benchmark_of_targets_alone_has_nothing_to_count():
+    class Targets(Benchmark):
+        def questions(self, split):
+            return []
+
+        def targets(self, rows, candidate, generation):
+            return [Target("chat", 1.0, 3)]
+
+    class Silent:
+        def answer(self, messages, generation, progress=None):
+            return []
+
+    console = Console(file=io.StringIO())
+    result = _evaluated(
+        Targets(), "test", Candidate(Silent(), "none", None, None), Generation(), True, console
+    )
+    assert [target["title"] for target in result.targets] == ["chat"]
 
 
 @pytest.mark.slow
