@@ -89,12 +89,7 @@ def answer_weights(source: DataSource, weights: Weights) -> np.ndarray | None:
     Raises:
         ConfigError: if no weight is left, a name occurs nowhere, or the source does not outline its records.
     """
-
-    def weight(outlines: Sequence[Outline]) -> float:
-        answered = [weights.of(one.task, one.source) for one in outlines if one.answered]
-        return sum(answered) / len(answered) if answered else 0.0
-
-    return _named_weights(source, weights, weight, "instruct.weights")
+    return _scene_weights(source, weights, lambda one: one.answered, "instruct.weights")
 
 
 def caption_weights(source: DataSource, weights: Weights = UNWEIGHTED) -> np.ndarray | None:
@@ -105,18 +100,13 @@ def caption_weights(source: DataSource, weights: Weights = UNWEIGHTED) -> np.nda
     Raises:
         ConfigError: if no weight is left, a name occurs nowhere, or the source does not outline its records.
     """
-
-    def weight(outlines: Sequence[Outline]) -> float:
-        captioned = [weights.of(one.task, one.source) for one in outlines if one.captioned]
-        return sum(captioned) / len(captioned) if captioned else 0.0
-
-    return _named_weights(source, weights, weight, "contrastive.weights")
+    return _scene_weights(source, weights, lambda one: one.captioned, "contrastive.weights")
 
 
-def _named_weights(
-    source: DataSource, weights: Weights, weight: Callable[[Sequence[Outline]], float], setting: str
+def _scene_weights(
+    source: DataSource, weights: Weights, usable: Callable[[Outline], bool], setting: str
 ) -> np.ndarray | None:
-    """The `weight` of each scene; None if all are 0 without any named, or the source has no outlines."""
+    """The mean weight of each scene's usable records; None if there are none, or no outlines."""
     if not isinstance(source, Outlined):
         if weights.by_name:
             raise ConfigError(
@@ -130,7 +120,8 @@ def _named_weights(
             f"{setting} names {unknown[0]!r}, no task or source of {source.name}: choose from "
             + ", ".join(sorted(names))
         )
-    found = np.array([weight(scene) for scene in outlines])
+    used = [[weights.of(one.task, one.source) for one in scene if usable(one)] for scene in outlines]
+    found = np.array([sum(scene) / len(scene) if scene else 0.0 for scene in used])
     if not found.any() and weights.by_name:
         raise ConfigError(f"{setting} leaves nothing of {source.name}: give more than 0 to some of it")
     return found if found.any() else None
