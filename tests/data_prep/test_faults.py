@@ -151,7 +151,13 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(work: Work, tmp_path:
 
 # --- a disk that is full ---
 
-MAIN = "from mllm.command.cli import main; main()"
+# One that hangs ends, and shows where its threads are.
+MAIN = """
+import faulthandler
+faulthandler.dump_traceback_later(240, exit=True)
+from mllm.command.cli import main
+main()
+"""
 
 
 def on_a_small_disk(out: Path, size: str, words: list[str]) -> subprocess.CompletedProcess:
