@@ -1,4 +1,4 @@
-"""Names and attributes of recordings, from the command line and from a table."""
+"""Names, descriptions and attributes of recordings, from the command line and from a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mllm.errors import ConfigError
 from mllm.search.filters import parse_value
 from mllm.search.items import Item, Value, check_attributes
 
-_FILE, _NAME = "file", "name"  # columns that are not attributes
+_FILE, _NAME, _DESCRIPTION = "file", "name", "description"  # columns that are not attributes
 
 
 class Attributes:
@@ -22,7 +23,8 @@ class Attributes:
 
     Args:
         table: JSONL or CSV with a row for each recording: `file` (relative to the table), optionally `name`
-            to display instead of the path, and the attributes. Empty cells and nulls are skipped.
+            to display instead of the path, `description`, and the attributes. Empty cells and nulls are
+            skipped.
         common: key=value, attributes of every recording; the table takes precedence.
 
     Raises:
@@ -38,11 +40,11 @@ class Attributes:
 
     def item(self, path: Path) -> Item:
         """Builds the item of a file; without any attributes given, the index keeps those it has."""
-        name, attributes = self.rows.get(str(path), (None, None))
         self.used.add(str(path))
-        if attributes is None:
+        found = self.rows.get(str(path))
+        if found is None:
             return Item(path, attributes=self.common or None)
-        return Item(path, name, self.common | attributes)
+        return replace(found, source=path, attributes=self.common | dict(found.attributes or {}))
 
     def unused(self) -> list[str]:
         """Files of the table that `item` was not called for."""
@@ -56,9 +58,9 @@ def _pair(word: str) -> tuple[str, Value]:
     return key.strip(), parse_value(value.strip())
 
 
-def _read(table: Path) -> dict[str, tuple[str | None, dict[str, Value]]]:
-    """Reads a table into absolute path -> (name, attributes)."""
-    found: dict[str, tuple[str | None, dict[str, Value]]] = {}
+def _read(table: Path) -> dict[str, Item]:
+    """Reads the items of a table, by absolute path."""
+    found: dict[str, Item] = {}
     folder = Path(os.path.abspath(table)).parent
     try:
         text = table.read_text(encoding="utf-8-sig")
@@ -66,16 +68,17 @@ def _read(table: Path) -> dict[str, tuple[str | None, dict[str, Value]]]:
         raise ConfigError(f"cannot read --attributes {table}: {error}") from None
     read = _of_csv if table.suffix.lower() == ".csv" else _of_jsonl
     for where, row in read(table, io.StringIO(text, newline="")):
-        file, name = row.pop(_FILE, None), row.pop(_NAME, None)
+        file, name, description = (row.pop(column, None) for column in (_FILE, _NAME, _DESCRIPTION))
         if not isinstance(file, str) or not file:
             raise ConfigError(f"{where}: a row names its recording in '{_FILE}', relative to the table")
-        if not (name is None or isinstance(name, str)):
-            raise ConfigError(f"{where}: the name {name!r:.80} is not text")
+        for what, text in ((_NAME, name), (_DESCRIPTION, description)):
+            if not (text is None or isinstance(text, str)):
+                raise ConfigError(f"{where}: the {what} {text!r:.80} is not text")
         check_attributes(row, where)
         path = os.path.normpath(folder / file)
         if path in found:
             raise ConfigError(f"{where}: {file} has a row already: join the two")
-        found[path] = (name, row)
+        found[path] = Item(path, name, row, description=description)
     return found
 
 
@@ -110,7 +113,7 @@ def _of_csv(table: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, 
     kinds = {
         column: {type(parse_value(row[column])) for row in rows if row[column]}
         for column in columns
-        if column not in (_FILE, _NAME)
+        if column not in (_FILE, _NAME, _DESCRIPTION)
     }
     typed = {column for column, found in kinds.items() if found <= {int, float} or found == {bool}}
     for number, row in enumerate(rows, 2):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 if TYPE_CHECKING:
+    from mllm.models.transcriber import Transcriber
     from mllm.search.embedder import Embedder
     from mllm.search.index import Hit, Index
 
@@ -53,17 +54,24 @@ def add(
     attributes: Annotated[
         Path | None,
         typer.Option(
-            help="Table of attributes (.jsonl or .csv): columns `file`, `name` (optional) and any others."
+            help="Table (.jsonl or .csv): columns `file`, `name`, `description` (optional), and any others."
         ),
     ] = None,
+    transcribe: Annotated[
+        bool, typer.Option("--transcribe", help="Listen to what is said, where no subtitles say it.")
+    ] = False,
+    transcriber: Annotated[
+        str, typer.Option(help="A base, a hub id or a folder of Whisper, for --transcribe.")
+    ] = "whisper-base",
     features: Annotated[
         Path | None, typer.Option(help="Folder that keeps features of the towers, shared with training.")
     ] = None,
 ) -> None:
-    """Add recordings; what is in the index already, unchanged, is skipped.
+    """Add recordings; what is in the index already, unchanged, is skipped, also if it has moved.
 
     Attributes are what `mllm search --filter` filters by. Given ones replace those a recording had; added
-    again without any, it keeps its own.
+    again without any, it keeps its own. Names and descriptions are found by their words, and so are subtitles
+    beside a recording (talk.srt, talk.vtt, talk.en.srt) and, with --transcribe, what is said in the others.
 
     A file that cannot be read costs one line and no more; the exit status is 1 only if every file failed.
     """
@@ -86,7 +94,8 @@ def add(
                 console.print(f"[yellow]passed over[/] {escape(f'{name}: {cause}')}", soft_wrap=True)
             status.update(f"{became} {escape(name)}")
 
-        report = opened.add(paths, prune=prune, progress=progress, make_item=table.item)
+        listener = _transcriber(transcriber) if transcribe else None
+        report = opened.add(paths, prune, progress, table.item, listener)
     for file in table.unused():
         line = f"[yellow]passed over[/] {escape(f'{attributes}: {file} is not among what was added')}"
         console.print(line, soft_wrap=True)
@@ -115,6 +124,8 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
         return
     table = Table(show_header=False, box=None)
     attributes = ", ".join(f"{key} ({' or '.join(kinds)})" for key, kinds in found.attributes.items())
+    said = ", ".join(f"{count} by {source or 'nobody'}" for source, count in sorted(found.said.items()))
+    texts = ", ".join(f"{count} {modality}" for modality, count in found.texts.items() if count) or "none"
     rows = ", ".join(f"{count} {modality}" for modality, count in found.rows.items() if count) or "none"
     for name, value in (
         ("folder", str(found.folder)),
@@ -122,6 +133,7 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
         ("created", found.created),
         ("recordings", f"{found.recordings}, {found.seconds:.0f} s in all"),
         ("rows", f"{rows}; {found.dim} numbers each"),
+        ("texts", f"{texts}; heard {said}" if said else texts),
         ("attributes", attributes or "none"),
     ):
         table.add_row(f"[bold]{name}", Text(value))
@@ -202,6 +214,12 @@ def _embedder(model: str | None, index: Path | None, features: Path | None = Non
     if model is None and index is not None and exists(index):
         model = filled_by(index)
     return Embedder.from_pretrained(model, features=features)
+
+
+def _transcriber(name: str) -> Transcriber:
+    from mllm.models.transcriber import Transcriber
+
+    return Transcriber.from_pretrained(name)
 
 
 def open_to_search(model: str | None, index: Path) -> Index:

@@ -84,6 +84,9 @@ class MediaLimits:
                 raise ConfigError(f"{name} is {limit!r}: give {allowed}")
 
 
+OWN_FILES = MediaLimits(max_bytes=None, max_seconds=None, max_decode_seconds=600)  # of any size and length
+
+
 @dataclass(frozen=True)
 class Source:
     """The location of a recording, and its name in messages.

@@ -16,7 +16,7 @@ import torch
 
 from mllm.errors import ConfigError, MediaError
 from mllm.media.recording import open_recording
-from mllm.media.sources import MediaLimits
+from mllm.media.sources import OWN_FILES, MediaLimits
 from mllm.media.windows import Window, load_windows
 from mllm.models.config import MllmConfig
 from mllm.models.encoded import MediaFeatures, collate_media
@@ -31,7 +31,6 @@ from mllm.search.fingerprint import OF_VECTORS, delta_fingerprint, model_fingerp
 Modality = Literal["video", "audio", "both", "image"]
 MODALITIES: tuple[str, ...] = get_args(Modality)
 PIECE_BYTES = 128_000_000  # frames of a long recording that are held in memory at once
-OWN_FILES = MediaLimits(max_bytes=None, max_seconds=None, max_decode_seconds=600)
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,58 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mllm.errors import MediaError, MllmError
-from mllm.media.sources import MEDIA_SUFFIXES, open_ordinary, walk_folders
-from mllm.search.items import ITEM_COLUMNS, Item, derived_id, item_of
+from mllm.errors import MediaError, MllmError, RecordError
+from mllm.media.sources import MEDIA_SUFFIXES, OWN_FILES, open_ordinary, walk_folders
+from mllm.records.transcript import Segment, Transcript
+from mllm.search.items import (
+    BY_SUBTITLES,
+    BY_TRANSCRIPT,
+    ITEM_COLUMNS,
+    SAID,
+    WRITTEN,
+    Item,
+    derived_id,
+    item_of,
+)
+from mllm.search.rows import Row, description_of, said_rows, window_rows, written_rows
 from mllm.search.store import (
     compact,
     delete_items,
+    kind_of,
     migrate,
     quoted,
     read_columns,
     replace_item,
     require_writable,
 )
+from mllm.search.subtitles import SubtitlesBeside, subtitle_segments
 
 if TYPE_CHECKING:
     from mllm.search.embedder import Embedder
 
 _COMPACT_EVERY = 256  # items: the rows of each are a small file of the table until the table is compacted
-_OF_WINDOW = ("id", "modality", "start", "end", "fullest", "vector")
+_MOST_SUBTITLES = 20_000_000  # bytes that are read of a file
+_OF_WINDOW = ("id", "modality", "start", "end", "fullest", "vector", "text", "words")
+
+
+class Transcriber(Protocol):
+    """Writes down what is said, as `mllm.models.transcriber.Transcriber` does."""
+
+    @property
+    def name(self) -> str: ...
+
+    def transcribe(self, source: Any, isolated: bool = False, **span: Any) -> Transcript: ...
 
 
 @dataclass
 class AddReport:
     """The outcome of `Index.add`, by the names of items; `failed` and `passed_over` hold (name, cause).
 
-    `updated` items have the same content but a new name, attributes or source; `passed_over` are folders
-    that were skipped; `windows` counts the added rows.
+    `updated` items have the same content but another name, source, transcript and so on; `passed_over` are
+    folders that were skipped, subtitles that cannot be read, and files whose content is in the index already;
+    `windows` counts the added rows of windows.
     """
 
     added: list[str] = field(default_factory=list)
@@ -67,36 +91,66 @@ class AddReport:
 
 @dataclass(frozen=True)
 class Indexed:
-    """An item in the index and the state of its content: size in bytes, last change in ns, SHA-256."""
+    """An item in the index and the state of its content.
+
+    Attributes:
+        size, modified, digest: of the content, in bytes, ns and as SHA-256.
+        said_by: where what is said in it comes from, such as "transcript whisper-base" or "subtitles" with
+            file and hash; None if nobody has listened to it.
+        kind, duration: see `store.kind_of`; in s.
+    """
 
     item: Item
     size: int
     modified: int
     digest: str
+    said_by: str | None = None
+    kind: str | None = None
+    duration: float | None = None
+
+    def is_in_place(self) -> bool:
+        """Whether its file is still there, unchanged as far as size and time tell."""
+        try:
+            stat = os.stat(str(self.item.path))
+        except (OSError, ValueError):
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.modified)
 
 
 def read_items(table: Any, folder: Path) -> dict[str, Indexed]:
     """All items by id."""
-    names = [*ITEM_COLUMNS, "size", "modified", "digest"]
+    state = ("size", "modified", "digest", "said_by", "kind", "duration")
+    names = [*ITEM_COLUMNS, *state]
     rows = read_columns(table, names, folder).group_by(names).aggregate([]).to_pylist()
-    return {
-        row["item_id"]: Indexed(item_of(row), row["size"], row["modified"], row["digest"]) for row in rows
-    }
+    found = {row["item_id"]: Indexed(item_of(row), *(row[name] for name in state)) for row in rows}
+    written = read_columns(table, ["item_id", "name", "text"], folder, f"modality = {quoted(WRITTEN)}")
+    for row in written.to_pylist():
+        one, description = found[row["item_id"]], description_of(row["name"], row["text"])
+        found[row["item_id"]] = replace(one, item=replace(one.item, description=description))
+    return found
 
 
 class Filling:
     """One call of `Index.add`."""
 
     def __init__(
-        self, table: Any, folder: Path, embedder: Embedder, progress: Callable[[str, str], None] | None
+        self,
+        table: Any,
+        folder: Path,
+        embedder: Embedder,
+        progress: Callable[[str, str], None] | None,
+        transcriber: Transcriber | None = None,
     ):
         self.table = table
         self.folder = folder
         self.embedder = embedder
         self.progress = progress or (lambda name, status: None)
+        self.transcriber = transcriber
         self.report = AddReport()
         self.indexed: dict[str, Indexed] = {}
         self.ids: dict[str, str] = {}  # of items, by source
+        self.copies: dict[str, list[str]] = {}  # ids of items, by digest
+        self._subtitles_beside = SubtitlesBeside()
 
     def run(
         self, items: Iterable[Item | str | Path], prune: bool, make_item: Callable[[Path], Item]
@@ -113,12 +167,12 @@ class Filling:
             if not root.exists() and not prune:
                 raise MllmError(f"{root} does not exist: name a media file or a folder of them")
         migrate(self.table, self.folder)
-        self.indexed = read_items(self.table, self.folder)
-        self.ids = {str(one.item.source): key for key, one in self.indexed.items() if one.item.source}
+        for indexed in read_items(self.table, self.folder).values():
+            self._remember(indexed)
         for item in given:  # first, since the files below may belong to them
-            self._try(item)
+            self._try(item, given=True)
         for path in dict.fromkeys(file for root in roots for file in walk(root, self._pass_over)):
-            self._try(make_item(path))
+            self._try(make_item(path), given=False)
         if prune:
             self._prune(roots)
         if self.report.added or self.report.updated or self.report.pruned:
@@ -129,10 +183,10 @@ class Filling:
         self.report.passed_over.append((str(path), cause))
         self.progress(str(path), f"passed over: {cause}")
 
-    def _try(self, item: Item) -> None:
+    def _try(self, item: Item, given: bool) -> None:
         item = self._identified(item)
         try:
-            status = self._add(item)
+            status = self._add(item, given)
         except (MediaError, OSError, UnicodeError) as error:
             cause = " ".join(str(error).split())
             self.report.failed.append((item.shown, cause))
@@ -149,52 +203,92 @@ class Filling:
                 item_id = derived_id(item_id)  # taken by an item whose file has moved since
         return replace(item, source=source, id=item_id)
 
-    def _add(self, item: Item) -> str:
+    def _add(self, item: Item, given: bool) -> str:
         before = self.indexed.get(str(item.id))
         size, modified, digest = _content(item, before)
+        if before is None and not given:
+            before = self._elsewhere(digest)
+            if before is not None and before.is_in_place():
+                cause = f"the same content as {before.item.shown}"
+                self.report.passed_over.append((item.shown, cause))
+                return f"passed over: {cause}"
         if before is not None:
-            kept = before.item
-            attributes = kept.attributes if item.attributes is None else item.attributes
-            item = replace(
-                item, source=item.source or kept.source, name=item.name or kept.name, attributes=attributes
-            )
-        stored = replace(item, content=None, attributes=dict(item.attributes or {}))
-        now = Indexed(stored, size, modified, digest)
+            item = _kept(item, before.item)
         if before is None or before.digest != digest:
-            rows = self._read(item)
-            self._write(now, rows)
-            self.report.added.append(item.shown)
-            self.report.windows += len(rows)
-            if len(self.report.added) % _COMPACT_EVERY == 0:
-                compact(self.table, self.folder)
-            return "added"
-        if before.item != stored:
-            where = f"item_id = {quoted(str(item.id))}"
-            self._write(now, read_columns(self.table, _OF_WINDOW, self.folder, where).to_pylist())
-            self.report.updated.append(item.shown)
-            return "updated"
-        self.report.unchanged.append(item.shown)
-        return "unchanged"
+            return self._add_new(item, size, modified, digest)
+        return self._update(item, replace(before, size=size, modified=modified))
 
-    def _read(self, item: Item) -> list[dict[str, Any]]:
-        """Decodes and embeds an item: the rows of its windows."""
+    def _elsewhere(self, digest: str) -> Indexed | None:
+        """The item of a file with this content, one that is still in its place if there is one."""
+        found = [one for key in self.copies.get(digest, ()) if (one := self.indexed[key]).item.path]
+        return max(found, key=Indexed.is_in_place, default=None)
+
+    def _add_new(self, item: Item, size: int, modified: int, digest: str) -> str:
+        """Adds an item that is not in the index, or whose content has changed."""
         require_writable(self.folder)  # before decoding in vain
-        media = item.path if item.content is None else item.content
-        vectors = list(self.embedder.windows(media, isolated=True))
-        if not vectors:
-            raise MediaError(f"{item.shown} has neither picture nor sound to index")
-        both = {vector.start for vector in vectors if vector.modality == "both"}
-        return [
-            {
-                "id": f"{item.id}:{vector.modality}:{round(vector.start * 1000)}",
-                "modality": vector.modality,
-                "start": vector.start,
-                "end": vector.end,
-                "fullest": vector.modality == "both" or vector.start not in both,
-                "vector": vector.vector,
-            }
-            for vector in vectors
-        ]
+        windows = window_rows(self.embedder, item)
+        said_by, said = self._said(item, None)
+        duration, kind = max(row["end"] for row in windows), kind_of(row["modality"] for row in windows)
+        rows = [*windows, *(said or []), *written_rows(self.embedder, item, duration)]
+        self._write(Indexed(_stored(item), size, modified, digest, said_by, kind, duration), rows)
+        self.report.added.append(item.shown)
+        self.report.windows += len(windows)
+        if len(self.report.added) % _COMPACT_EVERY == 0:
+            compact(self.table, self.folder)
+        return "added"
+
+    def _update(self, item: Item, before: Indexed) -> str:
+        """Rewrites what is known of an item beside its content, if any of that has changed."""
+        said_by, said = self._said(item, before.said_by)
+        now = replace(before, item=_stored(item), said_by=said_by)
+        if (now.item, said_by) == (before.item, before.said_by):
+            self.report.unchanged.append(item.shown)
+            return "unchanged"
+        replaced = {WRITTEN} if said is None else {WRITTEN, SAID}
+        where = f"item_id = {quoted(str(before.item.id))}"
+        rows = read_columns(self.table, _OF_WINDOW, self.folder, where).to_pylist()
+        rows = [row for row in rows if row["modality"] not in replaced] + (said or [])
+        self._write(now, rows + written_rows(self.embedder, item, now.duration or 0.0))
+        self.report.updated.append(item.shown)
+        return "updated"
+
+    def _said(self, item: Item, known: str | None) -> tuple[str | None, list[Row] | None]:
+        """`Indexed.said_by` of an item, and its rows; None for rows that are in the index already.
+
+        Subtitles beside a file go before a transcript.
+
+        Args:
+            known: `said_by` of those rows; None if there are none.
+        """
+        segments: Sequence[Segment] = ()
+        by = known if known and known.startswith(BY_TRANSCRIPT) else None
+        if (subtitles := self._subtitles_of(item)) is not None:
+            path, data = subtitles
+            by = f"{BY_SUBTITLES} {path.name} {hashlib.sha256(data).hexdigest()[:16]}"
+            if by != known:
+                try:
+                    segments = subtitle_segments(path, data)
+                except RecordError as error:
+                    self._pass_over(path, str(error))
+                    by = None
+        elif self.transcriber is not None:
+            by = f"{BY_TRANSCRIPT} {self.transcriber.name}"
+            if by != known:
+                media = item.path if item.content is None else item.content
+                segments = self.transcriber.transcribe(media, isolated=True, limits=OWN_FILES).segments
+        return by, None if by == known else said_rows(self.embedder, item, segments)
+
+    def _subtitles_of(self, item: Item) -> tuple[Path, bytes] | None:
+        """The subtitles beside an item's file, or None if there are none, or they cannot be read."""
+        path = item.path and self._subtitles_beside(item.path)
+        if path is None:
+            return None
+        try:
+            with open_ordinary(path) as file:
+                return path, file.read(_MOST_SUBTITLES)
+        except MediaError as error:
+            self._pass_over(path, str(error))
+            return None
 
     def _write(self, now: Indexed, rows: Sequence[Mapping[str, Any]]) -> None:
         item = now.item
@@ -206,11 +300,23 @@ class Filling:
             "size": now.size,
             "modified": now.modified,
             "digest": now.digest,
+            "said_by": now.said_by,
+            "kind": now.kind,
+            "duration": now.duration,
         }
         replace_item(self.table, self.folder, str(item.id), [{**row, **columns} for row in rows])
-        self.indexed[str(item.id)] = now
-        if item.source is not None:
-            self.ids[str(item.source)] = str(item.id)
+        self._remember(now)
+
+    def _remember(self, one: Indexed) -> None:
+        key, source = str(one.item.id), one.item.source
+        if key in self.indexed:
+            before = self.indexed[key]
+            self.ids.pop(str(before.item.source), None)
+            self.copies.get(before.digest, []).remove(key)
+        self.indexed[key] = one
+        self.copies.setdefault(one.digest, []).append(key)
+        if source is not None:
+            self.ids[str(source)] = key
 
     def _prune(self, roots: Sequence[Path]) -> None:
         gone = [
@@ -254,6 +360,24 @@ def _content(item: Item, before: Indexed | None) -> tuple[int, int, str]:
         if before is not None and looks == (before.item.source, before.size, before.modified):
             return before.size, before.modified, before.digest
         return stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _kept(item: Item, before: Item) -> Item:
+    """The item with what it leaves open as it is in the index."""
+    return replace(
+        item,
+        id=before.id,
+        source=item.source or before.source,
+        name=item.name or before.name,
+        attributes=before.attributes if item.attributes is None else item.attributes,
+        description=before.description if item.description is None else item.description,
+    )
+
+
+def _stored(item: Item) -> Item:
+    return replace(
+        item, content=None, attributes=dict(item.attributes or {}), description=item.description or None
+    )
 
 
 def _is_under(path: Path, roots: Sequence[Path]) -> bool:

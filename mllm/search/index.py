@@ -17,6 +17,7 @@ where it stopped. The search compares with every row that passes the filter, so 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ import numpy as np
 
 from mllm.errors import ConfigError
 from mllm.search.filters import Filters, to_sql
-from mllm.search.items import ITEM_COLUMNS, Item, item_of, kind
+from mllm.search.items import BY_SUBTITLES, ITEM_COLUMNS, SAID, WRITTEN, Item, item_of, kind
 from mllm.search.store import (
     create_table,
     delete_items,
@@ -43,7 +44,7 @@ from mllm.search.store import (
 
 if TYPE_CHECKING:
     from mllm.search.embedder import Embedder
-    from mllm.search.fill import AddReport
+    from mllm.search.fill import AddReport, Transcriber
 
 DEFAULT_FOLDER = Path(".mllm/index")
 SEARCHABLE = ("video", "audio", "both", "image")
@@ -56,7 +57,9 @@ class IndexInfo:
     Attributes:
         model: name of the model that filled it; `stamp` is its `Embedder.fingerprint()`.
         recordings: number of items.
-        rows: number of rows by modality.
+        rows: number of vectors of windows by modality.
+        texts: number of texts, "said" and "written".
+        said: number of items by where what is said in them comes from: "transcript …", "subtitles", or "".
         seconds: total length of all recordings.
         attributes: types of value ("string", "number", "boolean") by name of attribute.
     """
@@ -68,6 +71,8 @@ class IndexInfo:
     created: str
     recordings: int = 0
     rows: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, int] = field(default_factory=dict)
+    said: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     attributes: dict[str, list[str]] = field(default_factory=dict)
 
@@ -147,8 +152,13 @@ class Index:
         prune: bool = False,
         progress: Callable[[str, str], None] | None = None,
         make_item: Callable[[Path], Item] = Item,
+        transcriber: Transcriber | None = None,
     ) -> AddReport:
         """Indexes recordings and pictures. Content that is already indexed is not read again.
+
+        Files with the same content are one item, also if one was moved since it was indexed; items that are
+        given as such are kept apart. Subtitles beside a file (talk.srt, talk.vtt, talk.en.srt) say what is
+        said in it.
 
         Args:
             items: items; or paths of files (taken whatever their suffix) and folders (walked for files with a
@@ -157,6 +167,8 @@ class Index:
             progress: called with every item's name and its outcome: "added", "unchanged", "updated" or
                 "failed: …"; and with folders that are skipped: "passed over: …".
             make_item: makes an item, with name and attributes, from a file.
+            transcriber: writes down what is said in items without subtitles, also in those that are in the
+                index already.
 
         Raises:
             MllmError: if a path does not exist.
@@ -164,7 +176,8 @@ class Index:
         """
         from mllm.search.fill import Filling  # a search does not need the libraries that read media
 
-        return Filling(self.table, self.folder, self.embedder, progress).run(items, prune, make_item)
+        filling = Filling(self.table, self.folder, self.embedder, progress, transcriber)
+        return filling.run(items, prune, make_item)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Deletes the items with these ids.
@@ -284,16 +297,21 @@ def describe(folder: str | Path) -> IndexInfo:
     folder = Path(folder)
     table = open_table(folder)
     stamp = read_stamp(table, folder)
-    rows = read_columns(table, ["item_id", "modality", "start", "end", "fullest"], folder)
-    counts = dict.fromkeys(SEARCHABLE, 0)
-    for modality in rows["modality"].to_pylist():
-        counts[modality] = counts.get(modality, 0) + 1
+    rows = read_columns(table, ["item_id", "modality", "start", "end", "fullest", "said_by"], folder)
+    counts = Counter(rows["modality"].to_pylist())
     fullest = rows.filter(rows["fullest"])
     seconds = float(np.sum(fullest["end"].to_numpy() - fullest["start"].to_numpy()))
-    recordings = len(rows["item_id"].unique())
+    sources = rows.group_by(["item_id", "said_by"]).aggregate([])["said_by"].to_pylist()
     attributes = {key: sorted(kinds) for key, kinds in sorted(_attribute_kinds(table, folder).items())}
     return IndexInfo(
-        folder, recordings=recordings, rows=counts, seconds=seconds, attributes=attributes, **stamp
+        folder,
+        recordings=len(sources),
+        rows={modality: counts[modality] for modality in SEARCHABLE},
+        texts={modality: counts[modality] for modality in (SAID, WRITTEN)},
+        said=dict(Counter(map(_short_source, sources))),
+        seconds=seconds,
+        attributes=attributes,
+        **stamp,
     )
 
 
@@ -321,6 +339,10 @@ def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> Non
         choice = f"use --model {stamp['model']}, or {rebuild}"
         reason = f"not by {embedder.name} {ours}, and their vectors don't compare: {choice}"
     raise ConfigError(f"index {folder} was filled by model {theirs}, {reason}")
+
+
+def _short_source(said_by: str | None) -> str:
+    return BY_SUBTITLES if (said_by or "").startswith(BY_SUBTITLES) else said_by or ""
 
 
 def _attribute_kinds(table: Any, folder: Path) -> dict[str, set[str]]:

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 from mllm.errors import ConfigError
 from mllm.media.places import is_data_uri
 
+SAID, WRITTEN = "said", "written"  # modalities of rows of text: what is said, what its owner wrote about it
+BY_SUBTITLES, BY_TRANSCRIPT = "subtitles", "transcript"  # where what is said comes from
 ITEM_COLUMNS = ("item_id", "name", "source", "attributes")  # of every row in an index
 
 Value: TypeAlias = str | int | float | bool
@@ -32,6 +34,8 @@ class Item:
         id: identifies the item in the index; by default derived from the source, or from the content of an
             item without a source.
         content: the recording itself, for an item that is not a file; read once and not stored.
+        description: its owner's words about it, which a search finds as it finds the name; None keeps those
+            in the index. None in results of a search.
 
     Raises:
         ConfigError: if it has neither source nor content nor id, or an attribute is invalid.
@@ -42,11 +46,14 @@ class Item:
     attributes: Attributes | None = None
     id: str | None = None
     content: bytes | None = field(default=None, repr=False)
+    description: str | None = None
 
     def __post_init__(self) -> None:
         for what, value in (("name", self.name), ("id", self.id)):
             if value is not None and not (isinstance(value, str) and value.strip()):
                 raise ConfigError(f"an item's {what} is a string that is not empty, not {value!r}")
+        if self.description is not None and not isinstance(self.description, str):
+            raise ConfigError(f"an item's description is a string, not {self.description!r:.80}")
         if self.source is None and self.content is None and self.id is None:
             raise ConfigError("an item needs a source (a path or URL), or its content as bytes")
         if isinstance(self.source, str) and is_data_uri(self.source):

@@ -21,14 +21,19 @@ from typing import Any
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MllmError
+from mllm.search.words import STOP_WORDS
 
 _log = logging.getLogger(__name__)
 
 _TABLE = "windows"
 _STAMP = b"mllm"
 _STAMPED = {"model": str, "stamp": str, "dim": int, "created": str}
-# Earlier tables, without items, have these names for columns, and neither `name` nor `attributes`.
+# Earlier tables, without items, have these names for columns …
 _FORMERLY = {"item_id": "media_id", "source": "path"}
+# … and earlier tables lack some of these.
+_ADDED = ("name", "attributes", "duration", "kind", "said_by", "text", "words")
+_WORDS_INDEX = "words_of_text"
+_WORD = [("start", pa.float64()), ("end", pa.float64()), ("text", pa.string())]
 
 
 def exists(folder: str | Path) -> bool:
@@ -75,7 +80,9 @@ def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
         raise ConfigError(_unwritable(folder, error.errno or errno.EACCES)) from error
     schema = _schema(stamp["dim"]).with_metadata({_STAMP: json.dumps(stamp).encode()})
     with store_errors(folder):
-        return _lancedb().connect(folder).create_table(_TABLE, schema=schema, exist_ok=True)
+        table = _lancedb().connect(folder).create_table(_TABLE, schema=schema, exist_ok=True)
+        _index_words(table)
+        return table
 
 
 def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
@@ -150,7 +157,7 @@ def stored_as(table: Any, names: Iterable[str]) -> dict[str, str]:
 
 
 def migrate(table: Any, folder: Path) -> None:
-    """Adds the present columns to a table made before there were items; no row is rewritten.
+    """Adds the present columns to a table of an earlier version; no vector is rewritten.
 
     Every step is one transaction and leaves a readable table, so a process killed between two steps only has
     to call this again. Reading never needs this: see `stored_as`.
@@ -163,16 +170,40 @@ def migrate(table: Any, folder: Path) -> None:
         table.checkout_latest()  # another process may have migrated it
         there = set(table.schema.names)
         renamed = [{"path": old, "rename": new} for new, old in _FORMERLY.items() if old in there]
-        added = [_schema(1).field(name) for name in ("name", "attributes") if name not in there]
-        if not (renamed or added):
-            return
-        if renamed and "text" in there:  # it was always empty
-            table.drop_columns(["text"])
+        added = [_schema(1).field(name) for name in _ADDED if name not in there]
         if renamed:
             table.alter_columns(*renamed)
         if added:
             table.add_columns(added)
-    _log.info("index %s was made before items had attributes: its table was migrated", folder)
+        if table.count_rows("kind IS NULL"):
+            _tell_kinds(table)
+        _index_words(table)
+    if added:
+        _log.info("index %s was made by an earlier version: its table was migrated", folder)
+
+
+def _tell_kinds(table: Any) -> None:
+    """Fills the columns `duration` and `kind` of rows from before there were any."""
+    rows = table.search().select(["id", "item_id", "modality", "end"]).limit(table.count_rows()).to_arrow()
+    told = rows.group_by("item_id").aggregate([("end", "max"), ("modality", "distinct")]).to_pylist()
+    items = {row["item_id"]: (row["end_max"], kind_of(row["modality_distinct"])) for row in told}
+    durations, kinds = zip(*(items[item_id] for item_id in rows["item_id"].to_pylist()), strict=True)
+    filled = pa.table({"id": rows["id"], "duration": pa.array(durations), "kind": pa.array(kinds)})
+    table.merge_insert("id").when_matched_update_all().execute(filled)
+
+
+def _index_words(table: Any) -> None:
+    """Makes the full-text index over the column `text`, unless there is one.
+
+    Rows that it does not cover yet are searched as well; `compact` brings it up to date.
+    """
+    if any(index.name == _WORDS_INDEX for index in table.list_indices()):
+        return
+    from lancedb.index import FTS
+
+    # ICU finds the words of scripts without spaces; its own stop words are those of all languages together.
+    config = FTS(base_tokenizer="icu/split", custom_stop_words=list(STOP_WORDS))
+    table.create_index("text", config=config, name=_WORDS_INDEX)
 
 
 def require_writable(folder: Path) -> None:
@@ -256,9 +287,17 @@ def _lancedb() -> ModuleType:
     return lancedb
 
 
+def kind_of(modalities: Iterable[str]) -> str:
+    """What an item is, by the modalities of its rows: "image", "video" (without sound), "audio" or "both"."""
+    found = set(modalities)
+    if "image" in found:
+        return "image"
+    return "both" if {"video", "audio"} <= found else "video" if "video" in found else "audio"
+
+
 def _is_foreign(table: Any) -> bool:
     ours = _schema(1).names
-    return not {*ours} - {"name", "attributes"} <= set(stored_as(table, ours))
+    return not {*ours} - {*_ADDED} <= set(stored_as(table, ours))
 
 
 def _table_path(folder: str | Path) -> Path:
@@ -281,5 +320,10 @@ def _schema(dim: int) -> pa.Schema:
             pa.field("modified", pa.int64()),
             pa.field("digest", pa.string()),
             pa.field("vector", pa.list_(pa.float32(), dim)),
+            pa.field("duration", pa.float64()),
+            pa.field("kind", pa.string()),
+            pa.field("said_by", pa.string()),
+            pa.field("text", pa.string()),
+            pa.field("words", pa.list_(pa.struct(_WORD))),
         ]
     )

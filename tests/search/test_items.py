@@ -86,21 +86,46 @@ def test_a_file_that_has_moved_under_its_id_is_not_read_again(index, clips):
     assert len({item.id for item in index.items()}) == len(index.items()) == 3
 
 
-def test_a_renamed_file_is_another_item_and_prune_removes_the_old(index, clips):
-    index.add([clips])
+def test_a_file_that_was_moved_is_not_read_again(index, clips):
+    index.add([Item(clips / "a.mp4", "Ann's talk", ANN)])
+    id = index.items()[0].id
     (clips / "a.mp4").rename(clips / "ä 日本.mp4")
+    index.embedder.read.clear()
     report = index.add([clips], prune=True)
-    assert (report.added, report.pruned) == ([str(clips / "ä 日本.mp4")], [str(clips / "a.mp4")])
-    assert set(by_name(index)) == {"b.mp4", "ä 日本.mp4"}
+    assert (report.updated, report.pruned) == (["Ann's talk"], [])
+    assert index.embedder.read == ["b.mp4"]
+    moved = by_name(index)["Ann's talk"]
+    assert (moved.id, moved.source, moved.attributes) == (id, str(clips / "ä 日本.mp4"), ANN)
+    assert len(index.add([clips]).unchanged) == 2
 
 
-def test_equal_content_at_two_paths_is_two_items(index, clips):
+def test_files_with_the_same_content_are_one_item(index, clips):
     (clips / "copy.mp4").write_bytes((clips / "b.mp4").read_bytes())
-    index.add([clips])
+    report = index.add([clips])
+    same = [(str(clips / "copy.mp4"), f"the same content as {clips / 'b.mp4'}")]
+    assert (report.passed_over, report.line()) == (
+        same,
+        "2 recordings added (4 rows), 0 unchanged, 1 passed over",
+    )
+    assert len(index.search("0 1 0 0")) == 2
+    # If the first of them goes, or changes, the item lives on as the other.
+    id = by_name(index)["b.mp4"].id
+    recording(clips / "b.mp4", {"video": [0, 0, 0, 1]})
+    index.embedder.read.clear()
+    (clips / "a.mp4").unlink()
+    report = index.add([clips / "copy.mp4"])
+    assert (report.updated, by_name(index)["copy.mp4"].id) == ([str(clips / "copy.mp4")], id)
+    assert index.embedder.read == []
+    assert index.add([clips], prune=True).added == [str(clips / "b.mp4")]
+
+
+def test_items_that_are_given_are_kept_apart(index, clips):
+    (clips / "copy.mp4").write_bytes((clips / "b.mp4").read_bytes())
+    index.add([Item(clips / "b.mp4"), Item(clips / "copy.mp4", "the same")])
     hits = index.search("0 1 0 0", 2)
     assert {Path(hit.item.source).name for hit in hits} == {"b.mp4", "copy.mp4"}
     index.remove([hits[0].item.id])
-    assert len(index.items()) == 2
+    assert len(index.items()) == 1
 
 
 def test_content_without_a_file(index, clips):
@@ -251,7 +276,7 @@ def test_adding_to_a_former_index_migrates_it_and_reads_nothing_again(former, cl
     with caplog.at_level(logging.INFO, "mllm"):
         assert len(index.add([clips]).unchanged) == 2
         assert index.add([Item(clips / "a.mp4", attributes=ANN)]).updated == [str(clips / "a.mp4")]
-    assert caplog.messages == [f"index {former} was made before items had attributes: its table was migrated"]
+    assert caplog.messages == [f"index {former} was made by an earlier version: its table was migrated"]
     assert embedder.read == []
     assert columns(former) == columns(former.with_name("made"))
     assert (index.info().rows, index.info().model) == (rows, "model-a")
@@ -274,7 +299,7 @@ def test_a_migration_that_was_killed_halfway_is_searched_and_finished(former, cl
         with pytest.raises(ConfigError, match=step):
             migrate(Table(), former)
 
-    for step in ("drop_columns", "alter_columns", "add_columns"):
+    for step in ("alter_columns", "add_columns", "merge_insert", "create_index"):
         killed_after(step)
         index = Index.open(former, CountingEmbedder(), create=False)
         assert [hit.item.source for hit in index.search("0 1 0 0", 1)] == [str(clips / "b.mp4")]

@@ -42,6 +42,14 @@ def test_a_jsonl_table_has_the_types_it_has(tmp_path):
     assert table.unused() == [str(tmp_path / "lists/a.mp4")]
 
 
+def test_a_description_is_no_attribute(tmp_path):
+    (tmp_path / "t.csv").write_text("file,description,year\na.mp4,2020,2020\nb.mp4,,2021\n")
+    item = Attributes(tmp_path / "t.csv").item
+    a, b = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    assert item(a) == Item(a, attributes={"year": 2020}, description="2020")
+    assert item(b) == Item(b, attributes={"year": 2021})
+
+
 def test_common_attributes_and_recordings_without_a_row(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"file": "a.mp4", "year": 2021}\n')
     table = Attributes(tmp_path / "t.jsonl", ["year=2020", "place = Bern = BE", "live=true"])
@@ -65,6 +73,7 @@ def test_common_attributes_and_recordings_without_a_row(tmp_path):
         ("t.jsonl", "\n[1]\n", "t.jsonl row 2 is no object"),
         ("t.jsonl", '{"file": 1}', "t.jsonl row 1: a row names its recording in 'file'"),
         ("t.jsonl", '{"file": "a", "name": 1}', "t.jsonl row 1: the name 1 is not text"),
+        ("t.jsonl", '{"file": "a", "description": 1}', "t.jsonl row 1: the description 1 is not text"),
         (
             "t.jsonl",
             '{"file": "a", "tags": ["x"]}',

@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from mllm.errors import ConfigError, MediaError, MllmError
+from mllm.records.transcript import Segment, Transcript
 from serve import library
 
 runner = CliRunner()
@@ -130,6 +131,26 @@ def test_attributes_and_filters(place):
     assert "0 recordings added (0 rows), 0 unchanged, 1 updated" in lent.output
     (hit, *_) = json.loads(run("search", "a star", "--filter", "lent=true", "--json").output)
     assert (hit["name"], hit["attributes"]) == ("Ann [1]", {"lent": True})
+
+
+def test_transcripts_subtitles_and_descriptions(place, monkeypatch):
+    class Listener:
+        def transcribe(self, path, isolated=False, **span):
+            return Transcript("en", (Segment(0.5, 1.0, "a bell rings"),))
+
+        def __init__(self, name):
+            self.name = name
+
+    monkeypatch.setattr(library, "_transcriber", Listener)
+    (place / "clips/star.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nLook, a star!\n")
+    (place / "talks.csv").write_text("file,name,description\nclips/star.mp4,Stars,A film about the sky\n")
+    added = run("index", "add", "clips", "--attributes", "talks.csv", "--transcribe")
+    assert "2 recordings added (7 rows)" in added.output
+    told = json.loads(run("index", "info", "--json").output)
+    assert told["texts"] == {"said": 2, "written": 1}
+    assert told["said"] == {"transcript whisper-base": 1, "subtitles": 1}
+    texts = "texts       2 said, 1 written; heard 1 by subtitles, 1 by transcript whisper-base"
+    assert texts in run("index", "info").output
 
 
 def test_rows_of_a_table_that_meet_no_recording_are_named(place):
