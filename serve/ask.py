@@ -36,7 +36,7 @@ def ask(
     from rich.console import Console
 
     from mllm.records.answers import Generation
-    from mllm.search.filters import parse_filters
+    from mllm.search.expressions import parse_filters
     from mllm.search.index import filled_by
     from serve.chat import make_backend, print_answer
 

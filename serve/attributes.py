@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import ConfigError
-from mllm.search.filters import parse_value
+from mllm.search.expressions import parse_value
 from mllm.search.items import Item, Value, check_attributes
 
 _FILE, _NAME, _DESCRIPTION = "file", "name", "description"  # columns that are not attributes

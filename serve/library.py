@@ -157,7 +157,7 @@ def search(
     from rich.text import Text
 
     from mllm.errors import MllmError
-    from mllm.search.filters import parse_filters
+    from mllm.search.expressions import parse_filters
     from mllm.search.index import check_modality
 
     check_modality(modality)

@@ -1,8 +1,12 @@
-"""Filters by attribute: OpenAI's filter objects, and a short form for the command line, compiled to SQL.
+"""Filters: OpenAI's filter objects, compiled to SQL; `mllm.search.expressions` has a form in one line.
 
     {"type": "eq" | "ne" | "gt" | "gte" | "lt" | "lte", "key": "year", "value": 2020}
     {"type": "in" | "nin", "key": "speaker", "value": ["ann", "bob"]}
     {"type": "and" | "or", "filters": [...]}
+
+Keys are attributes of items and, where no item has an attribute of that name, `FIELDS`: the length of a
+recording ("duration"), where in it something lies ("start", "end"; in s, or as mm:ss), and what the recording
+has ("modality": "video" without sound, "audio" without picture, "both", or "image").
 
 An item without the attribute, or with a value of another type, passes only "ne" and "nin". Strings are
 ordered by code point, so dates written as 2026-11-27 compare as dates.
@@ -15,62 +19,23 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
-from typing import Any, TypeAlias
+from typing import Any
 
 from mllm.errors import ConfigError
-from mllm.search.items import Value, is_value, kind
+from mllm.search.expressions import DEEPEST, Filters
+from mllm.search.items import KINDS, Value, is_value, kind
 from mllm.search.store import quoted
 
-Filters: TypeAlias = Mapping[str, Any]  # one of the objects above, as parsed JSON; checked by `to_sql`
-
+FIELDS = {"duration": "duration", "start": "start", "end": "end", "modality": "kind"}  # columns by name
 _ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _NOT_IN = {"ne": "eq", "nin": "in"}
 _TYPES = ("eq", *_ORDER, *_NOT_IN, "in", "and", "or")
-_SHORT = {"=": "eq", "==": "eq", "!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
-_SHORT_FORM = re.compile(r"\s*([^=<>!]*[^=<>!\s])\s*(>=|<=|!=|==?|>|<)\s*(.*)", re.DOTALL)
-_MOST_COMPARISONS, _DEEPEST, _MOST_VALUES = 100, 8, 1000  # safe limits for the store's query planner
-
-
-def parse_value(text: str) -> Value:
-    """Parses a value on the command line or in a CSV file.
-
-    JSON numbers, true, false and "quoted strings" are parsed; everything else is a literal string.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if is_value(value) else text
-
-
-def parse_filters(words: Sequence[str]) -> Filters | None:
-    """Parses `--filter` options: `year>=2020`, `speaker=ann`, or a filter object in JSON, joined by "and".
-
-    Raises:
-        ConfigError: if a word is neither.
-    """
-    filters: list[Filters] = []
-    for word in words:
-        if word.lstrip().startswith("{"):
-            try:
-                filters.append(json.loads(word))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"--filter {word[:80]} is not JSON: {error}") from None
-            continue
-        match = _SHORT_FORM.fullmatch(word)
-        if match is None:
-            raise ConfigError(
-                f"--filter '{word[:80]}' is no comparison: write key=value, or !=, <, <=, >, >= between them"
-            )
-        key, sign, value = match.groups()
-        filters.append({"type": _SHORT[sign], "key": key, "value": parse_value(value)})
-    if len(filters) < 2:
-        return filters[0] if filters else None
-    return {"type": "and", "filters": filters}
+_MOST_COMPARISONS, _MOST_VALUES = 100, 1000  # safe limits for the store's query planner
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 
 def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
-    """Compiles a filter to an SQL condition on the column `attributes`.
+    """Compiles a filter to an SQL condition on the columns of an index.
 
     Args:
         known: types (see `items.kind`) of the attributes in the index, by name.
@@ -99,8 +64,8 @@ def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
         parts = one["filters"]
         if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
             raise ConfigError(f"a filter '{one['type']}' joins a list of filters: not {parts!r:.80}")
-        if depth == _DEEPEST:
-            raise ConfigError(f"a filter nested over {_DEEPEST} levels deep: join its parts in one list")
+        if depth == DEEPEST:
+            raise ConfigError(f"a filter nested over {DEEPEST} levels deep: join its parts in one list")
         return "(" + f" {one['type'].upper()} ".join(compile_one(part, depth + 1) for part in parts) + ")"
 
     return compile_one(filters, 0)
@@ -109,13 +74,15 @@ def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
 def _comparison(operator: str, key: object, value: Any, known: Mapping[str, AbstractSet[str]]) -> str:
     if operator in _NOT_IN:
         return f"({_comparison(_NOT_IN[operator], key, value, known)} IS NOT TRUE)"
-    if not isinstance(key, str) or key not in known:
+    if not isinstance(key, str) or key not in (known.keys() | FIELDS.keys()):
         raise ConfigError(_unknown(key, known))
     values = value if operator == "in" else [value]
     if not isinstance(values, list | tuple) or not values or len(values) > _MOST_VALUES:
         raise ConfigError(
             f"'{key}': 'in' and 'nin' take a list of 1 to {_MOST_VALUES} values: not {value!r:.80}"
         )
+    if key not in known:
+        return _field(operator, key, values)
     for one in values:
         if not is_value(one):
             raise ConfigError(f"'{key}' is compared with a string, number or boolean: not with {one!r:.80}")
@@ -130,6 +97,25 @@ def _comparison(operator: str, key: object, value: Any, known: Mapping[str, Abst
         listed = ", ".join(quoted(json.dumps(one, ensure_ascii=False)) for one in texts)
         parts.append(f"{_json(key)} IN ({listed})")
     return f"({' OR '.join(parts)})"
+
+
+def _field(operator: str, key: str, values: Sequence[Any]) -> str:
+    column = f'"{FIELDS[key]}"'
+    if key == "modality":
+        odd = [one for one in values if operator in _ORDER or one not in KINDS]
+        if odd:
+            raise ConfigError(f"'modality' is or is not one of {', '.join(KINDS)}: not {odd[0]!r:.80}")
+        return f"({column} IN ({', '.join(map(quoted, values))}))"
+    seconds = ", ".join(_double(_seconds(key, one)) for one in values)
+    return f"({column} {_ORDER[operator]} {seconds})" if operator in _ORDER else f"({column} IN ({seconds}))"
+
+
+def _seconds(key: str, value: Any) -> float:
+    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
+        return int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    if isinstance(value, str | bool) or not is_value(value):
+        raise ConfigError(f"'{key}' is compared with seconds, or a time as mm:ss: not with {value!r:.80}")
+    return float(value)
 
 
 def _ordered(key: str, sign: str, value: Value) -> str:

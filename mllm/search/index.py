@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mllm.errors import ConfigError
-from mllm.search.filters import Filters, to_sql
-from mllm.search.items import BY_SUBTITLES, ITEM_COLUMNS, SAID, WRITTEN, Item, item_of, kind
+from mllm.search.expressions import Filters
+from mllm.search.filters import to_sql
+from mllm.search.items import BY_SUBTITLES, ITEM_COLUMNS, KINDS, SAID, WRITTEN, Item, item_of, kind
 from mllm.search.store import (
     create_table,
     delete_items,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from mllm.search.fill import AddReport, Transcriber
 
 DEFAULT_FOLDER = Path(".mllm/index")
-SEARCHABLE = ("video", "audio", "both", "image")
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,8 @@ class Index:
 
 def check_modality(modality: str | None) -> None:
     """Raises ConfigError for a modality that no row can have; None means the fullest row."""
-    if modality is not None and modality not in SEARCHABLE:
-        raise ConfigError(f"no modality '{modality}' in an index: choose from {', '.join(SEARCHABLE)}")
+    if modality is not None and modality not in KINDS:
+        raise ConfigError(f"no modality '{modality}' in an index: choose from {', '.join(KINDS)}")
 
 
 def describe(folder: str | Path) -> IndexInfo:
@@ -306,7 +306,7 @@ def describe(folder: str | Path) -> IndexInfo:
     return IndexInfo(
         folder,
         recordings=len(sources),
-        rows={modality: counts[modality] for modality in SEARCHABLE},
+        rows={modality: counts[modality] for modality in KINDS},
         texts={modality: counts[modality] for modality in (SAID, WRITTEN)},
         said=dict(Counter(map(_short_source, sources))),
         seconds=seconds,

@@ -16,6 +16,7 @@ from mllm.media.places import is_data_uri
 
 SAID, WRITTEN = "said", "written"  # modalities of rows of text: what is said, what its owner wrote about it
 BY_SUBTITLES, BY_TRANSCRIPT = "subtitles", "transcript"  # where what is said comes from
+KINDS = ("video", "audio", "both", "image")  # of items, and modalities of rows of windows
 ITEM_COLUMNS = ("item_id", "name", "source", "attributes")  # of every row in an index
 
 Value: TypeAlias = str | int | float | bool

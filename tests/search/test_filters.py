@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mllm.errors import ConfigError
-from mllm.search.filters import parse_filters, parse_value, to_sql
+from mllm.search.expressions import parse_expression, parse_filters, parse_value
+from mllm.search.filters import to_sql
 from mllm.search.index import Index
 from mllm.search.items import Item
-from tests.search.test_index import CountingEmbedder, recording
+from tests.search.test_index import CountingEmbedder, full, recording
 
 ITEMS = {
     "ann20": {"speaker": "ann", "year": 2020, "public": True},
@@ -57,6 +58,83 @@ def test_the_short_form(index):
     assert short(index, 'année \'x\'="日本 \\\\ \\n\\" 🎬"') == {"odd"}
     assert short(index, '{"type": "in", "key": "speaker", "value": ["bob", "zoe"]}') == {"bob"}
     assert parse_filters([]) is None
+
+
+def test_expressions(index):
+    def read(text: str) -> set[str]:
+        return names(index, parse_expression(text))
+
+    assert read("speaker = ann and year > 2020") == {"ann21"}
+    assert read("year > 2020 or speaker = bob") == {"ann21", "bob"}
+    assert read("speaker = bob or speaker = ann and public = true") == {"ann20", "bob"}
+    assert read("(speaker = bob or speaker = ann) AND public != true") == {"ann21", "bob"}
+    assert read("speaker in (bob, zoe) or (year=2020)") == {"ann20", "bob"}
+    assert read('speaker not in ("ann", bob)') == {"odd", "bare"}
+    assert read("""speaker = "O'Neill; DROP TABLE \\"windows\\" --" or speaker = zoe""") == {"odd"}
+    assert read('"année \'x\'" = "日本 \\\\ \\n\\" 🎬"') == {"odd"}
+    both = [
+        {"type": "eq", "key": "a b", "value": "c (d)"},
+        {"type": "in", "key": "e", "value": [1, "x and y"]},
+    ]
+    assert parse_expression('a b = c (d) and e in (1, "x and y")') == {"type": "and", "filters": both}
+    assert parse_expression("sand=1 or band=android") == {
+        "type": "or",
+        "filters": [
+            {"type": "eq", "key": "sand", "value": 1},
+            {"type": "eq", "key": "band", "value": "android"},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("band = Sand and Roll", "'Roll' in 'band = Sand and Roll' is no comparison: write key=value"),
+        ("a = 1 and", "'' in 'a = 1 and' is no comparison"),
+        ("(a = 1", "opens a bracket that nothing closes: add ')'"),
+        ("(a = 1))", "')' in '(a = 1))' is no comparison"),
+        ("a in (1, 2", "opens a bracket that nothing closes"),
+        ("a in 1", "'a in 1' is no comparison"),
+        ("not a = 1 = 2 (", None),
+        ("(" * 2000, "a filter nested over 8 levels deep"),
+        ("a" + " " * 4000, "a filter of over 4000 characters: write it as an object in JSON"),
+    ],
+)
+def test_what_is_no_expression_is_one_line(text, error):
+    if error is None:  # odd, but a key and its value
+        assert parse_expression(text) == {"type": "eq", "key": "not a", "value": "1 = 2 ("}
+        return
+    with pytest.raises(ConfigError) as caught:
+        parse_expression(text)
+    assert error in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_of_recordings_and_windows(tmp_path):
+    """Length, place and kind, of an index without attributes; an attribute of the same name goes before."""
+    index = Index.open(tmp_path / "index", CountingEmbedder())
+    recording(tmp_path / "clips/long.mp4", *[{"video": [1, 0, 0, i / 100]} for i in range(60)])
+    recording(tmp_path / "clips/sound.wav", {"audio": [1, 0, 0, 1]})
+    recording(tmp_path / "clips/full.mp4", full([1, 0, 1, 1], [1, 0, 1, 1]))
+    index.add([tmp_path / "clips"])
+
+    def found(text: str) -> set[str]:
+        hits = index.search("1 0 0 0", 100, filters=parse_expression(text))
+        return {f"{hit.item.path.stem} {hit.start:g}" for hit in hits}
+
+    assert found("duration >= 1:00 and start >= 0:01:54 and end < 120") == {"long 114", "long 116"}
+    assert found("duration < 60") == {"sound 0", "full 0"}
+    assert found("modality = both or modality in (audio, image)") == {"sound 0", "full 0"}
+    assert found("modality != video and duration = 2") == {"sound 0", "full 0"}
+    for text, error in (
+        ("duration > long", "'duration' is compared with seconds, or a time as mm:ss: not with 'long'"),
+        ("modality = smell", "'modality' is or is not one of video, audio, both, image: not 'smell'"),
+        ("modality > both", "'modality' is or is not one of"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            found(text)
+    index.add([Item(tmp_path / "clips/sound.wav", attributes={"duration": "long"})])
+    assert found("duration = long") == {"sound 0"}
 
 
 def test_who_lacks_an_attribute_meets_only_the_negative(index):
