@@ -16,10 +16,9 @@ where it stopped. The search compares with every row that passes the filter, so 
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,72 +28,34 @@ import numpy as np
 from mllm.errors import ConfigError
 from mllm.search.expressions import Filters
 from mllm.search.filters import to_sql
-from mllm.search.items import BY_SUBTITLES, ITEM_COLUMNS, KINDS, SAID, WRITTEN, Item, item_of, kind
+from mllm.search.items import ITEM_COLUMNS, Item, item_of
+from mllm.search.moments import Hit, HitList, Moment, by_item, fuse
+from mllm.search.query import HEARD, SEEN, Query, check_modality, check_vector
 from mllm.search.store import (
     create_table,
     delete_items,
     exists,
     migrate,
+    nearest,
     open_table,
     quoted,
     read_columns,
     read_stamp,
     store_errors,
-    stored_as,
+    with_words,
 )
+from mllm.search.summary import IndexInfo, attribute_kinds, describe, filled_by
+from mllm.search.words import WantedWords
 
 if TYPE_CHECKING:
     from mllm.search.embedder import Embedder
     from mllm.search.fill import AddReport, Transcriber
 
 DEFAULT_FOLDER = Path(".mllm/index")
-
-
-@dataclass(frozen=True)
-class IndexInfo:
-    """A summary of an index.
-
-    Attributes:
-        model: name of the model that filled it; `stamp` is its `Embedder.fingerprint()`.
-        recordings: number of items.
-        rows: number of vectors of windows by modality.
-        texts: number of texts, "said" and "written".
-        said: number of items by where what is said in them comes from: "transcript …", "subtitles", or "".
-        seconds: total length of all recordings.
-        attributes: types of value ("string", "number", "boolean") by name of attribute.
-    """
-
-    folder: Path
-    model: str
-    stamp: str
-    dim: int
-    created: str
-    recordings: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
-    texts: dict[str, int] = field(default_factory=dict)
-    said: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    attributes: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A window that a search found.
-
-    Attributes:
-        id: unique id of the row in the index.
-        item: the item that the window belongs to.
-        modality: "video", "audio", "both" or "image", of the row.
-        start, end: in seconds.
-        score: the cosine, -1 to 1.
-    """
-
-    id: str
-    item: Item
-    modality: str
-    start: float
-    end: float
-    score: float
+CANDIDATES = 512  # hits of a list from which moments are made, at least
+MEANING = 0.5  # weight of texts found by their vectors beside those found by their words
+_OF_HIT = ("id", *ITEM_COLUMNS, "modality", "start", "end")
+_OF_TEXT = ("text", "words")
 
 
 class Index:
@@ -197,6 +158,67 @@ class Index:
 
     # --- search ---------------------------------------------------------------------------------------------
 
+    def moments(self, query: Query | str | np.ndarray, k: int = 10, offset: int = 0) -> list[Moment]:
+        """The k best moments after the first `offset`, best first; what they are, `mllm.search.moments` says.
+
+        Args:
+            query: a text alone, or a vector, looks everywhere.
+
+        Raises:
+            MllmError: for a query that asks for nothing, or that nothing can be compared with.
+        """
+        found = self._moments(_as_query(query), lambda moments: len(moments) >= offset + k, offset + k)
+        return found[offset : offset + k]
+
+    def recordings(self, query: Query | str | np.ndarray, k: int = 10, offset: int = 0) -> list[list[Moment]]:
+        """The k best recordings after the first `offset`, each as its moments, best first. See `moments`."""
+        found = self._moments(
+            _as_query(query), lambda moments: len(by_item(moments)) >= offset + k, offset + k
+        )
+        return by_item(found)[offset : offset + k]
+
+    def _moments(self, query: Query, enough: Callable[[list[Moment]], bool], wanted: int) -> list[Moment]:
+        vector = query.vector(self.embedder)
+        limit = CANDIDATES
+        while limit < 4 * wanted:  # in steps, so that the pages of a search fit together
+            limit *= 2
+        while True:
+            lists = self._lists(query, vector, limit)
+            moments = fuse([self._meant(query, one) for one in lists])
+            if enough(moments) or all(len(one.hits) < limit for one in lists):
+                return moments
+            limit *= 4
+
+    def _lists(self, query: Query, vector: np.ndarray, limit: int) -> list[HitList]:
+        """The best hits by vectors of windows, by words of texts and, if only texts count, by their vectors.
+
+        By its vectors every text fits a little: beside windows that would only disturb their order.
+        """
+        more = "" if query.filters is None else f" AND {to_sql(query.filters, self._kinds())}"
+        if query.excluded is not None:
+            more += f" AND item_id != {quoted(query.excluded)}"
+        lists = []
+        if query.looks:
+            lists.append(HitList(self._nearest(vector, _rows_of(query) + more, limit)))
+        wanted = WantedWords(query.text or "")
+        for channel in query.texts:
+            where = f"modality = {quoted(channel)}{more}"
+            lists.append(HitList(self._with_words(wanted, where, limit)))
+            if not query.looks:
+                lists.append(HitList(self._nearest(vector, where, limit, wanted), MEANING))
+        return lists
+
+    def _meant(self, query: Query, one: HitList) -> HitList:
+        """A list without what is below the threshold, and texts with words that are not meant."""
+        unwanted = [WantedWords(text) for text in query.without]
+        hits = [
+            hit
+            for hit in one.hits
+            if not any(words.matched(hit.text) for words in unwanted)
+            if hit.text or query.threshold is None or hit.score >= query.threshold
+        ]
+        return replace(one, hits=hits)
+
     def search(
         self,
         query: str | np.ndarray,
@@ -219,30 +241,20 @@ class Index:
         where = f"modality = {quoted(modality)}" if modality else "fullest"
         if filters is not None:
             where += f" AND {to_sql(filters, self._kinds())}"
-        vector = self._vector(query)
-        names = ["id", *ITEM_COLUMNS, "modality", "start", "end"]
-        with store_errors(self.folder):
-            found = (
-                self.table.search(vector, vector_column_name="vector")
-                .distance_type("dot")
-                .bypass_vector_index()
-                .where(where, prefilter=True)
-                .select(stored_as(self.table, names) | {"_distance": "_distance"})
-                .limit(k)
-                .to_arrow()
-            )
-        hits = [
-            Hit(
-                id=row["id"],
-                item=item_of(row),
-                modality=row["modality"],
-                start=row["start"],
-                end=row["end"],
-                score=1.0 - row["_distance"],
-            )
-            for row in found.to_pylist()
-        ]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.item.shown, hit.start))
+        return self._nearest(self._vector(query), where, k)
+
+    def _nearest(
+        self, vector: np.ndarray, where: str, k: int, wanted: WantedWords | None = None
+    ) -> list[Hit]:
+        names = [*_OF_HIT, *_OF_TEXT] if wanted else _OF_HIT
+        rows = nearest(self.table, self.folder, vector, where, names, k)
+        return _hits(rows, lambda row: 1.0 - row["_distance"], wanted)
+
+    def _with_words(self, wanted: WantedWords, where: str, k: int) -> list[Hit]:
+        if not wanted:
+            return []
+        rows = with_words(self.table, self.folder, wanted.query, where, [*_OF_HIT, *_OF_TEXT], k)
+        return _hits(rows, lambda row: row["_score"], wanted)
 
     def find(
         self,
@@ -265,16 +277,30 @@ class Index:
             limit *= 4
 
     def _vector(self, query: str | np.ndarray) -> np.ndarray:
-        return (
-            self.embedder.embed_text([query])[0] if isinstance(query, str) else np.asarray(query, np.float32)
-        )
+        if isinstance(query, str):
+            return self.embedder.embed_text([query])[0]
+        return check_vector(query, self.embedder.dim)
+
+    def vector_of(self, item_id: str, start: float = 0.0, end: float = math.inf) -> np.ndarray:
+        """The vector of an item, or of its windows from start to end (s): a query for more like it.
+
+        Raises:
+            ConfigError: if there is nothing in the index.
+        """
+        where = f"item_id = {quoted(item_id)} AND fullest"
+        rows = read_columns(self.table, ["start", "end", "vector"], self.folder, where).to_pylist()
+        vectors = [row["vector"] for row in rows if row["start"] <= end and row["end"] >= start]
+        if not vectors:
+            raise ConfigError(f"nothing of item {item_id} from {start:g} s on in index {self.folder}")
+        summed = np.sum(vectors, axis=0, dtype=np.float64)
+        return np.asarray(summed / max(float(np.linalg.norm(summed)), 1e-12), np.float32)
 
     def _kinds(self) -> dict[str, set[str]]:
-        """`_attribute_kinds` of the current version of the table, cached."""
+        """`attribute_kinds` of the current version of the table, cached."""
         with store_errors(self.folder):
             version = self.table.version
         if self._kinds_at[0] != version:
-            self._kinds_at = (version, _attribute_kinds(self.table, self.folder))
+            self._kinds_at = (version, attribute_kinds(self.table, self.folder))
         return self._kinds_at[1]
 
     def info(self) -> IndexInfo:
@@ -282,50 +308,38 @@ class Index:
         return describe(self.folder)
 
 
-def check_modality(modality: str | None) -> None:
-    """Raises ConfigError for a modality that no row can have; None means the fullest row."""
-    if modality is not None and modality not in KINDS:
-        raise ConfigError(f"no modality '{modality}' in an index: choose from {', '.join(KINDS)}")
+def _as_query(query: Query | str | np.ndarray) -> Query:
+    if isinstance(query, Query):
+        return query
+    return Query(text=query) if isinstance(query, str) else Query(like=query)
 
 
-def describe(folder: str | Path) -> IndexInfo:
-    """Summarises the index in `folder`, without loading a model.
-
-    Raises:
-        ConfigError: if there is none, or it is damaged.
-    """
-    folder = Path(folder)
-    table = open_table(folder)
-    stamp = read_stamp(table, folder)
-    rows = read_columns(table, ["item_id", "modality", "start", "end", "fullest", "said_by"], folder)
-    counts = Counter(rows["modality"].to_pylist())
-    fullest = rows.filter(rows["fullest"])
-    seconds = float(np.sum(fullest["end"].to_numpy() - fullest["start"].to_numpy()))
-    sources = rows.group_by(["item_id", "said_by"]).aggregate([])["said_by"].to_pylist()
-    attributes = {key: sorted(kinds) for key, kinds in sorted(_attribute_kinds(table, folder).items())}
-    return IndexInfo(
-        folder,
-        recordings=len(sources),
-        rows={modality: counts[modality] for modality in KINDS},
-        texts={modality: counts[modality] for modality in (SAID, WRITTEN)},
-        said=dict(Counter(map(_short_source, sources))),
-        seconds=seconds,
-        attributes=attributes,
-        **stamp,
-    )
+def _rows_of(query: Query) -> str:
+    """The condition on rows of windows; where picture and sound both count, every window once."""
+    if query.modality is not None:
+        return f"modality = {quoted(query.modality)}"
+    if SEEN not in query.channels:
+        return "modality = 'audio'"
+    return "fullest" if HEARD in query.channels else "modality IN ('video', 'image')"
 
 
-def filled_by(folder: str | Path) -> str | None:
-    """The model that filled the index, for `Embedder.from_pretrained`.
-
-    None if that was a folder that no longer exists: it may have been moved, and may be the model that ships;
-    opening the index compares their fingerprints.
-
-    Raises:
-        ConfigError: if there is no index, or it is damaged.
-    """
-    model = read_stamp(open_table(Path(folder)), Path(folder))["model"]
-    return model if Path(model).exists() or not Path(model).is_absolute() else None
+def _hits(
+    rows: Sequence[Mapping[str, Any]], score: Callable[[Mapping[str, Any]], float], wanted: WantedWords | None
+) -> list[Hit]:
+    """Hits, best first; ties are sorted by name and time."""
+    items: dict[str, Item] = {}
+    hits = []
+    for row in rows:
+        item_id = row["item_id"]
+        if item_id not in items:
+            items[item_id] = item_of(row)
+        hit = Hit(row["id"], items[item_id], row["modality"], row["start"], row["end"], score(row))
+        if wanted is not None:
+            timed = [(word["start"], word["end"], word["text"]) for word in row["words"] or ()]
+            words = wanted.matched(row["text"], timed)
+            hit = replace(hit, text=row["text"].strip(), words=tuple(words), share=wanted.coverage(words))
+        hits.append(hit)
+    return sorted(hits, key=lambda hit: (-hit.score, hit.item.shown, hit.start))
 
 
 def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:
@@ -339,16 +353,3 @@ def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> Non
         choice = f"use --model {stamp['model']}, or {rebuild}"
         reason = f"not by {embedder.name} {ours}, and their vectors don't compare: {choice}"
     raise ConfigError(f"index {folder} was filled by model {theirs}, {reason}")
-
-
-def _short_source(said_by: str | None) -> str:
-    return BY_SUBTITLES if (said_by or "").startswith(BY_SUBTITLES) else said_by or ""
-
-
-def _attribute_kinds(table: Any, folder: Path) -> dict[str, set[str]]:
-    """Types of value by name of attribute, over all items."""
-    kinds: dict[str, set[str]] = {}
-    for text in read_columns(table, ["attributes"], folder)["attributes"].unique().to_pylist():
-        for key, value in json.loads(text or "{}").items():
-            kinds.setdefault(key, set()).add(kind(value))
-    return kinds

@@ -116,6 +116,48 @@ def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | No
     return pa.table(columns)
 
 
+def nearest(
+    table: Any, folder: Path, vector: Any, where: str, names: Sequence[str], k: int
+) -> list[dict[str, Any]]:
+    """The k rows with the largest dot product, compared with every row that meets a condition.
+
+    Returns:
+        The named columns of each row, and "_distance", 1 minus the product.
+    """
+    with store_errors(folder):
+        found = (
+            table.search(vector, vector_column_name="vector")
+            .distance_type("dot")
+            .bypass_vector_index()
+            .where(where, prefilter=True)
+            .select(stored_as(table, names) | {"_distance": "_distance"})
+            .limit(k)
+            .to_arrow()
+        )
+        return found.to_pylist()
+
+
+def with_words(
+    table: Any, folder: Path, words: str, where: str, names: Sequence[str], k: int
+) -> list[dict[str, Any]]:
+    """The k texts that fit best by BM25, of those that have any of the words and meet a condition.
+
+    Returns:
+        The named columns of each row, and "_score"; nothing from a table that has no full-text index yet.
+    """
+    with store_errors(folder):
+        if not _has_words(table):
+            return []
+        found = (
+            table.search(words, query_type="fts", fts_columns="text")
+            .where(where, prefilter=True)
+            .select([*names, "_score"])
+            .limit(k)
+            .to_arrow()
+        )
+        return found.to_pylist()
+
+
 def replace_item(table: Any, folder: Path, item_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replaces all rows of an item in one transaction."""
     schema = _schema(table.schema.field("vector").type.list_size)
@@ -197,7 +239,7 @@ def _index_words(table: Any) -> None:
 
     Rows that it does not cover yet are searched as well; `compact` brings it up to date.
     """
-    if any(index.name == _WORDS_INDEX for index in table.list_indices()):
+    if _has_words(table):
         return
     from lancedb.index import FTS
 
@@ -285,6 +327,10 @@ def _lancedb() -> ModuleType:
     import lancedb
 
     return lancedb
+
+
+def _has_words(table: Any) -> bool:
+    return any(index.name == _WORDS_INDEX for index in table.list_indices())
 
 
 def kind_of(modalities: Iterable[str]) -> str:

@@ -1,0 +1,177 @@
+"""Moments: neighbouring windows that a search found, and what several lists of hits say together.
+
+Lists are fused by weighted reciprocal rank (Cormack et al., 2009): a moment's worth is the sum over the lists
+that have it of weight / (60 + rank).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mllm.search.items import WRITTEN, Item
+from mllm.search.words import Matched
+
+RANKS = 60  # of reciprocal ranks, from the paper
+GAP = 1.0  # s between neighbours
+NEAR = 0.1  # of the best score of a moment: what is that close to it belongs to it
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that a search found.
+
+    Attributes:
+        id: unique id of the row in the index.
+        item: the item that the row belongs to.
+        modality: of the row: "video", "audio", "both" or "image" of a window, "said" or "written" of a text.
+        start, end: in seconds.
+        score: the cosine, -1 to 1; of a text that was found by its words, their BM25.
+        text: of a text.
+        words: the words of the text that were asked for, in its order, with their times where it has them.
+        share: how many of the words that were asked for are among them, above 0 to 1.
+    """
+
+    id: str
+    item: Item
+    modality: str
+    start: float
+    end: float
+    score: float
+    text: str = ""
+    words: tuple[Matched, ...] = ()
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class HitList:
+    """Hits by one score, best first, and how much their ranks count."""
+
+    hits: Sequence[Hit]
+    weight: float = 1.0
+
+
+@dataclass
+class Moment:
+    """A stretch of a recording, or all of it, that a search found.
+
+    Attributes:
+        item: the recording.
+        start, end: in seconds.
+        matches: why it was found: the best hit of each list, the one that counts most first.
+        worth: what moments are ordered by, see above.
+        confidence: how probable it is that this recording is the one that is meant, where that was measured.
+    """
+
+    item: Item
+    start: float
+    end: float
+    matches: list[Hit]
+    worth: float
+    confidence: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The cosine of its best window; None if only words were found."""
+        return max((hit.score for hit in self.matches if not hit.text), default=None)
+
+
+@dataclass
+class _Stretch:
+    """Neighbouring hits of one list, as one."""
+
+    best: Hit
+    start: float
+    end: float
+    worth: float = 0.0
+
+
+def fuse(lists: Sequence[HitList]) -> list[Moment]:
+    """The moments of all lists, best first.
+
+    Stretches of different lists that overlap are one moment. A stretch that lies in a better moment of its
+    own list is none of its own. What is written about a recording counts for all of its moments.
+    """
+    stretches: list[tuple[int, _Stretch]] = []
+    for number, one in enumerate(lists):
+        for rank, stretch in enumerate(_stretches(one.hits), start=1):
+            stretch.worth = one.weight * stretch.best.share / (RANKS + rank)
+            stretches.append((number, stretch))
+    stretches.sort(key=lambda pair: -pair[1].worth)
+    moments: dict[str, list[tuple[set[int], Moment]]] = {}
+    for number, stretch in stretches:
+        if stretch.best.modality != WRITTEN:
+            _join(moments.setdefault(str(stretch.best.item.id), []), number, stretch)
+    for number, stretch in stretches:
+        if stretch.best.modality == WRITTEN:
+            of_item = moments.setdefault(str(stretch.best.item.id), [])
+            for _, moment in of_item:
+                _count(moment, stretch)
+            if not of_item:
+                of_item.append(({number}, _begin(stretch)))
+    found = [moment for of_item in moments.values() for _, moment in of_item]
+    return sorted(found, key=lambda one: (-one.worth, -(one.score or 0.0), one.item.shown, one.start))
+
+
+def by_item(moments: Sequence[Moment]) -> list[list[Moment]]:
+    """Moments of each recording, both best first."""
+    found: dict[str, list[Moment]] = {}
+    for moment in moments:
+        found.setdefault(str(moment.item.id), []).append(moment)
+    return list(found.values())
+
+
+def _stretches(hits: Sequence[Hit]) -> list[_Stretch]:
+    """Joins hits with their neighbours in time, best first.
+
+    A neighbour belongs to a hit if its score is more than half way up from the middle (median) of the list to
+    the hit's, or nearly the same.
+    """
+    if not hits:
+        return []
+    middle = statistics.median(hit.score for hit in hits)
+    rows: dict[str, list[Hit]] = {}
+    for hit in sorted(hits, key=lambda hit: (hit.start, hit.end)):
+        rows.setdefault(str(hit.item.id), []).append(hit)
+    places = {hit.id: place for row in rows.values() for place, hit in enumerate(row)}
+    taken: set[str] = set()
+    found: list[_Stretch] = []
+    for hit in hits:
+        if hit.id in taken:
+            continue
+        least = hit.score - max((hit.score - middle) / 2, NEAR * abs(hit.score))
+        row, place = rows[str(hit.item.id)], places[hit.id]
+        taken.add(hit.id)
+        stretch = _Stretch(hit, hit.start, hit.end)
+        for step in (-1, 1):
+            at = place + step
+            while 0 <= at < len(row) and row[at].id not in taken and row[at].score >= least:
+                if row[at].start - stretch.end > GAP or stretch.start - row[at].end > GAP:
+                    break
+                stretch.start, stretch.end = min(stretch.start, row[at].start), max(stretch.end, row[at].end)
+                taken.add(row[at].id)
+                at += step
+        found.append(stretch)
+    return found
+
+
+def _join(of_item: list[tuple[set[int], Moment]], number: int, stretch: _Stretch) -> None:
+    """Adds a stretch to the moment of its recording that it overlaps, or begins a new one."""
+    for lists, moment in of_item:
+        if min(moment.end, stretch.end) > max(moment.start, stretch.start):
+            if number not in lists:
+                lists.add(number)
+                _count(moment, stretch)
+                moment.start, moment.end = min(moment.start, stretch.start), max(moment.end, stretch.end)
+            return
+    of_item.append(({number}, _begin(stretch)))
+
+
+def _begin(stretch: _Stretch) -> Moment:
+    return Moment(stretch.best.item, stretch.start, stretch.end, [stretch.best], stretch.worth)
+
+
+def _count(moment: Moment, stretch: _Stretch) -> None:
+    moment.worth += stretch.worth
+    moment.matches.append(stretch.best)

@@ -1,0 +1,145 @@
+"""What a search asks for: words, pictures, sounds, clips, and any of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mllm.errors import ConfigError, MllmError
+from mllm.files import open_ordinary
+from mllm.search.expressions import Filters
+from mllm.search.items import KINDS, SAID, WRITTEN
+
+if TYPE_CHECKING:
+    from mllm.search.embedder import Embedder, Modality
+
+SEEN, HEARD = "seen", "heard"
+CHANNELS = (SEEN, HEARD, SAID, WRITTEN)
+NEGATIVE = 0.5  # weight of a text that is not meant, unless `weights` has another
+_EMBEDDED_AS: Mapping[str, Modality] = {"image": "image", "audio": "audio", "video": "both"}
+PARTS = ("text", *_EMBEDDED_AS, "like", "without")  # that have a weight
+_NOTHING = 1e-3  # length of a sum of unit vectors that cancel each other
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to an index.
+
+    The parts that are given are added as unit vectors of the shared space, each by its weight, and the mean
+    of what is not meant is subtracted: "this picture, but at night, without people".
+
+    Attributes:
+        text: what is seen, heard, said or written.
+        image, audio, video: examples, as a path or whatever else `media.load_clip` takes.
+        like: a unit vector float32 [dim], such as `Index.vector_of` gives of something in the index.
+        without: texts; also, words that are not said or written.
+        weights: of the parts by name (`PARTS`), by default 1, of `without` `NEGATIVE`.
+        channels: of `CHANNELS`, where to look; by default everywhere.
+        modality: compare only with rows of windows of this modality, rather than with channels.
+        filters: see `mllm.search.filters`.
+        threshold: least cosine of what is seen and heard.
+        excluded: id of an item that is not to be found.
+
+    Raises:
+        MllmError: if it asks for nothing.
+        ConfigError: for an unknown channel, modality or weight.
+    """
+
+    text: str | None = None
+    image: Any = None
+    audio: Any = None
+    video: Any = None
+    like: np.ndarray | None = field(default=None, compare=False)
+    without: tuple[str, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+    channels: tuple[str, ...] = CHANNELS
+    modality: str | None = None
+    filters: Filters | None = None
+    threshold: float | None = None
+    excluded: str | None = None
+
+    def __post_init__(self) -> None:
+        check_modality(self.modality)
+        if self.text is not None and not self.text.strip():
+            object.__setattr__(self, "text", None)
+        if self.text is None and self.like is None and not self.media:
+            raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
+        if not self.channels or not set(self.channels) <= set(CHANNELS):
+            raise ConfigError(f"no channel {self.channels!r:.80}: choose from {', '.join(CHANNELS)}")
+        if self.modality and self.channels != CHANNELS:
+            raise ConfigError("a modality chooses rows of what is seen and heard: give it, or channels")
+        if not self.looks and self.text is None:
+            raise ConfigError("what is said and written is found by words: give a text, or other channels")
+        for name, weight in self.weights.items():
+            if name not in PARTS or not 0 <= weight <= 1000:
+                raise ConfigError(
+                    f"no weight {name}={weight}: give {', '.join(PARTS)} a weight from 0 to 1000"
+                )
+
+    @property
+    def media(self) -> dict[str, Any]:
+        """The examples that are given, by name."""
+        return {name: given for name in _EMBEDDED_AS if (given := getattr(self, name)) is not None}
+
+    @property
+    def looks(self) -> bool:
+        """Whether it compares with what is seen or heard."""
+        return bool({SEEN, HEARD} & set(self.channels))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The channels of text that it looks into."""
+        reads = self.text is not None and self.modality is None
+        return tuple(channel for channel in (SAID, WRITTEN) if reads and channel in self.channels)
+
+    def check_files(self) -> None:
+        """Raises MediaError if an example is a path that is no file, before a model is loaded."""
+        for source in self.media.values():
+            if isinstance(source, Path):
+                open_ordinary(source).close()
+
+    def vector(self, embedder: Embedder) -> np.ndarray:
+        """The sum of its parts, float32 [dim] of length 1.
+
+        Raises:
+            MediaError: if an example cannot be read, or has not what its name says.
+            ConfigError: if the parts cancel each other, or `like` is no vector of this space.
+        """
+        parts = [
+            (name, embedder.embed_clips([given], _EMBEDDED_AS[name])) for name, given in self.media.items()
+        ]
+        if self.text is not None:
+            parts.append(("text", embedder.embed_text([self.text])))
+        if self.like is not None:
+            parts.append(("like", check_vector(self.like, embedder.dim)[None]))
+        if self.without:
+            parts.append(("without", -embedder.embed_text(list(self.without))))
+        default = {"without": NEGATIVE}
+        rows = [self.weights.get(name, default.get(name, 1.0)) * vectors.mean(0) for name, vectors in parts]
+        summed = np.sum(rows, axis=0, dtype=np.float64)
+        length = float(np.linalg.norm(summed))
+        if length < _NOTHING:
+            raise ConfigError("what is searched for and what is not meant cancel out: give other weights")
+        return np.asarray(summed / length, np.float32)
+
+
+def check_modality(modality: str | None) -> None:
+    """Raises ConfigError for a modality that no row of windows can have; None means the fullest row."""
+    if modality is not None and modality not in KINDS:
+        raise ConfigError(f"no modality '{modality}' in an index: choose from {', '.join(KINDS)}")
+
+
+def check_vector(vector: np.ndarray, dim: int) -> np.ndarray:
+    """The vector as float32 [dim].
+
+    Raises:
+        ConfigError: if it has another shape, or values that are no numbers.
+    """
+    found = np.asarray(vector, np.float32)
+    if found.shape != (dim,) or not np.isfinite(found).all():
+        raise ConfigError(f"a query is a text, or {dim} finite numbers: not an array of shape {found.shape}")
+    return found
