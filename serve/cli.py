@@ -1,4 +1,4 @@
-"""`mllm serve` and `mllm chat`; `mllm index` and `mllm search` are imported from `serve.library` on demand.
+"""`mllm serve` and `mllm chat`; `mllm index` and `mllm search` are imported on demand.
 
 Both commands here accept unknown arguments: `serve` passes flags on to vLLM, `chat` preserves the order of
 recordings of different kinds.
@@ -30,10 +30,14 @@ FOLDER_FLAGS = ("--tokenizer", "--hf-config-path", "--generation-config")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("index_app", "search"):
-        from serve import library
+    if name == "index_app":
+        from serve.library import index_app
 
-        return getattr(library, name)
+        return index_app
+    if name == "search":
+        from serve.search import search
+
+        return search
     raise AttributeError(name)
 
 

@@ -1,4 +1,4 @@
-"""`mllm index` and `mllm search`: index recordings, and find them by what is seen and heard in them."""
+"""`mllm index`: index recordings, so that `mllm search` finds them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
     from mllm.models.transcriber import Transcriber
     from mllm.search.embedder import Embedder
-    from mllm.search.index import Hit, Index
+    from mllm.search.index import Index
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
 
@@ -32,8 +32,8 @@ FilterOption = Annotated[
     typer.Option(
         "--filter",
         metavar="KEY=VALUE",
-        help="Only recordings with this attribute; also !=, <, <=, >, >=, or OpenAI's filter object in JSON. "
-        "Repeatable: all must hold.",
+        help="Only recordings with this attribute, duration or modality, and moments by start and end; with "
+        "!=, <, <=, >, >=, in (…), and, or, brackets; or OpenAI's filter in JSON. Repeatable: all must hold.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -140,66 +140,6 @@ def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> Non
     Console().print(table)
 
 
-def search(
-    text: Annotated[str, typer.Argument(help="What is seen or heard, in words.", show_default=False)],
-    modality: Annotated[
-        str | None, typer.Option(help="video, audio or image alone. Default: picture and sound together.")
-    ] = None,
-    where: FilterOption = None,
-    index: IndexOption = DEFAULT_INDEX,
-    model: ModelOption = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many recordings.")] = 10,
-    as_json: JsonOption = False,
-) -> None:
-    """Find recordings, and the moment in them, by a description."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from mllm.errors import MllmError
-    from mllm.search.expressions import parse_filters
-    from mllm.search.index import check_modality
-
-    check_modality(modality)
-    filters = parse_filters(where or [])
-    if not text.strip():
-        raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
-    found = open_to_search(model, index).find(text, k, modality, filters)
-    if as_json:
-        rows = [_json(hit) for hits in found.values() for hit in hits]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
-        return
-    if not found:
-        such = (f"with {modality} " if modality else "") + (
-            "that the filter lets through " if filters else ""
-        )
-        typer.echo(f"nothing {such}in index {index}")
-        return
-    table = Table("file", "time", "modality", "score", box=None, header_style="bold")
-    table.columns[3].justify = "right"
-    for hits in found.values():
-        for i, hit in enumerate(hits[:3]):  # the best moments of a recording
-            time = "" if hit.modality == "image" else f"{clock(hit.start)}–{clock(hit.end, up=True)}"
-            modality_shown = "video+audio" if hit.modality == "both" else hit.modality
-            shown = Text(short(hit.item.shown) if i == 0 else "")
-            table.add_row(shown, time, modality_shown, f"{hit.score:.3f}")
-    Console().print(table)
-
-
-def _json(hit: Hit) -> dict[str, Any]:
-    item = hit.item
-    return {
-        "item": item.id,
-        "name": item.shown,
-        "source": item.source,
-        "attributes": item.attributes,
-        "modality": hit.modality,
-        "start": hit.start,
-        "end": hit.end,
-        "score": hit.score,
-    }
-
-
 def clock(seconds: float, up: bool = False) -> str:
     """Formats seconds as mm:ss, rounded down, or up for the end of a span."""
     whole = int(-(-seconds // 1)) if up else int(seconds)
@@ -222,13 +162,19 @@ def _transcriber(name: str) -> Transcriber:
     return Transcriber.from_pretrained(name)
 
 
-def open_to_search(model: str | None, index: Path) -> Index:
-    """Opens the index with just the text encoder of its model if possible, since torch is slow to import."""
+def open_to_search(model: str | None, index: Path, whole: bool = False) -> Index:
+    """Opens the index with just the text encoder of its model if possible, since torch is slow to import.
+
+    Args:
+        whole: the query has recordings or pictures, which need the whole model.
+    """
     from mllm.errors import ConfigError
     from mllm.search.index import Index, filled_by
     from mllm.search.text_embedder import TextEmbedder
 
     found = filled_by(index)  # raises if there is no index, before a model is loaded
+    if whole:
+        return Index.open(index, _embedder(model, index), create=False)
     folder = model or found
     if folder is None:
         from mllm.models.checkpoint import find_shipped

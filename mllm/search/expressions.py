@@ -24,6 +24,7 @@ Filters: TypeAlias = Mapping[
 
 DEEPEST = 8  # levels of brackets
 LONGEST = 4000  # characters
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 _SIGNS = {"=": "eq", "==": "eq", "!=": "ne", ">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _KEY = re.compile(
@@ -52,6 +53,12 @@ def parse_value(text: str) -> Value:
     except (ValueError, RecursionError):
         return text
     return value if is_value(value) else text
+
+
+def parse_clock(text: str) -> float | None:
+    """Seconds of a time as mm:ss or hh:mm:ss; None for any other text."""
+    clock = _CLOCK.fullmatch(text.strip())
+    return clock and int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + float(clock[3])
 
 
 def parse_filters(texts: Sequence[str]) -> Filters | None:

@@ -15,14 +15,13 @@ ordered by code point, so dates written as 2026-11-27 compare as dates.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from typing import Any
 
 from mllm.errors import ConfigError
-from mllm.search.expressions import DEEPEST, Filters
+from mllm.search.expressions import DEEPEST, Filters, parse_clock
 from mllm.search.items import KINDS, Value, is_value, kind
 from mllm.search.store import quoted
 
@@ -31,7 +30,6 @@ _ORDER = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _NOT_IN = {"ne": "eq", "nin": "in"}
 _TYPES = ("eq", *_ORDER, *_NOT_IN, "in", "and", "or")
 _MOST_COMPARISONS, _MOST_VALUES = 100, 1000  # safe limits for the store's query planner
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 
 
 def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
@@ -111,8 +109,9 @@ def _field(operator: str, key: str, values: Sequence[Any]) -> str:
 
 
 def _seconds(key: str, value: Any) -> float:
-    if isinstance(value, str) and (clock := _CLOCK.fullmatch(value.strip())):
-        return int(clock[1] or 0) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    clock = parse_clock(value) if isinstance(value, str) else None
+    if clock is not None:
+        return clock
     if isinstance(value, str | bool) or not is_value(value):
         raise ConfigError(f"'{key}' is compared with seconds, or a time as mm:ss: not with {value!r:.80}")
     return float(value)

@@ -17,9 +17,11 @@ where it stopped. The search compares with every row that passes the filter, so 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +157,26 @@ class Index:
 
         indexed = read_items(self.table, self.folder).values()
         return sorted((one.item for one in indexed), key=lambda item: item.shown)
+
+    def item(self, name: str) -> Item:
+        """The item with this id, path, name, or name of its file.
+
+        Raises:
+            ConfigError: if there is none, or more than one.
+        """
+        items = self.items()
+        path = os.path.abspath(name)
+        found = [item for item in items if name == item.id or path == item.source]
+        found = found or [item for item in items if name in (item.source, item.name)]
+        found = found or [item for item in items if item.path and item.path.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(f"{item.shown} ({item.id})" for item in found[:3])
+            raise ConfigError(f"'{name}' is several items in index {self.folder}: {several}: give an id")
+        near = get_close_matches(name, [item.shown for item in items], 1)
+        remedy = f"did you mean '{near[0]}'?" if near else "mllm index list shows what there is"
+        raise ConfigError(f"no item '{name}' in index {self.folder}: {remedy}")
 
     # --- search ---------------------------------------------------------------------------------------------
 

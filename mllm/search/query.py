@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mllm.errors import ConfigError, MllmError
-from mllm.files import open_ordinary
 from mllm.search.expressions import Filters
 from mllm.search.items import KINDS, SAID, WRITTEN
 
@@ -95,12 +93,6 @@ class Query:
         """The channels of text that it looks into."""
         reads = self.text is not None and self.modality is None
         return tuple(channel for channel in (SAID, WRITTEN) if reads and channel in self.channels)
-
-    def check_files(self) -> None:
-        """Raises MediaError if an example is a path that is no file, before a model is loaded."""
-        for source in self.media.values():
-            if isinstance(source, Path):
-                open_ordinary(source).close()
 
     def vector(self, embedder: Embedder) -> np.ndarray:
         """The sum of its parts, float32 [dim] of length 1.

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 from mllm.errors import ConfigError, MediaError, MllmError
 from mllm.records.transcript import Segment, Transcript
 from serve import library
+from serve.search import search
 
 runner = CliRunner()
 app = typer.Typer()
 app.add_typer(library.index_app, name="index")
-app.command("search")(library.search)
+app.command("search")(search)
 
 
 class WindowVector(NamedTuple):
