@@ -193,8 +193,7 @@ def _table(found: Sequence[Sequence[Moment]]) -> Any:
         table.add_column("words")
     for moments in found:
         for number, moment in enumerate(moments[:SHOWN]):
-            still = moment.end == moment.start
-            time = "" if still else f"{clock(moment.start)}–{clock(moment.end, up=True)}"
+            time = "" if moment.is_still else f"{clock(moment.start)}–{clock(moment.end, up=True)}"
             cells: list[str | Text] = [Text(short(moment.item.shown) if number == 0 else ""), time]
             cells.append(", ".join(_shown(hit.modality) for hit in moment.matches))
             cells.append("" if moment.score is None else f"{moment.score:.3f}")

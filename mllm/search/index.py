@@ -28,15 +28,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mllm.errors import ConfigError
+from mllm.records.transcript import Segment
 from mllm.search.expressions import Filters
 from mllm.search.filters import to_sql
-from mllm.search.items import ITEM_COLUMNS, Item, item_of
+from mllm.search.items import ITEM_COLUMNS, SAID, Item, item_of
 from mllm.search.moments import Hit, HitList, Moment, by_item, fuse
 from mllm.search.query import HEARD, SEEN, Query, check_modality, check_vector
 from mllm.search.store import (
     create_table,
     delete_items,
     exists,
+    kind_of,
     migrate,
     nearest,
     open_table,
@@ -324,6 +326,20 @@ class Index:
         if self._kinds_at[0] != version:
             self._kinds_at = (version, attribute_kinds(self.table, self.folder))
         return self._kinds_at[1]
+
+    def said(self, moment: Moment) -> list[Segment]:
+        """What is said in a moment, as lines without the times of words."""
+        where = f"item_id = {quoted(str(moment.item.id))} AND modality = {quoted(SAID)}"
+        rows = read_columns(self.table, ["start", "end", "text"], self.folder, where).to_pylist()
+        lines = sorted((row["start"], row["end"], row["text"]) for row in rows)
+        return [Segment(*line) for line in lines if line[0] < moment.end and line[1] > moment.start]
+
+    def kind(self, moment: Moment) -> str:
+        """What a moment's recording is to be shown as: "image", "video" or "audio"."""
+        where = f"item_id = {quoted(str(moment.item.id))} AND fullest"
+        rows = read_columns(self.table, ["modality"], self.folder, where)
+        kind = kind_of(rows["modality"].to_pylist())
+        return "video" if kind == "both" else kind
 
     def info(self) -> IndexInfo:
         """Model, size and contents."""

@@ -6,6 +6,7 @@ that have it of weight / (60 + rank).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Moment:
     confidence: float | None = None
 
     @property
+    def is_still(self) -> bool:
+        """Whether it is a picture, without a time."""
+        return any(hit.modality == "image" for hit in self.matches)
+
+    @property
     def score(self) -> float | None:
         """The cosine of its best window; None if only words were found."""
         return max((hit.score for hit in self.matches if not hit.text), default=None)
@@ -111,7 +117,13 @@ def fuse(lists: Sequence[HitList]) -> list[Moment]:
             if not of_item:
                 of_item.append(({number}, _begin(stretch)))
     found = [moment for of_item in moments.values() for _, moment in of_item]
-    return sorted(found, key=lambda one: (-one.worth, -(one.score or 0.0), one.item.shown, one.start))
+    return sorted(found, key=_order)
+
+
+def _order(moment: Moment) -> tuple[float, float, str, float]:
+    """Best first; of equal worth those found by words alone, which are sure, then by score, name, time."""
+    score = math.inf if moment.score is None else moment.score
+    return -moment.worth, -score, moment.item.shown, moment.start
 
 
 def by_item(moments: Sequence[Moment]) -> list[list[Moment]]:

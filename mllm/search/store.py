@@ -338,7 +338,9 @@ def kind_of(modalities: Iterable[str]) -> str:
     found = set(modalities)
     if "image" in found:
         return "image"
-    return "both" if {"video", "audio"} <= found else "video" if "video" in found else "audio"
+    if "both" in found or {"video", "audio"} <= found:
+        return "both"
+    return "video" if "video" in found else "audio"
 
 
 def _is_foreign(table: Any) -> bool:

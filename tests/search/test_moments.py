@@ -49,7 +49,7 @@ def test_lists_that_agree_go_before_each_alone():
     assert (spans([first]), first.score) == ([("b", 9.5, 14.5)], 0.8)
     assert first.worth == pytest.approx(2 / (RANKS + 2))
     assert [match.modality for match in first.matches] == ["both", "said"]
-    assert [(moment.item.id, moment.score) for moment in others] == [("c", 0.1), ("a", 0.9), ("d", None)]
+    assert [(moment.item.id, moment.score) for moment in others] == [("c", 0.1), ("d", None), ("a", 0.9)]
 
 
 def test_a_weaker_hit_inside_of_a_moment_is_part_of_it():

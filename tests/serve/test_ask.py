@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from mllm.errors import MediaError, MllmError
 from mllm.media.recording import load_clip
 from mllm.records.openai_parts import to_openai
-from mllm.search.index import Hit
 from mllm.search.items import Item
+from mllm.search.moments import Hit, Moment
 from serve import ask, chat
 from tests.serve.test_library import JsonEmbedder, WindowVector, direction
 
@@ -107,6 +107,32 @@ def test_what_cannot_be_asked_is_one_line(library, tmp_path):
 
 
 def test_moments_are_shown_as_times():
-    moment = Hit("a", Item("/x/talk.mp4"), "both", 61.0, 64.5, 0.9)
+    talk = Hit("a", Item("/x/talk.mp4"), "both", 61.0, 63.0, 0.9)
     still = Hit("b", Item("/x/a.png"), "image", 0, 0, 0.5)
-    assert ask.sources([moment, still]) == ["[/x/talk.mp4 01:01–01:05]", "[/x/a.png]"]
+    found = [Moment(talk.item, 61.0, 64.5, [talk], 1), Moment(still.item, 0, 0, [still], 1)]
+    assert ask.sources(found) == ["[/x/talk.mp4 01:01–01:05]", "[/x/a.png]"]
+
+
+def test_of_a_long_moment_the_part_around_its_best_match_is_looked_at():
+    def part(start: float, end: float, best: float) -> tuple[float, float]:
+        hit = Hit("a", Item("/x/talk.mp4"), "both", best, best + 2, 0.9)
+        shown = ask._shortened(Moment(hit.item, start, end, [hit], 1))
+        return shown.start, shown.end
+
+    assert part(4, 20, 6) == (4, 20)
+    assert part(4, 100, 6) == (4, 34)
+    assert part(4, 100, 50) == (36, 66)
+    assert part(4, 100, 98) == (70, 100)
+
+
+def test_what_is_said_goes_with_the_moments(library, tmp_path):
+    srt = "1\n00:00:02,500 --> 00:00:03,500\nHello there!\n\n2\n00:00:06,000 --> 00:00:07,000\nBye.\n"
+    (tmp_path / "library/long.srt").write_text(srt)
+    ask.open_to_search(None, None).add([tmp_path / "library"])
+    printed = run("Who says hello?", "--top", "1").stdout.splitlines()
+    assert printed[1:] == ["[library/long.mp4 00:02–00:04]"]
+    film, said, text = library.asked[1][0]["content"]
+    assert (film["start"], film["end"], text["text"]) == (2.0, 4.0, "Who says hello?")
+    assert said["text"].endswith("[00:00] Hello there!\n")
+    run("Bye?", "--top", "1", "--url", "http://localhost:1")
+    assert "[00:00] Bye.\n" in library.asked[3][0]["content"][1]["text"]
