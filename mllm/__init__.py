@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from mllm.records.answers import Generation, Ranking, Unread
     from mllm.records.record import read_records, write_records
     from mllm.search.embedder import Embedder
-    from mllm.search.index import Hit, Index
+    from mllm.search.index import Index
     from mllm.search.items import Item
+    from mllm.search.moments import Hit, Moment
+    from mllm.search.query import Query
 
 __version__ = "0.1.0"
 
@@ -46,8 +48,10 @@ _HOMES = {
     "mllm.records.answers": ("Generation", "Ranking", "Unread"),
     "mllm.records.record": ("read_records", "write_records"),
     "mllm.search.embedder": ("Embedder",),
-    "mllm.search.index": ("Hit", "Index"),
+    "mllm.search.index": ("Index",),
     "mllm.search.items": ("Item",),
+    "mllm.search.moments": ("Hit", "Moment"),
+    "mllm.search.query": ("Query",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -64,6 +68,8 @@ __all__ = [
     "Item",
     "MediaError",
     "MllmError",
+    "Moment",
+    "Query",
     "Ranking",
     "RecordError",
     "RemoteAnswerer",

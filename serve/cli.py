@@ -31,7 +31,7 @@ FOLDER_FLAGS = ("--tokenizer", "--hf-config-path", "--generation-config")
 
 def __getattr__(name: str) -> Any:
     if name == "index_app":
-        from serve.library import index_app
+        from serve.upkeep import index_app
 
         return index_app
     if name == "search":

@@ -83,7 +83,7 @@ def add(
 
     console = Console()
     table = Attributes(attributes, attribute or [])
-    opened = Index.open(index, _embedder(model, None if rebuild else index, features), rebuild=rebuild)
+    opened = Index.open(index, load_embedder(model, None if rebuild else index, features), rebuild=rebuild)
     with console.status("reading") as status:
 
         def progress(name: str, became: str) -> None:
@@ -109,7 +109,8 @@ def add(
         raise typer.Exit(1)
 
 
-@index_app.command("info")
+@index_app.command("stats")
+@index_app.command("info", hidden=True)
 def info(index: IndexOption = DEFAULT_INDEX, as_json: JsonOption = False) -> None:
     """What an index holds and which model filled it."""
     from rich.console import Console
@@ -146,7 +147,7 @@ def clock(seconds: float, up: bool = False) -> str:
     return f"{whole // 60:02d}:{whole % 60:02d}"
 
 
-def _embedder(model: str | None, index: Path | None, features: Path | None = None) -> Embedder:
+def load_embedder(model: str | None, index: Path | None, features: Path | None = None) -> Embedder:
     """Loads the given model, or else the one that filled the index, or else the shipped one."""
     from mllm.search.embedder import Embedder
     from mllm.search.index import exists, filled_by
@@ -174,7 +175,7 @@ def open_to_search(model: str | None, index: Path, whole: bool = False) -> Index
 
     found = filled_by(index)  # raises if there is no index, before a model is loaded
     if whole:
-        return Index.open(index, _embedder(model, index), create=False)
+        return Index.open(index, load_embedder(model, index), create=False)
     folder = model or found
     if folder is None:
         from mllm.models.checkpoint import find_shipped
@@ -184,7 +185,7 @@ def open_to_search(model: str | None, index: Path, whole: bool = False) -> Index
     if text_embedder is not None:
         with suppress(ConfigError):  # on a mismatch the full model decides
             return Index.open(index, cast("Embedder", text_embedder), create=False)  # embeds text only
-    return Index.open(index, _embedder(model, index), create=False)
+    return Index.open(index, load_embedder(model, index), create=False)
 
 
 def short(path: str) -> str:

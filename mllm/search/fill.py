@@ -22,6 +22,7 @@ from mllm.search.items import (
     ITEM_COLUMNS,
     SAID,
     WRITTEN,
+    Indexed,
     Item,
     derived_id,
     item_of,
@@ -87,34 +88,6 @@ class AddReport:
         ):
             parts += [f"{len(names)} {what}"] if names else []
         return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """An item in the index and the state of its content.
-
-    Attributes:
-        size, modified, digest: of the content, in bytes, ns and as SHA-256.
-        said_by: where what is said in it comes from, such as "transcript whisper-base" or "subtitles" with
-            file and hash; None if nobody has listened to it.
-        kind, duration: see `store.kind_of`; in s.
-    """
-
-    item: Item
-    size: int
-    modified: int
-    digest: str
-    said_by: str | None = None
-    kind: str | None = None
-    duration: float | None = None
-
-    def is_in_place(self) -> bool:
-        """Whether its file is still there, unchanged as far as size and time tell."""
-        try:
-            stat = os.stat(str(self.item.path))
-        except (OSError, ValueError):
-            return False
-        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.modified)
 
 
 def read_items(table: Any, folder: Path) -> dict[str, Indexed]:
@@ -236,6 +209,21 @@ class Filling:
         if len(self.report.added) % _COMPACT_EVERY == 0:
             compact(self.table, self.folder)
         return "added"
+
+    def renew(self, before: Indexed, segments: Sequence[Segment]) -> None:
+        """Adds an item of another index again, with what is said in it as far as its content is the same.
+
+        Raises:
+            MediaError: if it cannot be read.
+        """
+        size, modified, digest = _content(before.item, None)
+        same = digest == before.digest
+        windows = window_rows(self.embedder, before.item)
+        said = said_rows(self.embedder, before.item, segments if same else ())
+        duration, kind = max(row["end"] for row in windows), kind_of(row["modality"] for row in windows)
+        rows = [*windows, *said, *written_rows(self.embedder, before.item, duration)]
+        said_by = before.said_by if same else None
+        self._write(Indexed(before.item, size, modified, digest, said_by, kind, duration), rows)
 
     def _update(self, item: Item, before: Indexed) -> str:
         """Rewrites what is known of an item beside its content, if any of that has changed."""

@@ -32,11 +32,19 @@ _TYPES = ("eq", *_ORDER, *_NOT_IN, "in", "and", "or")
 _MOST_COMPARISONS, _MOST_VALUES = 100, 1000  # safe limits for the store's query planner
 
 
-def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
+def fields_of(table: Any) -> Mapping[str, str]:
+    """The fields that the table of an index has; those of an earlier version have none."""
+    return FIELDS if "kind" in table.schema.names else {}
+
+
+def to_sql(
+    filters: Filters, known: Mapping[str, AbstractSet[str]], columns: Mapping[str, str] = FIELDS
+) -> str:
     """Compiles a filter to an SQL condition on the columns of an index.
 
     Args:
         known: types (see `items.kind`) of the attributes in the index, by name.
+        columns: see `fields_of`.
 
     Raises:
         ConfigError: if the filter is malformed or too large, or if no item has an attribute of this name and
@@ -58,7 +66,7 @@ def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
             count += 1
             if count > _MOST_COMPARISONS:
                 raise ConfigError(f"a filter of over {_MOST_COMPARISONS} comparisons: use 'in' with a list")
-            return _comparison(one["type"], one["key"], one["value"], known)
+            return _comparison(one["type"], one["key"], one["value"], known, columns)
         parts = one["filters"]
         if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
             raise ConfigError(f"a filter '{one['type']}' joins a list of filters: not {parts!r:.80}")
@@ -69,10 +77,16 @@ def to_sql(filters: Filters, known: Mapping[str, AbstractSet[str]]) -> str:
     return compile_one(filters, 0)
 
 
-def _comparison(operator: str, key: object, value: Any, known: Mapping[str, AbstractSet[str]]) -> str:
+def _comparison(
+    operator: str,
+    key: object,
+    value: Any,
+    known: Mapping[str, AbstractSet[str]],
+    columns: Mapping[str, str],
+) -> str:
     if operator in _NOT_IN:
-        return f"({_comparison(_NOT_IN[operator], key, value, known)} IS NOT TRUE)"
-    if not isinstance(key, str) or key not in (known.keys() | FIELDS.keys()):
+        return f"({_comparison(_NOT_IN[operator], key, value, known, columns)} IS NOT TRUE)"
+    if not isinstance(key, str) or key not in (known.keys() | columns.keys()):
         raise ConfigError(_unknown(key, known))
     values = value if operator == "in" else [value]
     if not isinstance(values, list | tuple) or not values or len(values) > _MOST_VALUES:

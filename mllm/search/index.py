@@ -17,11 +17,10 @@ where it stopped. The search compares with every row that passes the filter, so 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +28,11 @@ import numpy as np
 
 from mllm.errors import ConfigError
 from mllm.records.transcript import Segment
+from mllm.search.confidence import Calibration, load_calibration
 from mllm.search.expressions import Filters
-from mllm.search.filters import to_sql
-from mllm.search.items import ITEM_COLUMNS, SAID, Item, item_of
-from mllm.search.moments import Hit, HitList, Moment, by_item, fuse
+from mllm.search.filters import fields_of, to_sql
+from mllm.search.items import ITEM_COLUMNS, SAID, Item, find_item
+from mllm.search.moments import Hit, HitList, Moment, by_item, fuse, hits_of
 from mllm.search.query import HEARD, SEEN, Query, check_modality, check_vector
 from mllm.search.store import (
     create_table,
@@ -166,19 +166,7 @@ class Index:
         Raises:
             ConfigError: if there is none, or more than one.
         """
-        items = self.items()
-        path = os.path.abspath(name)
-        found = [item for item in items if name == item.id or path == item.source]
-        found = found or [item for item in items if name in (item.source, item.name)]
-        found = found or [item for item in items if item.path and item.path.name == name]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            several = ", ".join(f"{item.shown} ({item.id})" for item in found[:3])
-            raise ConfigError(f"'{name}' is several items in index {self.folder}: {several}: give an id")
-        near = get_close_matches(name, [item.shown for item in items], 1)
-        remedy = f"did you mean '{near[0]}'?" if near else "mllm index list shows what there is"
-        raise ConfigError(f"no item '{name}' in index {self.folder}: {remedy}")
+        return find_item(self.items(), name, self.folder)
 
     # --- search ---------------------------------------------------------------------------------------------
 
@@ -208,17 +196,36 @@ class Index:
             limit *= 2
         while True:
             lists = self._lists(query, vector, limit)
-            moments = fuse([self._meant(query, one) for one in lists])
-            if enough(moments) or all(len(one.hits) < limit for one in lists):
+            meant = [self._meant(query, one) for one in lists]
+            moments = fuse(meant)
+            self._sure(query, moments, lists[0].hits)
+            if enough(moments) or all(len(one.hits) < limit for one in meant):
                 return moments
             limit *= 4
+
+    def _sure(self, query: Query, moments: list[Moment], windows: Sequence[Hit]) -> None:
+        """Sets the confidence of moments, if it was measured for such queries: words, for all windows."""
+        if not query.is_plain or self._calibration is None:
+            return
+        best: dict[str, float] = {}
+        for hit in windows:
+            best.setdefault(str(hit.item.id), hit.score)
+        for moment in moments:
+            if moment.score is not None:
+                others = (score for key, score in best.items() if key != moment.item.id)
+                gap = moment.score - next(others, moment.score)
+                moment.confidence = float(self._calibration(moment.score, gap))
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        return load_calibration(self.folder, self.embedder.fingerprint())
 
     def _lists(self, query: Query, vector: np.ndarray, limit: int) -> list[HitList]:
         """The best hits by vectors of windows, by words of texts and, if only texts count, by their vectors.
 
         By its vectors every text fits a little: beside windows that would only disturb their order.
         """
-        more = "" if query.filters is None else f" AND {to_sql(query.filters, self._kinds())}"
+        more = "" if query.filters is None else f" AND {self._passing(query.filters)}"
         if query.excluded is not None:
             more += f" AND item_id != {quoted(query.excluded)}"
         lists = []
@@ -264,21 +271,21 @@ class Index:
         check_modality(modality)
         where = f"modality = {quoted(modality)}" if modality else "fullest"
         if filters is not None:
-            where += f" AND {to_sql(filters, self._kinds())}"
+            where += f" AND {self._passing(filters)}"
         return self._nearest(self._vector(query), where, k)
 
     def _nearest(
         self, vector: np.ndarray, where: str, k: int, wanted: WantedWords | None = None
     ) -> list[Hit]:
-        names = [*_OF_HIT, *_OF_TEXT] if wanted else _OF_HIT
+        names = _OF_HIT if wanted is None else [*_OF_HIT, *_OF_TEXT]
         rows = nearest(self.table, self.folder, vector, where, names, k)
-        return _hits(rows, lambda row: 1.0 - row["_distance"], wanted)
+        return hits_of(rows, wanted)
 
     def _with_words(self, wanted: WantedWords, where: str, k: int) -> list[Hit]:
         if not wanted:
             return []
         rows = with_words(self.table, self.folder, wanted.query, where, [*_OF_HIT, *_OF_TEXT], k)
-        return _hits(rows, lambda row: row["_score"], wanted)
+        return hits_of(rows, wanted)
 
     def find(
         self,
@@ -319,13 +326,13 @@ class Index:
         summed = np.sum(vectors, axis=0, dtype=np.float64)
         return np.asarray(summed / max(float(np.linalg.norm(summed)), 1e-12), np.float32)
 
-    def _kinds(self) -> dict[str, set[str]]:
-        """`attribute_kinds` of the current version of the table, cached."""
+    def _passing(self, filters: Filters) -> str:
+        """The condition of a filter; the attributes of the current version of the table are cached."""
         with store_errors(self.folder):
-            version = self.table.version
+            version, fields = self.table.version, fields_of(self.table)
         if self._kinds_at[0] != version:
             self._kinds_at = (version, attribute_kinds(self.table, self.folder))
-        return self._kinds_at[1]
+        return to_sql(filters, self._kinds_at[1], fields)
 
     def said(self, moment: Moment) -> list[Segment]:
         """What is said in a moment, as lines without the times of words."""
@@ -359,25 +366,6 @@ def _rows_of(query: Query) -> str:
     if SEEN not in query.channels:
         return "modality = 'audio'"
     return "fullest" if HEARD in query.channels else "modality IN ('video', 'image')"
-
-
-def _hits(
-    rows: Sequence[Mapping[str, Any]], score: Callable[[Mapping[str, Any]], float], wanted: WantedWords | None
-) -> list[Hit]:
-    """Hits, best first; ties are sorted by name and time."""
-    items: dict[str, Item] = {}
-    hits = []
-    for row in rows:
-        item_id = row["item_id"]
-        if item_id not in items:
-            items[item_id] = item_of(row)
-        hit = Hit(row["id"], items[item_id], row["modality"], row["start"], row["end"], score(row))
-        if wanted is not None:
-            timed = [(word["start"], word["end"], word["text"]) for word in row["words"] or ()]
-            words = wanted.matched(row["text"], timed)
-            hit = replace(hit, text=row["text"].strip(), words=tuple(words), share=wanted.coverage(words))
-        hits.append(hit)
-    return sorted(hits, key=lambda hit: (-hit.score, hit.item.shown, hit.start))
 
 
 def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,6 +76,34 @@ class Item:
         return str(self.name or self.source or self.id)
 
 
+@dataclass(frozen=True)
+class Indexed:
+    """An item in the index and the state of its content.
+
+    Attributes:
+        size, modified, digest: of the content, in bytes, ns and as SHA-256.
+        said_by: where what is said in it comes from, such as "transcript whisper-base" or "subtitles" with
+            file and hash; None if nobody has listened to it.
+        kind, duration: see `store.kind_of`; in s.
+    """
+
+    item: Item
+    size: int
+    modified: int
+    digest: str
+    said_by: str | None = None
+    kind: str | None = None
+    duration: float | None = None
+
+    def is_in_place(self) -> bool:
+        """Whether its file is still there, unchanged as far as size and time tell."""
+        try:
+            stat = os.stat(str(self.item.path))
+        except (OSError, ValueError):
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.modified)
+
+
 def derived_id(text: str) -> str:
     """The id of an item with this source, 32 hexadecimal digits."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
@@ -84,6 +113,26 @@ def item_of(row: Mapping[str, Any]) -> Item:
     """The item of a row; rows from before there were attributes have none."""
     attributes = json.loads(row.get("attributes") or "{}")
     return Item(row["source"], row.get("name"), attributes, row["item_id"])
+
+
+def find_item(items: Sequence[Item], name: str, folder: Path) -> Item:
+    """The item with this id, path, name, or name of its file.
+
+    Raises:
+        ConfigError: if there is none, or more than one, in the index in `folder`.
+    """
+    path = os.path.abspath(name)
+    found = [item for item in items if name == item.id or path == item.source]
+    found = found or [item for item in items if name in (item.source, item.name)]
+    found = found or [item for item in items if item.path and item.path.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{item.shown} ({item.id})" for item in found[:3])
+        raise ConfigError(f"'{name}' is several items in index {folder}: {several}: give an id")
+    near = get_close_matches(name, [item.shown for item in items], 1)
+    remedy = f"did you mean '{near[0]}'?" if near else "mllm index list shows what there is"
+    raise ConfigError(f"no item '{name}' in index {folder}: {remedy}")
 
 
 def check_attributes(attributes: Attributes, where: str) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from mllm.search.items import WRITTEN, Item
-from mllm.search.words import Matched
+from mllm.search.items import WRITTEN, Item, item_of
+from mllm.search.words import Matched, WantedWords
 
 RANKS = 60  # of reciprocal ranks, from the paper
 GAP = 1.0  # s between neighbours
@@ -91,6 +92,29 @@ class _Stretch:
     start: float
     end: float
     worth: float = 0.0
+
+
+def hits_of(rows: Sequence[Mapping[str, Any]], wanted: WantedWords | None = None) -> list[Hit]:
+    """Hits of rows that were found by vector ("_distance") or by words ("_score"), best first.
+
+    Ties are sorted by name and time.
+    """
+    items: dict[str, Item] = {}
+    hits = []
+    for row in rows:
+        item_id = row["item_id"]
+        if item_id not in items:
+            items[item_id] = item_of(row)
+        by_words = "_score" in row
+        score = row["_score"] if by_words else 1.0 - row["_distance"]
+        hit = Hit(row["id"], items[item_id], row["modality"], row["start"], row["end"], score)
+        if wanted is not None:
+            timed = [(word["start"], word["end"], word["text"]) for word in row["words"] or ()]
+            words = tuple(wanted.matched(row["text"], timed))
+            share = wanted.coverage(words) if by_words else 1.0
+            hit = replace(hit, text=row["text"].strip(), words=words, share=share)
+        hits.append(hit)
+    return sorted(hits, key=lambda hit: (-hit.score, hit.item.shown, hit.start))
 
 
 def fuse(lists: Sequence[HitList]) -> list[Moment]:

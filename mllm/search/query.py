@@ -84,6 +84,12 @@ class Query:
         return {name: given for name in _EMBEDDED_AS if (given := getattr(self, name)) is not None}
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is a text alone, compared with every window."""
+        others = self.media or self.like is not None or self.without or self.modality
+        return not others and {SEEN, HEARD} <= set(self.channels)
+
+    @property
     def looks(self) -> bool:
         """Whether it compares with what is seen or heard."""
         return bool({SEEN, HEARD} & set(self.channels))

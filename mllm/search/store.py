@@ -172,6 +172,16 @@ def replace_item(table: Any, folder: Path, item_id: str, rows: Sequence[Mapping[
         )
 
 
+def replace_table(folder: Path, other: Any) -> Any:
+    """Puts the rows and the stamp of another table in the place of those in `folder`, in one transaction."""
+    with store_errors(folder):
+        rows = other.search().limit(max(other.count_rows(), 1)).to_batches()
+        connection = _lancedb().connect(folder)
+        table = connection.create_table(_TABLE, data=rows, schema=other.schema, mode="overwrite")
+        _index_words(table)
+        return table
+
+
 def delete_items(table: Any, folder: Path, ids: Sequence[str]) -> None:
     """Deletes all rows of these items."""
     for first in range(0, len(ids), 500):

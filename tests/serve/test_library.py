@@ -63,7 +63,7 @@ def place(tmp_path, monkeypatch):
     """A working directory with a library of two good recordings and a bad one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        library, "_embedder", lambda model, index, features=None: JsonEmbedder(model or "nano")
+        library, "load_embedder", lambda model, index, features=None: JsonEmbedder(model or "nano")
     )
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "clips").mkdir()
@@ -231,7 +231,7 @@ def test_model_of_an_index_is_taken_for_granted(monkeypatch, tmp_path):
     for name in (str(tmp_path / "model"), str(tmp_path / "gone"), "owner/hub-id"):
         index = tmp_path / f"index-{len(asked)}"
         mllm.search.index.Index.open(index, JsonEmbedder(name))
-        library._embedder(None, index)
-    library._embedder("other", index)
-    library._embedder(None, tmp_path / "no index")
+        library.load_embedder(None, index)
+    library.load_embedder("other", index)
+    library.load_embedder(None, tmp_path / "no index")
     assert asked == [str(tmp_path / "model"), None, "owner/hub-id", "other", None]

@@ -23,7 +23,9 @@ class Embedder(JsonEmbedder):
 
 @pytest.fixture
 def clips(place, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(library, "_embedder", lambda model, index, features=None: Embedder(model or "nano"))
+    monkeypatch.setattr(
+        library, "load_embedder", lambda model, index, features=None: Embedder(model or "nano")
+    )
     (place / "clips/star.srt").write_text(SRT)
     (place / "talks.csv").write_text("file,name,description\nclips/star.mp4,Sky,A film about the sky\n")
     run("index", "add", "clips", "--attributes", "talks.csv")
