@@ -73,7 +73,7 @@ def parse_filters(texts: Sequence[str]) -> Filters | None:
             try:
                 filters.append(json.loads(text))
             except (ValueError, RecursionError) as error:
-                raise ConfigError(f"filter {text[:80]} is not JSON: {error}") from None
+                raise ConfigError(f"filter {_shown(text)} is not JSON: {error}") from None
         else:
             filters.append(parse_expression(text))
     return _joined("and", filters) if filters else None
@@ -151,19 +151,23 @@ class _Parser:
 
     def _close(self) -> None:
         if not self.rest.lstrip().startswith(")"):
-            raise ConfigError(f"filter '{self.text[:80]}' opens a bracket that nothing closes: add ')'")
+            raise ConfigError(f"filter '{_shown(self.text)}' opens a bracket that nothing closes: add ')'")
         self._cut(1)
 
     def _cut(self, count: int) -> None:
         self.rest = self.rest.lstrip()[count:]
 
     def error(self) -> ConfigError:
-        part = self.rest.strip()[:80]
-        where = "" if part == self.text.strip()[:80] else f" in '{self.text[:80]}'"
+        part, whole = _shown(self.rest), _shown(self.text)
+        where = "" if part == whole else f" in '{whole}'"
         return ConfigError(
             f"'{part}'{where} is no comparison: write key=value, or !=, <, <=, >, >= between them; text that "
             'has the words and, or, or brackets stands in "double quotes"'
         )
+
+
+def _shown(text: str) -> str:
+    return " ".join(text.split())[:80]
 
 
 def _joined(kind: str, parts: Sequence[Filters]) -> Filters:

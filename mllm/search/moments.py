@@ -210,4 +210,5 @@ def _begin(stretch: _Stretch) -> Moment:
 
 def _count(moment: Moment, stretch: _Stretch) -> None:
     moment.worth += stretch.worth
-    moment.matches.append(stretch.best)
+    if all(hit.id != stretch.best.id for hit in moment.matches):  # a text by its words, and by its vector
+        moment.matches.append(stretch.best)

@@ -8,6 +8,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mllm.errors import ConfigError
 from mllm.search.expressions import parse_expression, parse_filters, parse_value
@@ -34,6 +36,9 @@ def index(tmp_path_factory) -> Index:
         for name, attributes in ITEMS.items()
     )
     return index
+
+
+SIGNS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin")
 
 
 def names(index: Index, filters) -> set[str]:
@@ -108,6 +113,16 @@ def test_what_is_no_expression_is_one_line(text, error):
         parse_expression(text)
     assert error in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@given(st.text(alphabet="ab1 =!<>(),\"\\'\nandorotinAND", max_size=40))
+def test_any_text_is_an_expression_or_one_line(text):
+    refused = ""
+    try:
+        assert parse_expression(text)["type"] in ("and", "or", *SIGNS)
+    except ConfigError as error:
+        refused = str(error)
+    assert "\n" not in refused
 
 
 def test_fields_of_recordings_and_windows(tmp_path):
