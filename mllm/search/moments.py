@@ -162,7 +162,7 @@ def _stretches(hits: Sequence[Hit]) -> list[_Stretch]:
     """Joins hits with their neighbours in time, best first.
 
     A neighbour belongs to a hit if its score is more than half way up from the middle (median) of the list to
-    the hit's, or nearly the same.
+    the hit's, or nearly the same. A line of text is one already: by their vectors all are nearly the same.
     """
     if not hits:
         return []
@@ -180,7 +180,7 @@ def _stretches(hits: Sequence[Hit]) -> list[_Stretch]:
         row, place = rows[str(hit.item.id)], places[hit.id]
         taken.add(hit.id)
         stretch = _Stretch(hit, hit.start, hit.end)
-        for step in (-1, 1):
+        for step in () if hit.text else (-1, 1):
             at = place + step
             while 0 <= at < len(row) and row[at].id not in taken and row[at].score >= least:
                 if row[at].start - stretch.end > GAP or stretch.start - row[at].end > GAP:

