@@ -146,7 +146,7 @@ def duplicates(
     ] = 0.6,
     as_json: JsonOption = False,
 ) -> None:
-    """Recordings that are the same: copied, encoded anew, scaled or trimmed."""
+    """Recordings that are the same: copied, encoded anew, or trimmed by whole windows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

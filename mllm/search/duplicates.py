@@ -1,8 +1,9 @@
-"""The same recording twice in an index: copied, encoded anew, scaled, or trimmed.
+"""The same recording twice in an index: copied, encoded anew, or trimmed by whole windows.
 
 Windows of two recordings that look and sound alike vote for the time by which one lies behind the other. The
-recordings are the same where most windows of the shorter one agree. A recording that was trimmed by half a
-window shows each window's stretch as halves of two, so that sums of neighbours are compared as well.
+recordings are the same where most windows of the shorter one agree. Sums of neighbouring windows vote too: in
+a recording that was trimmed by half a window, each window is halves of two. They are less alike than whole
+windows are, so that such a cut needs a lower cosine than `ALIKE`, and other cuts off the grid are missed.
 """
 
 from __future__ import annotations
