@@ -144,9 +144,15 @@ def duplicates(
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of the shorter recording that agrees.")
     ] = 0.6,
+    listen: Annotated[
+        bool, typer.Option("--listen", help="Also read the files and compare their sound: finds any cut.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Recordings that are the same: copied, encoded anew, or trimmed by whole windows."""
+    """Recordings that are the same: copied, encoded anew, or trimmed by whole windows.
+
+    Recordings that are trimmed otherwise are found with --listen, if they have sound.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -154,6 +160,8 @@ def duplicates(
     from mllm.search import duplicates as search
 
     found = search.duplicates(index, alike, share)
+    if listen:
+        found += search.same_sounds(index, found, share, _passed_over)
     if as_json:
         rows = [
             {
@@ -164,20 +172,26 @@ def duplicates(
                 "share": one.share,
                 "score": one.score,
                 "offset": one.offset,
+                "by": one.by,
             }
             for one in found
         ]
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
     if not found:
-        typer.echo(f"no duplicates in {index}")
+        remedy = "" if listen else ": --listen also finds what is trimmed by other than whole windows"
+        typer.echo(f"no duplicates in {index}{remedy}")
         return
-    table = Table("recording", "the same as", "begins", "share", "score", box=None, header_style="bold")
+    table = Table("recording", "the same as", "begins", "share", "score", "by", box=None, header_style="bold")
     for one in found:
         begins = f"{one.offset:+.1f} s" if one.offset else ""
         names = (Text(short(item.shown)) for item in (one.second, one.first))
-        table.add_row(*names, begins, f"{one.share:.0%}", f"{one.score:.3f}")
+        table.add_row(*names, begins, f"{one.share:.0%}", f"{one.score:.3f}", one.by)
     Console().print(table)
+
+
+def _passed_over(name: str, cause: str) -> None:
+    typer.echo(f"passed over {short(name)}: {cause}", err=True)
 
 
 @index_app.command("calibrate")
@@ -192,21 +206,23 @@ def calibrate(
 ) -> None:
     """Measure how sure a search is: afterwards it gives each moment the probability that it is meant.
 
-    The captions must be new to the model. Half of them fit the formula, the other half measure its error.
+    The captions must be new to the model. Those of half of the recordings fit the formula, those of the other
+    half measure its error.
     """
     from mllm.search import confidence
 
     opened = open_to_search(model, index)
     sources = {str(item.source) for item in opened.items()}
     captions = _captions(pairs, sources)
-    ranked = confidence.ranked(lambda text: opened.search(text, 512), captions)
+    ranked = confidence.ranked(opened.recordings, captions)
     found, bins = confidence.calibrate(ranked, opened.embedder.fingerprint())
     confidence.save_calibration(found, index)
     typer.echo(
         f"{found.queries} queries, {found.right:.1%} right at first; calibration error {found.error:.3f}"
     )
     typer.echo(
-        f"confidence = 1 / (1 + exp(-({found.bias:.3f} {found.of_score:+.3f} score {found.of_gap:+.3f} gap)))"
+        f"confidence = 1 / (1 + exp(-({found.bias:.3f} {found.of_relevance:+.3f} relevance "
+        f"{found.of_gap:+.3f} gap)))"
     )
     for mean, share, count in bins:
         typer.echo(f"  {mean:4.0%} sure: {share:4.0%} right of {count}")
@@ -238,8 +254,8 @@ def _draw(bins: list[tuple[float, float, int]], error: float, path: Path) -> Non
 
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.subplots()
-    told, right, counts = zip(*bins, strict=True)
+    confidence, right, counts = zip(*bins, strict=True)
     axes.plot([0, 1], [0, 1], color="0.7")
-    axes.scatter(told, right, s=[200 * count / max(counts) for count in counts])
+    axes.scatter(confidence, right, s=[200 * count / max(counts) for count in counts])
     axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1), title=f"error {error:.3f}")
     figure.savefig(path)

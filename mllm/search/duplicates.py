@@ -1,26 +1,38 @@
-"""The same recording twice in an index: copied, encoded anew, or trimmed by whole windows.
+"""The same recording twice in an index: copied, encoded anew, or trimmed.
 
 Windows of two recordings that look and sound alike vote for the time by which one lies behind the other. The
-recordings are the same where most windows of the shorter one agree. Sums of neighbouring windows vote too: in
-a recording that was trimmed by half a window, each window is halves of two. They are less alike than whole
-windows are, so that such a cut needs a lower cosine than `ALIKE`, and other cuts off the grid are missed.
+recordings are the same where most windows of the shorter one agree. That finds copies, and cuts by whole
+windows; after any other cut, the windows show other stretches of time. So `same_sounds` compares what
+recordings sound like, step by step (`mllm.search.alignment`), for those whose windows are most alike. It
+reads their files, and finds nothing in recordings without sound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mllm.errors import MediaError
 from mllm.search.items import ITEM_COLUMNS, Item, item_of
 from mllm.search.store import open_table, read_columns
+
+if TYPE_CHECKING:
+    from mllm.search.alignment.sequence import Sequence as Sound
 
 ALIKE = 0.98  # cosine of windows that are taken for the same
 SHARE = 0.6  # of the windows of the shorter recording
 FEWEST = 2  # windows that agree, unless neither recording has as many
+NEAREST = 3  # recordings that each is compared with by sound
+CORRELATED = 0.25  # correlation of a second of two sounds that are the same
 _BLOCK = 1024  # rows that are compared at once with all others
+_MOST_WINDOWS = 64  # of a recording, that tell which others are most like it
+_SOUNDS_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -29,9 +41,10 @@ class Duplicate:
 
     Attributes:
         first, second: the longer one first.
-        share: of the windows of the shorter one that are alike.
-        score: mean cosine of those.
+        share: of the shorter one that is alike.
+        score: mean cosine of its windows, or confidence that its sound is aligned.
         offset: where the second begins in the first, s.
+        by: what was compared.
     """
 
     first: Item
@@ -39,6 +52,7 @@ class Duplicate:
     share: float
     score: float
     offset: float
+    by: Literal["windows", "sound"] = "windows"
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ def duplicates(folder: str | Path, alike: float = ALIKE, share: float = SHARE) -
     windows = _read(Path(folder))
     counts = np.bincount(windows.of, minlength=len(windows.items)).tolist()
     best: dict[tuple[int, int], Duplicate] = {}
-    for (one, other, milliseconds, _), (votes, score) in _votes(windows, alike).items():
+    for (one, other, milliseconds), (votes, score) in _votes(windows, alike).items():
         fewer, more = sorted((counts[one], counts[other]))
         found = Duplicate(
             windows.items[one], windows.items[other], votes / fewer, score / votes, milliseconds / 1000
@@ -82,7 +96,109 @@ def duplicates(folder: str | Path, alike: float = ALIKE, share: float = SHARE) -
         better = known is None or (found.share, found.score) > (known.share, known.score)
         if better and found.share >= share and votes >= min(FEWEST, more):
             best[one, other] = found
-    pairs = [_longer_first(pair, counts[one], counts[other]) for (one, other), pair in best.items()]
+    return _sorted(_longer_first(pair, counts[one], counts[other]) for (one, other), pair in best.items())
+
+
+def same_sounds(
+    folder: str | Path,
+    known: Sequence[Duplicate] = (),
+    share: float = SHARE,
+    passed_over: Callable[[str, str], None] = lambda name, cause: None,
+) -> list[Duplicate]:
+    """Pairs of items whose sound is the same, wherever they are cut.
+
+    Each item is compared with the `NEAREST` others whose windows are most like its own.
+
+    Args:
+        known: pairs that need no comparison.
+        share: least share of the shorter recording that agrees.
+        passed_over: called with the name of each recording that cannot be read, and the cause.
+
+    Raises:
+        ConfigError: if there is no index, or it is damaged.
+    """
+    from mllm.search.alignment.engine import align_sequences
+
+    windows = _read(Path(folder))
+
+    @lru_cache(maxsize=_SOUNDS_KEPT)
+    def sound_of(number: int) -> Sound | None:
+        try:
+            return _sound(windows.items[number])
+        except MediaError as error:
+            passed_over(windows.items[number].shown, str(error))
+            return None
+
+    pairs = {frozenset((one.first.id, one.second.id)) for one in known}
+    found = []
+    for one, other in _candidates(windows):
+        items = windows.items[one], windows.items[other]
+        if frozenset((items[0].id, items[1].id)) in pairs:
+            continue
+        first, second = sound_of(one), sound_of(other)
+        if first is None or second is None:
+            continue
+        with suppress(MediaError):  # too short to align
+            aligned = align_sequences(first, second)
+            agrees = _seconds_alike(first, second, float(aligned.offset or 0.0))
+            part = agrees / min(first.seconds, second.seconds)
+            if not aligned.unsure and part >= share:
+                pair = Duplicate(*items, part, aligned.confidence, -float(aligned.offset or 0.0), "sound")
+                found.append(_longer_first(pair, len(first), len(second)))
+    return _sorted(found)
+
+
+def _sound(item: Item) -> Sound | None:
+    """What an item sounds like; None if it is no file, or has no sound.
+
+    Raises:
+        MediaError: if it cannot be read.
+    """
+    from mllm.media.recording import open_recording
+    from mllm.media.sources import OWN_FILES
+    from mllm.search.alignment import features
+    from mllm.search.alignment.align import waveform_of
+
+    if item.path is None:
+        return None
+    with open_recording(item.path, OWN_FILES, isolated=True) as recording:
+        return features.mel(waveform_of(recording), item.shown) if recording.info.has_audio else None
+
+
+def _seconds_alike(first: Sound, second: Sound, offset: float) -> float:
+    """How much of two sounds that lie upon each other at an offset correlates, second by second."""
+    from mllm.search.alignment.engine import overlap
+
+    one, other = (side.vectors.astype(np.float64) for side in overlap(first, second, offset))
+    starts = np.arange(0, len(one), round(first.rate))
+    if not len(starts):
+        return 0.0
+    products, *squares = (
+        np.add.reduceat((left * right).sum(1), starts)
+        for left, right in ((one, other), (one, one), (other, other))
+    )
+    alike = products > CORRELATED * np.sqrt(squares[0] * squares[1])
+    return float((alike * np.diff(np.r_[starts, len(one)])).sum() / first.rate)
+
+
+def _candidates(windows: _Windows) -> list[tuple[int, int]]:
+    """Pairs of items, of each one and the `NEAREST` others whose windows are most like its own, in order."""
+    begins = np.searchsorted(windows.of, np.arange(len(windows.items)))
+    still = windows.still[begins]
+    pairs: set[tuple[int, int]] = set()
+    for one, (first, last) in enumerate(zip(begins, np.r_[begins[1:], len(windows.of)], strict=True)):
+        if still[one]:
+            continue
+        places = np.unique(np.linspace(first, last - 1, _MOST_WINDOWS).astype(int))
+        best = np.maximum.reduceat(windows.vectors[places] @ windows.vectors.T, begins, axis=1).mean(0)
+        best[still] = best[one] = -np.inf
+        for other in np.argsort(-best)[:NEAREST].tolist():
+            if np.isfinite(best[other]):
+                pairs.add((min(one, other), max(one, other)))
+    return sorted(pairs)
+
+
+def _sorted(pairs: Iterable[Duplicate]) -> list[Duplicate]:
     return sorted(pairs, key=lambda pair: (-pair.share, -pair.score, pair.first.shown, pair.second.shown))
 
 
@@ -93,22 +209,16 @@ def _longer_first(pair: Duplicate, first: int, second: int) -> Duplicate:
 
 
 def _votes(windows: _Windows, alike: float) -> dict[tuple[int, ...], tuple[int, float]]:
-    """Number and summed cosine of windows that are alike.
-
-    Returns:
-        By item, another, ms at which that begins in it, and whose windows are halves (0: nobody's).
-    """
+    """Number and summed cosine of windows that are alike, by item, another, and ms at which that begins."""
     votes: dict[tuple[int, ...], tuple[int, float]] = {}
-    for of, starts, still, vectors, halves in _compared(windows):
-        scores = vectors @ windows.vectors.T
-        others = of[:, None] != windows.of if halves else of[:, None] < windows.of
-        here, there = np.nonzero((scores >= alike) & others & (still[:, None] == windows.still))
-        one, another = of[here], windows.of[there]
+    for first in range(0, len(windows.of), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        of, starts = windows.of[rows], windows.starts[rows]
+        scores = windows.vectors[rows] @ windows.vectors.T
+        others = (of[:, None] < windows.of) & (windows.still[rows, None] == windows.still)
+        here, there = np.nonzero((scores >= alike) & others)
         begins = np.round(1000 * (starts[here] - windows.starts[there])).astype(np.int64)
-        turned = one > another  # a pair has one order, whichever of the two the halves are of
-        whose = np.where(turned, 2, 1) * int(halves)
-        first, second = np.minimum(one, another), np.maximum(one, another)
-        keys = np.stack([first, second, np.where(turned, -begins, begins), whose], 1)
+        keys = np.stack([of[here], windows.of[there], begins], 1)
         found, place = np.unique(keys, axis=0, return_inverse=True)
         numbers = np.bincount(place, minlength=len(found))
         sums = np.bincount(place, weights=scores[here, there], minlength=len(found))
@@ -116,19 +226,6 @@ def _votes(windows: _Windows, alike: float) -> dict[tuple[int, ...], tuple[int, 
             before = votes.get(tuple(key), (0, 0.0))
             votes[tuple(key)] = (before[0] + number, before[1] + total)
     return votes
-
-
-def _compared(windows: _Windows) -> Iterator[tuple[np.ndarray, ...]]:
-    """The columns of windows, in blocks, and whether they are halves: sums of neighbours."""
-    next_to = np.flatnonzero(windows.of[1:] == windows.of[:-1])
-    halves = windows.vectors[next_to] + windows.vectors[next_to + 1]
-    halves /= np.maximum(np.linalg.norm(halves, axis=1, keepdims=True), 1e-12)
-    between = (windows.starts[next_to] + windows.starts[next_to + 1]) / 2
-    whole = (windows.of, windows.starts, windows.still, windows.vectors, np.array(False))
-    halved = (windows.of[next_to], between, windows.still[next_to], halves, np.array(True))
-    for *columns, flag in (whole, halved):
-        for first in range(0, len(columns[0]), _BLOCK):
-            yield *(column[first : first + _BLOCK] for column in columns), flag
 
 
 def _read(folder: Path) -> _Windows:

@@ -58,7 +58,7 @@ def test_rebuild(filled):
 
 
 def test_duplicates(filled):
-    assert "no duplicates in .mllm/index" in run("index", "duplicates").output
+    assert "no duplicates in .mllm/index: --listen also finds" in run("index", "duplicates").output
     rows = [
         [0, 2, "both", 1.001],
         [2, 3.5, "both", 0.15],
@@ -71,13 +71,14 @@ def test_duplicates(filled):
         "clips/cut.mp4",
         "100%",
         "1.000",
+        "windows",
     ]
     (pair,) = json.loads(run("index", "duplicates", "--json").output)
     assert (pair["offset"], pair["first_name"]) == (0.0, str(filled / "clips/cut.mp4"))
 
 
 def test_calibrate(filled, monkeypatch):
-    """Captions of which two of three are of what is found first."""
+    """Captions of which two of three are of what is found first: fitted on one recording, wrong of the other."""
     opened = library.open_to_search(None, library.DEFAULT_INDEX)
     monkeypatch.setattr(upkeep, "open_to_search", lambda model, index: opened)
     files = ["clips/star.mp4", "clips/star.mp4", "clips/bell [1] é.wav"]
@@ -88,13 +89,14 @@ def test_calibrate(filled, monkeypatch):
             row = {"messages": [{"role": "user", "content": [part]}], "captions": [f"a star, {number}"]}
             print(json.dumps(row), file=lines)
     told = run("index", "calibrate", "pairs.jsonl", "--picture", "reliability.png").output.splitlines()
-    assert told[0] == "60 queries, 66.7% right at first; calibration error 0.000"
+    assert told[0].startswith("60 queries, 66.7% right at first; calibration error 0.9")
     assert told[1].startswith("confidence = 1 / (1 + exp(-(")
-    assert told[2].split() == ["67%", "sure:", "67%", "right", "of", "30"]
+    assert "relevance" in told[1]
+    assert told[2].split()[-2:] in (["of", "20"], ["of", "40"])  # the captions of one recording
     assert (filled / "reliability.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads(run("search", "a star", "--json").output)
     assert found[0]["confidence"] == pytest.approx(2 / 3, abs=0.01)
-    assert "67%" in run("search", "a star").output
+    assert f"{found[0]['confidence']:.0%}" in run("search", "a star").output
     part = {"type": "video", "video": "clips/bad.mp4"}
     row = {"messages": [{"role": "user", "content": [part]}], "captions": ["a"]}
     (filled / "none.jsonl").write_text(json.dumps(row))
