@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mllm.models.transcriber import Transcriber
     from mllm.search.embedder import Embedder
+    from mllm.search.fill import AddReport
     from mllm.search.index import Index
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
@@ -99,6 +102,11 @@ def add(
     for file in table.unused():
         line = f"[yellow]passed over[/] {escape(f'{attributes}: {file} is not among what was added')}"
         console.print(line, soft_wrap=True)
+    _conclude(console, report, index)
+
+
+def _conclude(console: Console, report: AddReport, index: Path) -> None:
+    """Prints what was added, and what is next; exits with status 1 if every file failed."""
     console.print(f"{report.line()} in {index}", soft_wrap=True, highlight=False)
     if not (report.added or report.unchanged or report.updated or report.failed or report.pruned):
         console.print("no media file found there")

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -24,26 +24,42 @@ from serve.library import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.text import Text
 
+    from mllm.search.fusion import Fusion
     from mllm.search.index import Index
-    from mllm.search.items import Item
     from mllm.search.moments import Hit, Moment
+    from mllm.search.query import Query
 
 SHOWN = 3  # moments of a recording
 WIDEST = 60  # characters of a text
 
-InOption = Annotated[
-    str | None,
-    typer.Option("--in", metavar="seen,heard,said,written", help="Where to look. Default: everywhere."),
-]
-NotOption = Annotated[
+WithoutOption = Annotated[
     list[str] | None, typer.Option("--not", metavar="TEXT", help="What is not meant; repeatable.")
 ]
 LikeOption = Annotated[
     str | None,
     typer.Option(metavar="NAME[@MM:SS]", help="More like a recording of the index, or like this moment."),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="text=1,image=0.5,said=2",
+        help="Of parts that are given, of --not (without=0.5), and of channels.",
+    ),
+]
+ChannelsOption = Annotated[
+    str | None,
+    typer.Option("--in", metavar="seen,heard,said,written", help="Where to look. Default: everywhere."),
+]
+FusionOption = Annotated[
+    str, typer.Option("--fuse", help="Order moments of all channels by evidence, or by ranks.")
+]
+ModalityOption = Annotated[
+    str | None, typer.Option(help="Compare with video, audio, both or image rows alone.")
+]
+ThresholdOption = Annotated[
+    float | None, typer.Option(help="Least score of what is seen and heard, -1 to 1.")
 ]
 
 
@@ -55,19 +71,13 @@ def search(
     audio: Annotated[Path | None, typer.Option(help="What it sounds like.")] = None,
     video: Annotated[Path | None, typer.Option(help="What it looks and sounds like.")] = None,
     like: LikeOption = None,
-    without: NotOption = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="text=1,image=0.5", help="Of parts that are given, and without=0.5 of --not."),
-    ] = None,
-    channels: InOption = None,
-    modality: Annotated[
-        str | None, typer.Option(help="Compare with video, audio, both or image rows alone.")
-    ] = None,
+    without: WithoutOption = None,
+    weights: WeightsOption = None,
+    channels: ChannelsOption = None,
+    fusion: FusionOption = "evidence",
+    modality: ModalityOption = None,
     where: FilterOption = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Least score of what is seen and heard, -1 to 1.")
-    ] = None,
+    threshold: ThresholdOption = None,
     group: Annotated[bool, typer.Option(help="By recording; else moments, best first.")] = True,
     k: Annotated[int, typer.Option("-k", min=1, help="How many recordings, or moments.")] = 10,
     offset: Annotated[int, typer.Option(min=0, help="Leave out this many of the best.")] = 0,
@@ -77,8 +87,8 @@ def search(
 ) -> None:
     """Find moments of recordings by words, a picture, a sound, a clip, or any of them together.
 
-    Words are compared with what is seen and heard, and with the words that are said and written. The score is
-    that of what is seen and heard; moments found in several ways go first.
+    Words are compared with what is seen and heard, and with the words that are said and written. Moments are
+    ordered by how far they stand out in any of these. The score is that of what is seen and heard.
     """
     from rich.console import Console
 
@@ -95,6 +105,7 @@ def search(
         without=tuple(without or ()),
         weights=_weights(weights),
         channels=tuple(channels.replace(" ", "").split(",")) if channels else CHANNELS,
+        fusion=cast("Fusion", fusion),
         modality=modality,
         filters=parse_filters(where or []),
         threshold=threshold,
@@ -102,31 +113,29 @@ def search(
     media = [path for path in (image, audio, video) if path is not None]
     for path in media:
         open_ordinary(path).close()  # before a model is loaded
-    if like is None:
-        query = asked()  # likewise
-        opened = open_to_search(model, index, whole=bool(media))
+    query = asked() if like is None else None  # likewise
+    opened = open_to_search(model, index, whole=bool(media))
+    query = query or asked(**_alike(opened, str(like)))
+    if group:
+        found = opened.recordings(query, k, offset)
     else:
-        opened = open_to_search(model, index, whole=bool(media))
-        item, vector = _alike(opened, like)
-        query = asked(like=vector, excluded=item.id)
-    found = (
-        opened.recordings(query, k, offset)
-        if group
-        else [[moment] for moment in opened.moments(query, k, offset)]
-    )
+        found = [[moment] for moment in opened.moments(query, k, offset)]
     if as_json:
-        rows = [as_row(moment) for moments in found for moment in moments]
-        typer.echo(json.dumps(rows, ensure_ascii=False))
+        typer.echo(json.dumps([as_row(one) for moments in found for one in moments], ensure_ascii=False))
     elif found:
         Console().print(_table(found))
     else:
-        such = (f"with {modality} " if modality else "") + ("after these " if offset else "")
-        such += "that the filter lets through " if query.filters else ""
-        typer.echo(f"nothing {such}in index {index}")
+        typer.echo(f"nothing {_such(query, offset)}in index {index}")
 
 
-def _alike(index: Index, words: str) -> tuple[Item, np.ndarray]:
-    """The item that --like names, and its vector, or that of the windows around a time."""
+def _such(query: Query, offset: int) -> str:
+    """What is not there."""
+    such = (f"with {query.modality} " if query.modality else "") + ("after these " if offset else "")
+    return such + ("that the filter lets through " if query.filters else "")
+
+
+def _alike(index: Index, words: str) -> dict[str, Any]:
+    """The parts of a query for more like an item that --like names, or like its windows around a time."""
     from mllm.search.expressions import parse_clock
 
     name, at, time = words.rpartition("@")
@@ -134,9 +143,8 @@ def _alike(index: Index, words: str) -> tuple[Item, np.ndarray]:
     if seconds is None:
         name = words
     item = index.item(name)
-    if seconds is None:
-        return item, index.vector_of(str(item.id))
-    return item, index.vector_of(str(item.id), seconds, seconds)
+    span = () if seconds is None else (seconds, seconds)
+    return {"like": index.vector_of(str(item.id), *span), "excluded": item.id}
 
 
 def _weights(words: str | None) -> dict[str, float]:
@@ -162,6 +170,7 @@ def as_row(moment: Moment) -> dict[str, Any]:
         "start": moment.start,
         "end": moment.end,
         "score": moment.score,
+        "relevance": moment.relevance,
         "confidence": moment.confidence,
         "matches": [_match(hit) for hit in moment.matches],
     }
@@ -195,7 +204,7 @@ def _table(found: Sequence[Sequence[Moment]]) -> Any:
         for number, moment in enumerate(moments[:SHOWN]):
             time = "" if moment.is_still else f"{clock(moment.start)}–{clock(moment.end, up=True)}"
             cells: list[str | Text] = [Text(short(moment.item.shown) if number == 0 else ""), time]
-            cells.append(", ".join(_shown(hit.modality) for hit in moment.matches))
+            cells.append(_found_in(moment))
             cells.append("" if moment.score is None else f"{moment.score:.3f}")
             if sure:
                 cells.append("" if moment.confidence is None else f"{moment.confidence:.0%}")
@@ -205,8 +214,11 @@ def _table(found: Sequence[Sequence[Moment]]) -> Any:
     return table
 
 
-def _shown(modality: str) -> str:
-    return "video+audio" if modality == "both" else modality
+def _found_in(moment: Moment) -> str:
+    """Where it was found: the windows that fit best, and the texts."""
+    windows = [hit.modality for hit in moment.matches if not hit.text]
+    found = [hit.modality for hit in moment.matches if hit.text or hit.modality == windows[0]]
+    return ", ".join("video+audio" if one == "both" else one for one in found)
 
 
 def _excerpt(moment: Moment) -> Text:

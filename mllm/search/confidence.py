@@ -1,15 +1,13 @@
-"""How probable it is that a recording is the one that is meant, from its score and the gap to the others.
+"""How probable it is that a recording is the one that is meant, from its relevance and the gap to the others.
 
-    confidence = 1 / (1 + exp(-(bias + of_score · score + of_gap · gap)))
+    confidence = 1 / (1 + exp(-(bias + of_relevance · relevance + of_gap · gap)))
 
-`score` is the best cosine of the recording, `gap` that minus the best cosine of all other recordings: below 0
-for all but the first. That is Platt's scaling (1999) of two numbers, a logistic regression, fitted on the
-first `RANKS` recordings of queries whose right answer is known. It is measured on queries that it was not
-fitted on: the expected calibration error is the mean distance between confidence and share of right answers
-over ten bins of confidence, weighted by their size (Naeini et al., 2015).
+`relevance` is that of the recording's best moment (see `mllm.search.moments`), `gap` that minus the best of
+all other recordings: below 0 for all but the first. The formula is fitted (`mllm.search.platt`) on the first
+`RANKS` recordings of queries whose right answer is known, and measured on queries about other recordings.
 
 It holds for the index that it was made with, and for queries like those: in a larger index, more recordings
-come close. What was found by words alone has no cosine, and no confidence.
+come close.
 """
 
 from __future__ import annotations
@@ -23,14 +21,12 @@ import numpy as np
 
 from mllm.errors import ConfigError
 from mllm.files import write_atomically
-from mllm.search.moments import Hit
+from mllm.search.moments import Moment
+from mllm.search.platt import bins, expected_error, fit, sigmoid
 
 FILE = "confidence.json"  # in the folder of an index
 RANKS = 5  # recordings of a query that are learned from
-BINS = 10
 FEWEST = 20  # queries
-_PRIOR = 1e-4  # weight of the squares of the coefficients: keeps them finite where scores tell all
-_STEPS = 100  # of Newton's method; it ends long before
 
 
 @dataclass(frozen=True)
@@ -40,91 +36,105 @@ class Calibration:
     Attributes:
         stamp: fingerprint of the model of the index.
         queries: number that it was fitted on.
-        error: expected calibration error on queries that it was not fitted on.
+        error: expected calibration error on queries about recordings that it was not fitted on.
         right: share of queries whose first recording was right.
     """
 
     bias: float
-    of_score: float
+    of_relevance: float
     of_gap: float
     stamp: str
     queries: int
     error: float
     right: float
 
-    def __call__(self, score: float | np.ndarray, gap: float | np.ndarray) -> np.ndarray:
+    def __call__(self, relevance: float | np.ndarray, gap: float | np.ndarray) -> np.ndarray:
         """The confidence, 0 to 1."""
-        return _sigmoid(self.bias + self.of_score * np.asarray(score) + self.of_gap * np.asarray(gap))
+        return sigmoid(self.bias + self.of_relevance * np.asarray(relevance) + self.of_gap * np.asarray(gap))
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The first recordings of one query: cosines, best first, and whether each is right."""
+    """The first recordings of one query.
 
-    scores: np.ndarray
+    Attributes:
+        relevances: best first.
+        right: whether each is right.
+        sources: of all recordings that are right, found or not.
+    """
+
+    relevances: np.ndarray
     right: np.ndarray
+    sources: frozenset[str]
 
     @property
     def gaps(self) -> np.ndarray:
         """See the module; 0 of a recording that is alone."""
-        if len(self.scores) < 2:
-            return np.zeros(len(self.scores))
-        return self.scores - np.where(np.arange(len(self.scores)) == 0, self.scores[1], self.scores[0])
+        if len(self.relevances) < 2:
+            return np.zeros(len(self.relevances))
+        first, second = self.relevances[:2]
+        return self.relevances - np.where(np.arange(len(self.relevances)) == 0, second, first)
 
 
-def ranked(search: Callable[[str], Sequence[Hit]], captions: Mapping[str, set[str]]) -> list[Ranked]:
+def ranked(
+    search: Callable[[str, int], Sequence[Sequence[Moment]]], captions: Mapping[str, set[str]]
+) -> list[Ranked]:
     """The first recordings of each caption.
 
     Args:
-        search: the best windows of a text, best first.
+        search: the best recordings of a text, so many, each as its moments (`Index.recordings`).
         captions: sources of the recordings that a caption is right for, by caption.
     """
     found = []
     for caption, sources in captions.items():
-        best: dict[str, Hit] = {}
-        for hit in search(caption):
-            best.setdefault(str(hit.item.id), hit)
-        first = list(best.values())[: RANKS + 1]
-        right = np.array([str(hit.item.source) in sources for hit in first], bool)
-        found.append(Ranked(np.array([hit.score for hit in first]), right))
+        first = [moments[0] for moments in search(caption, RANKS + 1)]
+        relevances = np.array([moment.relevance for moment in first])
+        right = np.array([str(moment.item.source) in sources for moment in first], bool)
+        found.append(Ranked(relevances, right, frozenset(sources)))
     return found
 
 
 def calibrate(queries: Sequence[Ranked], stamp: str) -> tuple[Calibration, list[tuple[float, float, int]]]:
-    """Fits the formula on every other query and measures it on the rest, then fits it on all.
+    """Fits the formula on queries about half of the recordings, measures it on the rest, then fits it on all.
+
+    A query that is right for recordings of both halves is left out of the measurement.
 
     Returns:
-        The formula, and the `bins` of the queries that it was measured on.
+        The formula, and the `platt.bins` of the queries that it was measured on.
 
     Raises:
-        ConfigError: for fewer than `FEWEST` queries.
+        ConfigError: for fewer than `FEWEST` queries, or for queries that do not tell right from wrong.
     """
-    queries = [one for one in queries if len(one.scores)]
+    queries = [one for one in queries if len(one.relevances)]
     if len(queries) < FEWEST:
         raise ConfigError(f"{len(queries)} queries are too few to measure confidence: give {FEWEST} at least")
-    told, right = predictions(_fit(queries[::2], stamp), queries[1::2])
+    recordings = sorted(frozenset().union(*(one.sources for one in queries)))
+    drawn = set(np.random.default_rng(0).permutation(recordings)[::2].tolist())
+    fitted_on = [one for one in queries if one.sources <= drawn]
+    measured_on = [one for one in queries if not one.sources & drawn]
+    if not fitted_on or not measured_on:
+        raise ConfigError("no caption is of one half of the recordings alone: give more recordings captions")
+    confidence, right = predictions(_fitted(fitted_on, stamp), measured_on)
     first = float(np.mean([one.right[0] for one in queries]))
-    return replace(_fit(queries, stamp), error=expected_error(told, right), right=first), bins(told, right)
+    error = expected_error(confidence, right)
+    return replace(_fitted(queries, stamp), error=error, right=first), bins(confidence, right)
 
 
 def predictions(calibration: Calibration, queries: Sequence[Ranked]) -> tuple[np.ndarray, np.ndarray]:
     """Confidence and truth of the first recording of each query."""
-    scores = np.array([one.scores[0] for one in queries])
+    relevances = np.array([one.relevances[0] for one in queries])
     gaps = np.array([one.gaps[0] for one in queries])
-    return calibration(scores, gaps), np.array([one.right[0] for one in queries], bool)
+    return calibration(relevances, gaps), np.array([one.right[0] for one in queries], bool)
 
 
-def expected_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The expected calibration error, 0 to 1."""
-    found = bins(confidence, right)
-    return sum(abs(told - share) * count for told, share, count in found) / max(len(right), 1)
-
-
-def bins(confidence: np.ndarray, right: np.ndarray) -> list[tuple[float, float, int]]:
-    """(mean confidence, share right, count) of each bin that has any, from low to high."""
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    members = [place == one for one in np.unique(place)]
-    return [(float(confidence[of].mean()), float(right[of].mean()), int(of.sum())) for of in members]
+def _fitted(queries: Sequence[Ranked], stamp: str) -> Calibration:
+    evidence = [np.stack([one.relevances, one.gaps], 1)[:RANKS] for one in queries]
+    right = [one.right[:RANKS] for one in queries]
+    try:
+        bias, of_relevance, of_gap = fit(np.concatenate(evidence), np.concatenate(right)).tolist()
+    except ValueError as error:
+        raise ConfigError(f"confidence cannot be measured with these captions: {error}") from None
+    return Calibration(bias, of_relevance, of_gap, stamp, len(queries), 0.0, 0.0)
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> None:
@@ -146,28 +156,3 @@ def load_calibration(folder: Path, stamp: str) -> Calibration | None:
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): calibrate the index again") from None
     return found if found.stamp == stamp else None
-
-
-def _fit(queries: Sequence[Ranked], stamp: str) -> Calibration:
-    """Logistic regression by Newton's method on standardised values, slightly regularised."""
-    rows = [np.stack([one.scores, one.gaps], 1)[:RANKS] for one in queries]
-    values = np.concatenate(rows)
-    right = np.concatenate([one.right[:RANKS] for one in queries]).astype(float)
-    mean, spread = values.mean(0), np.maximum(values.std(0), 1e-9)
-    inputs = np.c_[np.ones(len(values)), (values - mean) / spread]
-    found, prior = np.zeros(3), _PRIOR * len(right) * np.eye(3)
-    for _ in range(_STEPS):
-        told = _sigmoid(inputs @ found)
-        slope = inputs.T @ (told - right) + prior @ found
-        curve = (inputs * (told * (1 - told))[:, None]).T @ inputs + prior
-        step = np.linalg.solve(curve, slope)
-        found = found - step
-        if np.abs(step).max() < 1e-8:
-            break
-    of_score, of_gap = (found[1:] / spread).tolist()
-    bias = float(found[0] - found[1:] @ (mean / spread))
-    return Calibration(bias, of_score, of_gap, stamp, len(queries), 0.0, 0.0)
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(values, -50, 50)))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +30,10 @@ from mllm.records.transcript import Segment
 from mllm.search.confidence import Calibration, load_calibration
 from mllm.search.expressions import Filters
 from mllm.search.filters import fields_of, to_sql
-from mllm.search.items import ITEM_COLUMNS, SAID, Item, find_item
+from mllm.search.fusion import REFERENCES, SAMPLE, Chance, RowSample
+from mllm.search.items import ITEM_COLUMNS, KINDS, SAID, Item, find_item
 from mllm.search.moments import Hit, HitList, Moment, by_item, fuse, hits_of
-from mllm.search.query import HEARD, SEEN, Query, check_modality, check_vector
+from mllm.search.query import Query, check_modality, check_vector
 from mllm.search.store import (
     create_table,
     delete_items,
@@ -45,6 +45,7 @@ from mllm.search.store import (
     quoted,
     read_columns,
     read_stamp,
+    sample_rows,
     store_errors,
     with_words,
 )
@@ -70,6 +71,7 @@ class Index:
         self.table = table
         self.embedder = embedder
         self._kinds_at: tuple[int, dict[str, set[str]]] = (-1, {})
+        self._sample: RowSample | None = None
 
     @classmethod
     def open(
@@ -187,34 +189,31 @@ class Index:
         found = self._moments(
             _as_query(query), lambda moments: len(by_item(moments)) >= offset + k, offset + k
         )
-        return by_item(found)[offset : offset + k]
+        return list(by_item(found).values())[offset : offset + k]
 
     def _moments(self, query: Query, enough: Callable[[list[Moment]], bool], wanted: int) -> list[Moment]:
         vector = query.vector(self.embedder)
+        unwanted = [WantedWords(text) for text in query.without]
         limit = CANDIDATES
         while limit < 4 * wanted:  # in steps, so that the pages of a search fit together
             limit *= 2
         while True:
             lists = self._lists(query, vector, limit)
-            meant = [self._meant(query, one) for one in lists]
-            moments = fuse(meant)
-            self._sure(query, moments, lists[0].hits)
-            if enough(moments) or all(len(one.hits) < limit for one in meant):
+            moments = fuse([_without(one, unwanted) for one in lists], query.fusion)
+            if enough(moments) or all(len(one.hits) < limit for one in lists):
+                self._set_confidence(query, moments)
                 return moments
             limit *= 4
 
-    def _sure(self, query: Query, moments: list[Moment], windows: Sequence[Hit]) -> None:
-        """Sets the confidence of moments, if it was measured for such queries: words, for all windows."""
+    def _set_confidence(self, query: Query, moments: list[Moment]) -> None:
+        """Sets the confidence of moments if it was measured for such queries, which are texts alone."""
         if not query.is_plain or self._calibration is None:
             return
-        best: dict[str, float] = {}
-        for hit in windows:
-            best.setdefault(str(hit.item.id), hit.score)
+        best = {key: group[0].relevance for key, group in by_item(moments).items()}
         for moment in moments:
-            if moment.score is not None:
-                others = (score for key, score in best.items() if key != moment.item.id)
-                gap = moment.score - next(others, moment.score)
-                moment.confidence = float(self._calibration(moment.score, gap))
+            others = (relevance for key, relevance in best.items() if key != str(moment.item.id))
+            gap = moment.relevance - next(others, moment.relevance)
+            moment.confidence = float(self._calibration(moment.relevance, gap))
 
     @cached_property
     def _calibration(self) -> Calibration | None:
@@ -229,26 +228,42 @@ class Index:
         if query.excluded is not None:
             more += f" AND item_id != {quoted(query.excluded)}"
         lists = []
-        if query.looks:
-            lists.append(HitList(self._nearest(vector, _rows_of(query) + more, limit)))
+        for modalities in query.window_lists:
+            chance = self._chance(modalities or KINDS, query)
+            found = self._nearest(vector, _rows_of(modalities) + more, limit, chance=chance)
+            if query.threshold is not None:
+                found = [hit for hit in found if hit.score >= query.threshold]
+            lists.append(HitList(found, query.weight_of(modalities)))
         wanted = WantedWords(query.text or "")
-        for channel in query.texts:
-            where = f"modality = {quoted(channel)}{more}"
-            lists.append(HitList(self._with_words(wanted, where, limit)))
-            if not query.looks:
-                lists.append(HitList(self._nearest(vector, where, limit, wanted), MEANING))
-        return lists
+        for channel in query.text_channels:
+            where, weight = f"modality = {quoted(channel)}{more}", query.weight_of((channel,))
+            lists.append(HitList(self._with_words(wanted, where, limit), weight))
+            if not query.compares_windows:
+                chance = self._chance((channel,), query)
+                by_meaning = self._nearest(vector, where, limit, wanted, chance)
+                lists.append(HitList(by_meaning, MEANING * weight))
+        return [one for one in lists if one.weight]
 
-    def _meant(self, query: Query, one: HitList) -> HitList:
-        """A list without what is below the threshold, and texts with words that are not meant."""
-        unwanted = [WantedWords(text) for text in query.without]
-        hits = [
-            hit
-            for hit in one.hits
-            if not any(words.matched(hit.text) for words in unwanted)
-            if hit.text or query.threshold is None or hit.score >= query.threshold
-        ]
-        return replace(one, hits=hits)
+    def _chance(self, modalities: Sequence[str], query: Query) -> Chance | None:
+        """The cosines of rows of these modalities with other queries; of a sample that is kept while it fits.
+
+        None if there is no such row, or if ranks count rather than cosines.
+        """
+        if query.fusion != "evidence":
+            return None
+        with store_errors(self.folder):
+            rows = self.table.count_rows()
+        if self._sample is None or not self._sample.rows / 2 <= rows <= self._sample.rows * 2:
+            found = sample_rows(self.table, self.folder, ["modality", "vector"], SAMPLE)
+            vectors = found["vector"].combine_chunks().flatten().to_numpy()
+            vectors = vectors.reshape(len(found), self.embedder.dim)
+            self._sample = RowSample(found["modality"].to_pylist(), vectors, rows)
+        examples = bool(query.media) or query.like is not None
+        return self._sample.chance(modalities, None if examples else self._references)
+
+    @cached_property
+    def _references(self) -> np.ndarray:
+        return self.embedder.embed_text(REFERENCES)
 
     def search(
         self,
@@ -275,11 +290,16 @@ class Index:
         return self._nearest(self._vector(query), where, k)
 
     def _nearest(
-        self, vector: np.ndarray, where: str, k: int, wanted: WantedWords | None = None
+        self,
+        vector: np.ndarray,
+        where: str,
+        k: int,
+        wanted: WantedWords | None = None,
+        chance: Chance | None = None,
     ) -> list[Hit]:
         names = _OF_HIT if wanted is None else [*_OF_HIT, *_OF_TEXT]
         rows = nearest(self.table, self.folder, vector, where, names, k)
-        return hits_of(rows, wanted)
+        return hits_of(rows, wanted, chance)
 
     def _with_words(self, wanted: WantedWords, where: str, k: int) -> list[Hit]:
         if not wanted:
@@ -359,13 +379,15 @@ def _as_query(query: Query | str | np.ndarray) -> Query:
     return Query(text=query) if isinstance(query, str) else Query(like=query)
 
 
-def _rows_of(query: Query) -> str:
-    """The condition on rows of windows; where picture and sound both count, every window once."""
-    if query.modality is not None:
-        return f"modality = {quoted(query.modality)}"
-    if SEEN not in query.channels:
-        return "modality = 'audio'"
-    return "fullest" if HEARD in query.channels else "modality IN ('video', 'image')"
+def _rows_of(modalities: Sequence[str]) -> str:
+    """The condition on rows of windows: of these modalities, or the fullest of each window."""
+    return f"modality IN ({', '.join(map(quoted, modalities))})" if modalities else "fullest"
+
+
+def _without(one: HitList, unwanted: Sequence[WantedWords]) -> HitList:
+    """A list without texts that have words which are not meant."""
+    hits = [hit for hit in one.hits if not any(words.matched(hit.text) for words in unwanted)]
+    return HitList(hits, one.weight)
 
 
 def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:

@@ -1,21 +1,21 @@
 """Moments: neighbouring windows that a search found, and what several lists of hits say together.
 
-Lists are fused by weighted reciprocal rank (Cormack et al., 2009): a moment's worth is the sum over the lists
-that have it of weight / (60 + rank).
+The relevance of a moment is its best evidence over the lists that have it (`mllm.search.fusion`); or, fused
+by ranks, the sum of 1 / (60 + rank) (reciprocal rank fusion; Cormack et al., 2009). Each list has a weight.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mllm.search.fusion import Chance, Fusion, evidence_of_words
 from mllm.search.items import WRITTEN, Item, item_of
 from mllm.search.words import Matched, WantedWords
 
-RANKS = 60  # of reciprocal ranks, from the paper
+RANK_OFFSET = 60  # of reciprocal ranks, from the paper
 GAP = 1.0  # s between neighbours
 NEAR = 0.1  # of the best score of a moment: what is that close to it belongs to it
 
@@ -33,6 +33,7 @@ class Hit:
         text: of a text.
         words: the words of the text that were asked for, in its order, with their times where it has them.
         share: how many of the words that were asked for are among them, above 0 to 1.
+        evidence: see `mllm.search.fusion`; 0 where hits are not fused.
     """
 
     id: str
@@ -44,11 +45,12 @@ class Hit:
     text: str = ""
     words: tuple[Matched, ...] = ()
     share: float = 1.0
+    evidence: float = 0.0
 
 
 @dataclass(frozen=True)
 class HitList:
-    """Hits by one score, best first, and how much their ranks count."""
+    """Hits by one score, best first, and how much they count."""
 
     hits: Sequence[Hit]
     weight: float = 1.0
@@ -60,9 +62,10 @@ class Moment:
 
     Attributes:
         item: the recording.
-        start, end: in seconds.
-        matches: why it was found: the best hit of each list, the one that counts most first.
-        worth: what moments are ordered by, see above.
+        start, end: in seconds, of the neighbours in the list that counts most.
+        matches: why it was found: the best hit of each list, the one that counts most first, and then what is
+            written about the recording.
+        relevance: what moments are ordered by, see above.
         confidence: how probable it is that this recording is the one that is meant, where that was measured.
     """
 
@@ -70,7 +73,7 @@ class Moment:
     start: float
     end: float
     matches: list[Hit]
-    worth: float
+    relevance: float
     confidence: float | None = None
 
     @property
@@ -91,13 +94,19 @@ class _Stretch:
     best: Hit
     start: float
     end: float
-    worth: float = 0.0
+    relevance: float = 0.0
 
 
-def hits_of(rows: Sequence[Mapping[str, Any]], wanted: WantedWords | None = None) -> list[Hit]:
+def hits_of(
+    rows: Sequence[Mapping[str, Any]], wanted: WantedWords | None = None, chance: Chance | None = None
+) -> list[Hit]:
     """Hits of rows that were found by vector ("_distance") or by words ("_score"), best first.
 
     Ties are sorted by name and time.
+
+    Args:
+        wanted: the words that texts are searched for.
+        chance: of cosines; None for hits that are not fused.
     """
     items: dict[str, Item] = {}
     hits = []
@@ -113,11 +122,15 @@ def hits_of(rows: Sequence[Mapping[str, Any]], wanted: WantedWords | None = None
             words = tuple(wanted.matched(row["text"], timed))
             share = wanted.coverage(words) if by_words else 1.0
             hit = replace(hit, text=row["text"].strip(), words=words, share=share)
+        if by_words:
+            hit = replace(hit, evidence=evidence_of_words(hit.share))
+        elif chance is not None:
+            hit = replace(hit, evidence=chance.evidence(score))
         hits.append(hit)
     return sorted(hits, key=lambda hit: (-hit.score, hit.item.shown, hit.start))
 
 
-def fuse(lists: Sequence[HitList]) -> list[Moment]:
+def fuse(lists: Sequence[HitList], fusion: Fusion = "evidence") -> list[Moment]:
     """The moments of all lists, best first.
 
     Stretches of different lists that overlap are one moment. A stretch that lies in a better moment of its
@@ -126,18 +139,20 @@ def fuse(lists: Sequence[HitList]) -> list[Moment]:
     stretches: list[tuple[int, _Stretch]] = []
     for number, one in enumerate(lists):
         for rank, stretch in enumerate(_stretches(one.hits), start=1):
-            stretch.worth = one.weight * stretch.best.share / (RANKS + rank)
+            best = stretch.best
+            counts = best.evidence if fusion == "evidence" else best.share / (RANK_OFFSET + rank)
+            stretch.relevance = one.weight * counts
             stretches.append((number, stretch))
-    stretches.sort(key=lambda pair: -pair[1].worth)
+    stretches.sort(key=lambda pair: -pair[1].relevance)
     moments: dict[str, list[tuple[set[int], Moment]]] = {}
     for number, stretch in stretches:
         if stretch.best.modality != WRITTEN:
-            _join(moments.setdefault(str(stretch.best.item.id), []), number, stretch)
+            _join(moments.setdefault(str(stretch.best.item.id), []), number, stretch, fusion)
     for number, stretch in stretches:
         if stretch.best.modality == WRITTEN:
             of_item = moments.setdefault(str(stretch.best.item.id), [])
             for _, moment in of_item:
-                _count(moment, stretch)
+                _count(moment, stretch, fusion)
             if not of_item:
                 of_item.append(({number}, _begin(stretch)))
     found = [moment for of_item in moments.values() for _, moment in of_item]
@@ -145,17 +160,16 @@ def fuse(lists: Sequence[HitList]) -> list[Moment]:
 
 
 def _order(moment: Moment) -> tuple[float, float, str, float]:
-    """Best first; of equal worth those found by words alone, which are sure, then by score, name, time."""
-    score = math.inf if moment.score is None else moment.score
-    return -moment.worth, -score, moment.item.shown, moment.start
+    """Best first; of equal relevance by the score of their best match, name and time."""
+    return -moment.relevance, -moment.matches[0].score, moment.item.shown, moment.start
 
 
-def by_item(moments: Sequence[Moment]) -> list[list[Moment]]:
-    """Moments of each recording, both best first."""
+def by_item(moments: Sequence[Moment]) -> dict[str, list[Moment]]:
+    """Moments of each recording by its id, both best first."""
     found: dict[str, list[Moment]] = {}
     for moment in moments:
         found.setdefault(str(moment.item.id), []).append(moment)
-    return list(found.values())
+    return found
 
 
 def _stretches(hits: Sequence[Hit]) -> list[_Stretch]:
@@ -192,23 +206,23 @@ def _stretches(hits: Sequence[Hit]) -> list[_Stretch]:
     return found
 
 
-def _join(of_item: list[tuple[set[int], Moment]], number: int, stretch: _Stretch) -> None:
+def _join(of_item: list[tuple[set[int], Moment]], number: int, stretch: _Stretch, fusion: Fusion) -> None:
     """Adds a stretch to the moment of its recording that it overlaps, or begins a new one."""
     for lists, moment in of_item:
         if min(moment.end, stretch.end) > max(moment.start, stretch.start):
             if number not in lists:
                 lists.add(number)
-                _count(moment, stretch)
-                moment.start, moment.end = min(moment.start, stretch.start), max(moment.end, stretch.end)
+                _count(moment, stretch, fusion)
             return
     of_item.append(({number}, _begin(stretch)))
 
 
 def _begin(stretch: _Stretch) -> Moment:
-    return Moment(stretch.best.item, stretch.start, stretch.end, [stretch.best], stretch.worth)
+    return Moment(stretch.best.item, stretch.start, stretch.end, [stretch.best], stretch.relevance)
 
 
-def _count(moment: Moment, stretch: _Stretch) -> None:
-    moment.worth += stretch.worth
+def _count(moment: Moment, stretch: _Stretch, fusion: Fusion) -> None:
+    join = max if fusion == "evidence" else sum
+    moment.relevance = join((moment.relevance, stretch.relevance))
     if all(hit.id != stretch.best.id for hit in moment.matches):  # a text by its words, and by its vector
         moment.matches.append(stretch.best)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mllm.errors import ConfigError, MllmError
 from mllm.search.expressions import Filters
+from mllm.search.fusion import FUSIONS, Fusion
 from mllm.search.items import KINDS, SAID, WRITTEN
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ SEEN, HEARD = "seen", "heard"
 CHANNELS = (SEEN, HEARD, SAID, WRITTEN)
 NEGATIVE = 0.5  # weight of a text that is not meant, unless `weights` has another
 _EMBEDDED_AS: Mapping[str, Modality] = {"image": "image", "audio": "audio", "video": "both"}
-PARTS = ("text", *_EMBEDDED_AS, "like", "without")  # that have a weight
+PARTS = ("text", *_EMBEDDED_AS, "like", "without")
 _NOTHING = 1e-3  # length of a sum of unit vectors that cancel each other
 
 
@@ -35,8 +36,10 @@ class Query:
         image, audio, video: examples, as a path or whatever else `media.load_clip` takes.
         like: a unit vector float32 [dim], such as `Index.vector_of` gives of something in the index.
         without: texts; also, words that are not said or written.
-        weights: of the parts by name (`PARTS`), by default 1, of `without` `NEGATIVE`.
+        weights: of parts (`PARTS`) in the vector, by default 1, of `without` `NEGATIVE`; and of channels
+            (`CHANNELS`) in the order of moments, by default 1.
         channels: of `CHANNELS`, where to look; by default everywhere.
+        fusion: how channels are ordered together: by evidence, or by ranks (see `mllm.search.moments`).
         modality: compare only with rows of windows of this modality, rather than with channels.
         filters: see `mllm.search.filters`.
         threshold: least cosine of what is seen and heard.
@@ -55,6 +58,7 @@ class Query:
     without: tuple[str, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
     channels: tuple[str, ...] = CHANNELS
+    fusion: Fusion = "evidence"
     modality: str | None = None
     filters: Filters | None = None
     threshold: float | None = None
@@ -70,13 +74,14 @@ class Query:
             raise ConfigError(f"no channel {self.channels!r:.80}: choose from {', '.join(CHANNELS)}")
         if self.modality and self.channels != CHANNELS:
             raise ConfigError("a modality chooses rows of what is seen and heard: give it, or channels")
-        if not self.looks and self.text is None:
+        if self.fusion not in FUSIONS:
+            raise ConfigError(f"no fusion {self.fusion!r:.80}: choose from {', '.join(FUSIONS)}")
+        if not self.compares_windows and self.text is None:
             raise ConfigError("what is said and written is found by words: give a text, or other channels")
         for name, weight in self.weights.items():
-            if name not in PARTS or not 0 <= weight <= 1000:
-                raise ConfigError(
-                    f"no weight {name}={weight}: give {', '.join(PARTS)} a weight from 0 to 1000"
-                )
+            if name not in (*PARTS, *CHANNELS) or not 0 <= weight <= 1000:
+                known = ", ".join((*PARTS, *CHANNELS))
+                raise ConfigError(f"no weight {name}={weight}: give {known} a weight from 0 to 1000")
 
     @property
     def media(self) -> dict[str, Any]:
@@ -85,20 +90,40 @@ class Query:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a text alone, compared with every window."""
-        others = self.media or self.like is not None or self.without or self.modality
-        return not others and {SEEN, HEARD} <= set(self.channels)
+        """Whether it is a text and nothing else."""
+        if self.text is None or self.media or self.like is not None:
+            return False
+        return self == Query(self.text)
 
     @property
-    def looks(self) -> bool:
+    def compares_windows(self) -> bool:
         """Whether it compares with what is seen or heard."""
         return bool({SEEN, HEARD} & set(self.channels))
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def text_channels(self) -> tuple[str, ...]:
         """The channels of text that it looks into."""
         reads = self.text is not None and self.modality is None
         return tuple(channel for channel in (SAID, WRITTEN) if reads and channel in self.channels)
+
+    @property
+    def window_lists(self) -> tuple[tuple[str, ...], ...]:
+        """The modalities of rows in each list of windows; empty for each window's fullest row.
+
+        Ranks of what is seen, heard, and both of the same window would count threefold.
+        """
+        if self.modality is not None:
+            return ((self.modality,),)
+        seen, heard = (("video", "image"),), (("audio",),)
+        if not {SEEN, HEARD} <= set(self.channels):
+            return seen if SEEN in self.channels else heard if HEARD in self.channels else ()
+        return ((),) if self.fusion == "ranks" else (*seen, *heard, ("both",))
+
+    def weight_of(self, modalities: tuple[str, ...]) -> float:
+        """How much a list with rows of these modalities counts; what is seen and heard, by their mean."""
+        channels = {("video", "image"): [SEEN], ("audio",): [HEARD], (SAID,): [SAID], (WRITTEN,): [WRITTEN]}
+        weights = [self.weights.get(channel, 1.0) for channel in channels.get(modalities, [SEEN, HEARD])]
+        return sum(weights) / len(weights)
 
     def vector(self, embedder: Embedder) -> np.ndarray:
         """The sum of its parts, float32 [dim] of length 1.

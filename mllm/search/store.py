@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MllmError
@@ -114,6 +115,16 @@ def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | No
     if "attributes" in columns:  # Arrow cannot compare or group by its JSON type
         columns["attributes"] = columns["attributes"].cast(pa.string())
     return pa.table(columns)
+
+
+def sample_rows(table: Any, folder: Path, names: Sequence[str], count: int) -> pa.Table:
+    """These columns of that many rows, drawn with a fixed seed, or of all if there are no more."""
+    with store_errors(folder):
+        rows = table.count_rows()
+        if rows <= count:
+            return read_columns(table, names, folder)
+        drawn = np.sort(np.random.default_rng(0).choice(rows, count, replace=False)).tolist()
+        return table.take_offsets(drawn).select(list(names)).to_arrow()
 
 
 def nearest(

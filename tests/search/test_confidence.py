@@ -11,9 +11,7 @@ from mllm.errors import ConfigError
 from mllm.search.confidence import (
     Calibration,
     Ranked,
-    bins,
     calibrate,
-    expected_error,
     load_calibration,
     ranked,
     save_calibration,
@@ -24,45 +22,53 @@ from tests.search.test_index import CountingEmbedder, recording
 
 
 def queries(count: int, seed: int = 0) -> list[Ranked]:
-    """The right recording scores about .35 and others about .2; it is among the first three times of four."""
+    """Evidence of about 6 for the right recording and of 2 for others; it is found three times of four."""
     rng = np.random.default_rng(seed)
     found = []
-    for _ in range(count):
-        scores = rng.normal(0.2, 0.05, 6)
+    for number in range(count):
+        relevances = rng.normal(2, 1, 6)
         right = np.zeros(6, bool)
         if rng.random() < 0.75:
-            scores[0], right[0] = rng.normal(0.35, 0.08), True
-        order = np.argsort(-scores)
-        found.append(Ranked(scores[order], right[order]))
+            relevances[0], right[0] = rng.normal(6, 1.6), True
+        order = np.argsort(-relevances)
+        found.append(Ranked(relevances[order], right[order], frozenset({f"{number // 4}.mp4"})))
     return found
 
 
 def test_confidence_is_the_share_of_right_answers():
-    found, told = calibrate(queries(2000), "stamp")
+    found, measured = calibrate(queries(2000), "stamp")
     assert found.queries == 2000
     assert found.error < 0.05
     assert found.right == pytest.approx(0.7, abs=0.06)
-    assert sum(count for *_, count in told) == 1000
+    assert sum(count for *_, count in measured) == 1000
     assert found.of_gap > 0
-    assert found(0.4, 0.2) > 0.95
-    assert found(0.25, 0.0) < 0.5
-    by_hand = 1 / (1 + math.exp(-(found.bias + found.of_score * 0.3 + found.of_gap * 0.05)))
-    assert float(found(0.3, 0.05)) == pytest.approx(by_hand)
+    assert found(7, 4) > 0.95
+    assert found(3, 0) < 0.5
+    by_hand = 1 / (1 + math.exp(-(found.bias + found.of_relevance * 3 + found.of_gap * 0.5)))
+    assert float(found(3, 0.5)) == pytest.approx(by_hand)
 
 
-def test_scores_that_tell_all_leave_the_formula_finite():
-    sure = [Ranked(np.array([0.9, 0.1]), np.array([True, False])) for _ in range(40)]
-    found, _ = calibrate(sure, "stamp")
-    assert np.isfinite([found.bias, found.of_score, found.of_gap]).all()
-    assert found(0.9, 0.8) > 0.99
+def test_recordings_that_it_was_fitted_on_are_not_measured():
+    """Half of the recordings have many captions that are always found: they leak into neither half."""
+    easy, hard = np.array([True, False]), np.array([False, True])
+    relevances = np.array([3.0, 1.0])
+    asked = [Ranked(relevances, easy, frozenset({"a.mp4"}))] * 30
+    asked += [Ranked(relevances, hard, frozenset({"b.mp4"}))] * 30
+    found, measured = calibrate(asked, "stamp")
+    assert found.error > 0.9  # fitted on one kind alone, measured on the other
+    assert sum(count for *_, count in measured) == 30
+    assert float(found(3, 2)) == pytest.approx(0.5, abs=0.01)  # fitted on both
+    across = Ranked(relevances, easy, frozenset({"a.mp4", "b.mp4"}))
+    assert sum(count for *_, count in calibrate([*asked, across], "stamp")[1]) == 30
 
 
-def test_the_expected_error_by_hand():
-    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.15, 0.15])
-    right = np.array([True, True, True, False, False, False])
-    assert bins(confidence, right) == [(pytest.approx(0.15), 0.0, 2), (pytest.approx(0.95), 0.75, 4)]
-    assert expected_error(confidence, right) == pytest.approx((2 * 0.15 + 4 * 0.2) / 6)
-    assert expected_error(np.zeros(0), np.zeros(0, bool)) == 0.0
+def test_what_cannot_be_measured_is_one_line():
+    one = [Ranked(np.array([3.0, 1.0]), np.array([True, False]), frozenset({"a.mp4"}))] * 20
+    with pytest.raises(ConfigError, match="no caption is of one half of the recordings alone"):
+        calibrate(one, "stamp")
+    alone = [Ranked(np.array([3.0]), np.array([True]), frozenset({f"{i}.mp4"})) for i in range(20)]
+    with pytest.raises(ConfigError, match="cannot be measured with these captions: 10 of 10 are right"):
+        calibrate(alone, "stamp")
 
 
 def test_too_few_queries_are_refused():
@@ -71,8 +77,9 @@ def test_too_few_queries_are_refused():
 
 
 def test_a_recording_alone_has_no_gap():
-    assert Ranked(np.array([0.4]), np.array([True])).gaps.tolist() == [0.0]
-    np.testing.assert_allclose(Ranked(np.array([0.4, 0.3, 0.1]), np.zeros(3, bool)).gaps, [0.1, -0.1, -0.3])
+    assert Ranked(np.array([0.4]), np.array([True]), frozenset()).gaps.tolist() == [0.0]
+    three = Ranked(np.array([0.4, 0.3, 0.1]), np.zeros(3, bool), frozenset())
+    np.testing.assert_allclose(three.gaps, [0.1, -0.1, -0.3])
 
 
 @pytest.fixture
@@ -86,9 +93,10 @@ def index(tmp_path) -> Index:
 
 def test_queries_are_ranked_by_recording(index, tmp_path):
     captions = {"1 0 0 0": {str(tmp_path / "clips/a.mp4")}, "0 1 0 0": {str(tmp_path / "clips/a.mp4")}}
-    first, second = ranked(lambda text: index.search(text, 100), captions)
-    np.testing.assert_allclose(first.scores, [1, 0], atol=1e-6)
+    first, second = ranked(index.recordings, captions)
+    assert first.relevances[0] > first.relevances[1]
     assert (first.right.tolist(), second.right.tolist()) == ([True, False], [False, True])
+    assert first.sources == {str(tmp_path / "clips/a.mp4")}
 
 
 def test_moments_have_the_confidence_that_was_measured(index):
@@ -97,12 +105,16 @@ def test_moments_have_the_confidence_that_was_measured(index):
     save_calibration(found, index.folder)
     index = Index.open(index.folder, CountingEmbedder())
     first, second = index.moments("1 0 0 0")
-    assert first.confidence == pytest.approx(float(found(1.0, 1.0)))
-    assert second.confidence == pytest.approx(float(found(0.0, -1.0)))
-    for query in (Query("1 0 0 0", channels=("seen",)), Query(like=index.vector_of(str(first.item.id)))):
+    gap = first.relevance - second.relevance
+    assert first.confidence == pytest.approx(float(found(first.relevance, gap)))
+    assert second.confidence == pytest.approx(float(found(second.relevance, -gap)))
+    for query in (
+        Query("1 0 0 0", channels=("seen",)),
+        Query("1 0 0 0", threshold=0.5),
+        Query("1 0 0 0", fusion="ranks"),
+        Query(like=index.vector_of(str(first.item.id))),
+    ):
         assert index.moments(query, 1)[0].confidence is None  # not measured for these
-    above = index.moments(Query("1 0 0 0", threshold=0.5))
-    assert [moment.confidence for moment in above] == [first.confidence]
 
 
 def test_what_was_measured_belongs_to_a_model(index):

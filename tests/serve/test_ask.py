@@ -77,12 +77,12 @@ def test_the_best_moments_are_asked_about_and_named(library):
 
 def test_a_server_gets_the_moments_alone(library):
     printed = run("what?", "--url", "http://localhost:1", "--top", "4").stdout
-    assert printed.splitlines()[-1] == "[library/red.png]"
+    assert printed.splitlines()[-2:] == ["[library/red.png]", "[library/long.mp4 00:00–00:02]"]
     (checkpoint, url, *_), messages = library.asked
     assert (checkpoint, url) == (None, "http://localhost:1")
     (sent,) = to_openai(messages)  # which refuses start and end
     kinds = [part["type"] for part in sent["content"]]
-    assert kinds == ["video_url", "audio_url", "video_url", "image_url", "text"]
+    assert kinds == ["video_url", "audio_url", "image_url", "video_url", "text"]
     piece = load_clip(messages[0]["content"][0]["video"])
     assert piece.duration == pytest.approx(2.0, abs=0.15)
 
@@ -132,7 +132,7 @@ def test_what_is_said_goes_with_the_moments(library, tmp_path):
     printed = run("Who says hello?", "--top", "1").stdout.splitlines()
     assert printed[1:] == ["[library/long.mp4 00:02–00:04]"]
     film, said, text = library.asked[1][0]["content"]
-    assert (film["start"], film["end"], text["text"]) == (2.0, 4.0, "Who says hello?")
+    assert (film["start"], film["end"], text["text"]) == (2.5, 3.5, "Who says hello?")
     assert said["text"].endswith("[00:00] Hello there!\n")
     run("Bye?", "--top", "1", "--url", "http://localhost:1")
     assert "[00:00] Bye.\n" in library.asked[3][0]["content"][1]["text"]

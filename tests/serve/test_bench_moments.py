@@ -27,6 +27,6 @@ def test_every_kind_of_question_is_asked_in_every_way(tmp_path, capsys):
     numbers = bench_moments(recordings=1, scenes=2, json_file=file, model=None)
     assert json.loads(file.read_text()) == numbers
     assert set(numbers) == {"video", "audio", "both", "said"}
-    assert set(numbers["video"]) == {"one window", "moments there", "moments everywhere"}
+    assert set(numbers["video"]) == {"one window", "moments there", "moments everywhere", "by ranks"}
     assert numbers["said"]["moments there"] == {"r1@.5": 1.0, "overlap": pytest.approx(1.0), "questions": 2}
     assert "R1@.5 and mean overlap; 1 recordings of 2 scenes of world:val,media=av" in capsys.readouterr().out

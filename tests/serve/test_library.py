@@ -89,7 +89,7 @@ def test_add_search_info(place):
     found = run("search", "a star")
     assert found.exit_code == 0
     lines = [line.split() for line in found.output.splitlines()[1:]]
-    assert lines[0] == ["clips/star.mp4", "01:02–01:04", "video+audio", "0.989"]
+    assert lines[0] == ["clips/star.mp4", "01:02–01:04", "video+audio", "0.995"]
     assert lines[1] == ["00:00–00:02", "video+audio", "0.540"]
     assert lines[2] == ["clips/bell", "[1]", "é.wav", "00:00–00:02", "audio", "0.878"]
 

@@ -41,8 +41,8 @@ def test_the_table_names_channels_and_shows_words(clips):
     lines = run("search", "shooting stars").output.splitlines()
     assert lines[0].split() == ["file", "time", "found", "in", "score", "words"]
     first, second = (line.split() for line in lines[1:3])
-    assert first[:2] == ["Sky", "00:00–00:02"]
-    assert second == ["01:02–01:04", "video+audio,", "said", "0.989", "Stars."]
+    assert first[:2] == ["Sky", "00:01–00:02"]
+    assert second == ["01:02–01:04", "video+audio,", "said", "0.995", "Stars."]
     assert lines[1].rstrip().endswith("Look, a shooting star!")
     assert "bell" not in run("search", "shooting stars", "--in", "said").output
 
