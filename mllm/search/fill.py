@@ -32,7 +32,6 @@ from mllm.search.store import (
     compact,
     delete_items,
     kind_of,
-    migrate,
     quoted,
     read_columns,
     replace_item,
@@ -139,7 +138,6 @@ class Filling:
         for root in roots:
             if not root.exists() and not prune:
                 raise MllmError(f"{root} does not exist: name a media file or a folder of them")
-        migrate(self.table, self.folder)
         for indexed in read_items(self.table, self.folder).values():
             self._remember(indexed)
         for item in given:  # first, since the files below may belong to them

@@ -35,6 +35,7 @@ from mllm.search.items import ITEM_COLUMNS, KINDS, SAID, Item, find_item
 from mllm.search.moments import Hit, HitList, Moment, by_item, fuse, hits_of
 from mllm.search.query import Query, check_modality, check_vector
 from mllm.search.store import (
+    alone_at,
     create_table,
     delete_items,
     exists,
@@ -139,12 +140,16 @@ class Index:
 
         Raises:
             MllmError: if a path does not exist.
-            ConfigError: if the index cannot be written.
+            ConfigError: if the index cannot be written, or another model has filled it anew since.
         """
         from mllm.search.fill import Filling  # a search does not need the libraries that read media
 
-        filling = Filling(self.table, self.folder, self.embedder, progress, transcriber)
-        return filling.run(items, prune, make_item)
+        with alone_at(self.folder):
+            migrate(self.table, self.folder)
+            # It may have been filled anew since it was opened.
+            _check_model(read_stamp(self.table, self.folder), self.embedder, self.folder)
+            filling = Filling(self.table, self.folder, self.embedder, progress, transcriber)
+            return filling.run(items, prune, make_item)
 
     def remove(self, ids: Iterable[str]) -> None:
         """Deletes the items with these ids.
@@ -152,8 +157,9 @@ class Index:
         Raises:
             ConfigError: if the index cannot be written.
         """
-        migrate(self.table, self.folder)
-        delete_items(self.table, self.folder, list(ids))
+        with alone_at(self.folder):
+            migrate(self.table, self.folder)
+            delete_items(self.table, self.folder, list(ids))
 
     def items(self) -> list[Item]:
         """Every item in the index, by name."""

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from importlib import util
@@ -22,11 +22,13 @@ import numpy as np
 import pyarrow as pa
 
 from mllm.errors import ConfigError, MllmError
+from mllm.files import one_at_a_time
 from mllm.search.words import STOP_WORDS
 
 _log = logging.getLogger(__name__)
 
 _TABLE = "windows"
+_LOCK = "writer.lock"
 _STAMP = b"mllm"
 _STAMPED = {"model": str, "stamp": str, "dim": int, "created": str}
 # Earlier tables, without items, have these names for columns …
@@ -74,16 +76,16 @@ def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        require_writable(folder)
-        if rebuild and exists(folder):
-            _take_away(folder)
+        with alone_at(folder):
+            if rebuild and exists(folder):
+                _take_away(folder)
+            schema = _schema(stamp["dim"]).with_metadata({_STAMP: json.dumps(stamp).encode()})
+            with store_errors(folder):
+                table = _lancedb().connect(folder).create_table(_TABLE, schema=schema, exist_ok=True)
+                _index_words(table)
+                return table
     except OSError as error:
         raise ConfigError(_unwritable(folder, error.errno or errno.EACCES)) from error
-    schema = _schema(stamp["dim"]).with_metadata({_STAMP: json.dumps(stamp).encode()})
-    with store_errors(folder):
-        table = _lancedb().connect(folder).create_table(_TABLE, schema=schema, exist_ok=True)
-        _index_words(table)
-        return table
 
 
 def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
@@ -275,6 +277,25 @@ def require_writable(folder: Path) -> None:
     if not os.access(written, os.W_OK):
         read_only = os.statvfs(written).f_flag & os.ST_RDONLY
         raise ConfigError(_unwritable(folder, errno.EROFS if read_only else errno.EACCES))
+
+
+@contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """Waits until no other process writes to the index in `folder`.
+
+    Two that insert rows of one id at the same time would both insert them.
+
+    Raises:
+        ConfigError: if the folder cannot be written.
+    """
+    require_writable(folder)
+    with ExitStack() as held:
+        try:
+            waiting = f"waiting until another process has written to index {folder}"
+            held.enter_context(one_at_a_time(folder / _LOCK, waiting))
+        except OSError as error:
+            raise ConfigError(_unwritable(folder, error.errno or errno.EACCES)) from error
+        yield
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm.errors import ConfigError, MediaError
-from mllm.files import alone_in
 from mllm.records.transcript import Segment, Word
 from mllm.search.expressions import Filters
 from mllm.search.fill import Filling, read_items
@@ -17,6 +16,7 @@ from mllm.search.filters import fields_of, to_sql
 from mllm.search.index import Index
 from mllm.search.items import SAID, Indexed, Item, find_item
 from mllm.search.store import (
+    alone_at,
     compact,
     delete_items,
     exists,
@@ -76,10 +76,11 @@ def delete(folder: str | Path, names: Sequence[str], filters: Filters | None = N
     if filters is not None:
         passed = {str(one.item.id): one.item for one in list_items(folder, filters)}
         chosen = {key: item for key, item in passed.items() if key in chosen or not names}
-    table = open_table(folder)
     if chosen:
-        migrate(table, folder)
-        delete_items(table, folder, list(chosen))
+        table = open_table(folder)
+        with alone_at(folder):
+            migrate(table, folder)
+            delete_items(table, folder, list(chosen))
     return list(chosen.values())
 
 
@@ -98,10 +99,11 @@ def tidy(folder: str | Path) -> tuple[int, int]:
     folder = Path(folder)
     table = open_table(folder)
     read_stamp(table, folder)
-    before = _bytes_in(folder)
-    migrate(table, folder)
-    compact(table, folder)
-    return before, _bytes_in(folder)
+    with alone_at(folder):
+        before = _bytes_in(folder)
+        migrate(table, folder)
+        compact(table, folder)
+        return before, _bytes_in(folder)
 
 
 def renew(
@@ -120,13 +122,14 @@ def renew(
         progress: called with every item's name and "renewed" or "failed: …".
 
     Raises:
-        ConfigError: if recordings cannot be read again (the index stays as it is, and the report of the next
-            call begins where this ended), there is no index, or another process renews it.
+        ConfigError: if recordings cannot be read again (the index stays as it is, and the next call begins
+            where this ended), or there is no index.
     """
     folder = Path(folder)
     table = open_table(folder)
     read_stamp(table, folder)
-    with alone_in(folder / _RENEWED, "mllm index rebuild"):
+    with alone_at(folder):
+        migrate(table, folder)
         aside = _open_aside(folder / _RENEWED, embedder)
         done = read_items(aside.table, aside.folder)
         filling = Filling(aside.table, aside.folder, embedder, None)
@@ -151,7 +154,7 @@ def renew(
             )
         delete_items(aside.table, aside.folder, sorted(set(done) - set(read_items(table, folder))))
         compact(replace_table(folder, aside.table), folder)
-    shutil.rmtree(folder / _RENEWED)
+        shutil.rmtree(folder / _RENEWED)
     return report
 
 

@@ -76,6 +76,15 @@ def test_an_index_is_renewed_for_another_model(folder):
     assert not (folder / "renewed").exists()
 
 
+def test_who_opened_an_index_before_it_was_renewed_adds_nothing_to_it(folder, clips):
+    before = Index.open(folder, CountingEmbedder())
+    renew(folder, CountingEmbedder("model-b"))
+    recording(clips / "new.mp4", {"video": [1, 1, 0, 0]})
+    with pytest.raises(ConfigError, match="was filled by model model-b"):
+        before.add([clips])
+    assert describe(folder).recordings == 3
+
+
 def test_a_renewal_goes_on_where_it_stopped_and_until_then_nothing_changes(folder, clips):
     (clips / "deep/b.mp4").rename(clips / "lost.mp4")
     other = CountingEmbedder("model-b")

@@ -78,7 +78,7 @@ def test_duplicates(filled):
 
 
 def test_calibrate(filled, monkeypatch):
-    """Captions of which two of three are of what is found first: fitted on one recording, wrong of the other."""
+    """Two of three captions are of what is found first; what is fitted on one recording fails on another."""
     opened = library.open_to_search(None, library.DEFAULT_INDEX)
     monkeypatch.setattr(upkeep, "open_to_search", lambda model, index: opened)
     files = ["clips/star.mp4", "clips/star.mp4", "clips/bell [1] é.wav"]
