@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
+    from rich.status import Status
 
     from mllm.models.transcriber import Transcriber
     from mllm.search.embedder import Embedder
-    from mllm.search.fill import AddReport
     from mllm.search.index import Index
 
 index_app = typer.Typer(no_args_is_help=True, help="Index recordings for search.")
@@ -88,25 +90,11 @@ def add(
     table = Attributes(attributes, attribute or [])
     opened = Index.open(index, load_embedder(model, None if rebuild else index, features), rebuild=rebuild)
     with console.status("reading") as status:
-
-        def progress(name: str, became: str) -> None:
-            what, _, cause = became.partition(": ")
-            if what == "failed":
-                console.print(f"[red]failed[/] {escape(cause)}", soft_wrap=True)
-            elif what == "passed over":
-                console.print(f"[yellow]passed over[/] {escape(f'{name}: {cause}')}", soft_wrap=True)
-            status.update(f"{became} {escape(name)}")
-
         listener = _transcriber(transcriber) if transcribe else None
-        report = opened.add(paths, prune, progress, table.item, listener)
+        report = opened.add(paths, prune, shown_in(console, status), table.item, listener)
     for file in table.unused():
         line = f"[yellow]passed over[/] {escape(f'{attributes}: {file} is not among what was added')}"
         console.print(line, soft_wrap=True)
-    _conclude(console, report, index)
-
-
-def _conclude(console: Console, report: AddReport, index: Path) -> None:
-    """Prints what was added, and what is next; exits with status 1 if every file failed."""
     console.print(f"{report.line()} in {index}", soft_wrap=True, highlight=False)
     if not (report.added or report.unchanged or report.updated or report.failed or report.pruned):
         console.print("no media file found there")
@@ -115,6 +103,21 @@ def _conclude(console: Console, report: AddReport, index: Path) -> None:
         console.print(f'next: mllm search "what you look for"{flag}', highlight=False, soft_wrap=True)
     if report.failed and not (report.added or report.unchanged or report.updated):
         raise typer.Exit(1)
+
+
+def shown_in(console: Console, status: Status) -> Callable[[str, str], None]:
+    """A `progress` of `Index.add` that shows what is done, and prints a line for what goes wrong."""
+    from rich.markup import escape
+
+    def progress(name: str, became: str) -> None:
+        what, _, cause = became.partition(": ")
+        if what == "failed":
+            console.print(f"[red]failed[/] {escape(cause)}", soft_wrap=True)
+        elif what == "passed over":
+            console.print(f"[yellow]passed over[/] {escape(f'{name}: {cause}')}", soft_wrap=True)
+        status.update(f"{became} {escape(name)}")
+
+    return progress
 
 
 @index_app.command("stats")

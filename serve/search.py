@@ -116,22 +116,23 @@ def search(
     query = asked() if like is None else None  # likewise
     opened = open_to_search(model, index, whole=bool(media))
     query = query or asked(**_alike(opened, str(like)))
-    if group:
-        found = opened.recordings(query, k, offset)
-    else:
-        found = [[moment] for moment in opened.moments(query, k, offset)]
+    found = opened.recordings(query, k, offset) if group else _alone(opened.moments(query, k, offset))
     if as_json:
         typer.echo(json.dumps([as_row(one) for moments in found for one in moments], ensure_ascii=False))
     elif found:
         Console().print(_table(found))
     else:
-        typer.echo(f"nothing {_such(query, offset)}in index {index}")
+        typer.echo(_nothing(query, offset, index))
 
 
-def _such(query: Query, offset: int) -> str:
-    """What is not there."""
+def _alone(moments: Sequence[Moment]) -> list[list[Moment]]:
+    return [[moment] for moment in moments]
+
+
+def _nothing(query: Query, offset: int, index: Path) -> str:
     such = (f"with {query.modality} " if query.modality else "") + ("after these " if offset else "")
-    return such + ("that the filter lets through " if query.filters else "")
+    such += "that the filter lets through " if query.filters else ""
+    return f"nothing {such}in index {index}"
 
 
 def _alike(index: Index, words: str) -> dict[str, Any]:

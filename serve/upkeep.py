@@ -21,6 +21,7 @@ from serve.library import (
     load_embedder,
     open_to_search,
     short,
+    shown_in,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +116,6 @@ def rebuild(
     The index is searched as it was until all is done. What was interrupted goes on where it stopped.
     """
     from rich.console import Console
-    from rich.markup import escape
 
     from mllm.search.upkeep import list_items, renew
 
@@ -123,14 +123,7 @@ def rebuild(
     list_items(index)  # raises if there is no index, before a model is loaded
     embedder = load_embedder(model, index, features)
     with console.status("reading") as status:
-
-        def progress(name: str, became: str) -> None:
-            what, _, cause = became.partition(": ")
-            if what == "failed":
-                console.print(f"[red]failed[/] {escape(cause)}", soft_wrap=True)
-            status.update(f"{became} {escape(name)}")
-
-        report = renew(index, embedder, leave_out, progress)
+        report = renew(index, embedder, leave_out, shown_in(console, status))
     left_out = f", {len(report.lost)} left out" if report.lost else ""
     console.print(
         f"{len(report.renewed)} recordings read again{left_out} in {index}", soft_wrap=True, highlight=False
@@ -145,13 +138,14 @@ def duplicates(
         float, typer.Option(min=0, max=1, help="Least share of the shorter recording that agrees.")
     ] = 0.6,
     listen: Annotated[
-        bool, typer.Option("--listen", help="Also read the files and compare their sound: finds any cut.")
+        bool, typer.Option("--listen", help="Read the files and compare their sound: finds any cut.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Recordings that are the same: copied, encoded anew, or trimmed by whole windows.
 
-    Recordings that are trimmed otherwise are found with --listen, if they have sound.
+    With --listen, recordings that are trimmed otherwise are found too, if they have sound, and those that are
+    only alike to the model are left out.
     """
     from rich.console import Console
     from rich.table import Table
@@ -161,7 +155,7 @@ def duplicates(
 
     found = search.duplicates(index, alike, share)
     if listen:
-        found += search.same_sounds(index, found, share, _passed_over)
+        found = search.same_sounds(index, found, share, _passed_over)
     if as_json:
         rows = [
             {

@@ -10,7 +10,6 @@ reads their files, and finds nothing in recordings without sound.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -101,24 +100,23 @@ def duplicates(folder: str | Path, alike: float = ALIKE, share: float = SHARE) -
 
 def same_sounds(
     folder: str | Path,
-    known: Sequence[Duplicate] = (),
+    by_windows: Sequence[Duplicate] = (),
     share: float = SHARE,
     passed_over: Callable[[str, str], None] = lambda name, cause: None,
 ) -> list[Duplicate]:
-    """Pairs of items whose sound is the same, wherever they are cut.
+    """Pairs of items whose sound is the same, wherever they are cut, the surest first.
 
     Each item is compared with the `NEAREST` others whose windows are most like its own.
 
     Args:
-        known: pairs that need no comparison.
+        by_windows: pairs that `duplicates` has found: they are compared too, and those with an item that
+            cannot be heard are kept as they are.
         share: least share of the shorter recording that agrees.
         passed_over: called with the name of each recording that cannot be read, and the cause.
 
     Raises:
         ConfigError: if there is no index, or it is damaged.
     """
-    from mllm.search.alignment.engine import align_sequences
-
     windows = _read(Path(folder))
 
     @lru_cache(maxsize=_SOUNDS_KEPT)
@@ -129,27 +127,41 @@ def same_sounds(
             passed_over(windows.items[number].shown, str(error))
             return None
 
-    pairs = {frozenset((one.first.id, one.second.id)) for one in known}
-    found = []
-    for one, other in _candidates(windows):
-        items = windows.items[one], windows.items[other]
-        if frozenset((items[0].id, items[1].id)) in pairs:
-            continue
-        first, second = sound_of(one), sound_of(other)
+    numbers = {item.id: number for number, item in enumerate(windows.items)}
+    known = {_pair(numbers[one.first.id], numbers[one.second.id]): one for one in by_windows}
+    found: list[Duplicate | None] = []
+    for pair in sorted(known.keys() | _candidates(windows)):
+        first, second = map(sound_of, pair)
         if first is None or second is None:
-            continue
-        with suppress(MediaError):  # too short to align
-            aligned = align_sequences(first, second)
-            agrees = _seconds_alike(first, second, float(aligned.offset or 0.0))
-            part = agrees / min(first.seconds, second.seconds)
-            if not aligned.unsure and part >= share:
-                pair = Duplicate(*items, part, aligned.confidence, -float(aligned.offset or 0.0), "sound")
-                found.append(_longer_first(pair, len(first), len(second)))
-    return _sorted(found)
+            found.append(known.get(pair))
+        else:
+            items = windows.items[pair[0]], windows.items[pair[1]]
+            found.append(_compared(items, first, second, share))
+    return _sorted(one for one in found if one is not None)
+
+
+def _pair(one: int, other: int) -> tuple[int, int]:
+    return min(one, other), max(one, other)
+
+
+def _compared(items: tuple[Item, Item], first: Sound, second: Sound, share: float) -> Duplicate | None:
+    """The items as duplicates, if so much of their sound is the same."""
+    from mllm.search.alignment.engine import align_sequences
+
+    try:
+        aligned = align_sequences(first, second)
+    except MediaError:  # too short
+        return None
+    offset = aligned.offset or 0.0
+    part = _seconds_alike(first, second, offset) / min(first.seconds, second.seconds)
+    if aligned.unsure or part < share:
+        return None
+    pair = Duplicate(*items, part, aligned.confidence, -offset, "sound")
+    return _longer_first(pair, len(first), len(second))
 
 
 def _sound(item: Item) -> Sound | None:
-    """What an item sounds like; None if it is no file, or has no sound.
+    """What an item sounds like; None if it is no file, or is silent.
 
     Raises:
         MediaError: if it cannot be read.
@@ -162,7 +174,10 @@ def _sound(item: Item) -> Sound | None:
     if item.path is None:
         return None
     with open_recording(item.path, OWN_FILES, isolated=True) as recording:
-        return features.mel(waveform_of(recording), item.shown) if recording.info.has_audio else None
+        if not recording.info.has_audio:
+            return None
+        sound = features.mel(waveform_of(recording), item.shown)
+    return sound if sound.vectors.any() else None
 
 
 def _seconds_alike(first: Sound, second: Sound, offset: float) -> float:
@@ -181,8 +196,8 @@ def _seconds_alike(first: Sound, second: Sound, offset: float) -> float:
     return float((alike * np.diff(np.r_[starts, len(one)])).sum() / first.rate)
 
 
-def _candidates(windows: _Windows) -> list[tuple[int, int]]:
-    """Pairs of items, of each one and the `NEAREST` others whose windows are most like its own, in order."""
+def _candidates(windows: _Windows) -> set[tuple[int, int]]:
+    """Pairs of items, of each one and the `NEAREST` others whose windows are most like its own."""
     begins = np.searchsorted(windows.of, np.arange(len(windows.items)))
     still = windows.still[begins]
     pairs: set[tuple[int, int]] = set()
@@ -194,8 +209,8 @@ def _candidates(windows: _Windows) -> list[tuple[int, int]]:
         best[still] = best[one] = -np.inf
         for other in np.argsort(-best)[:NEAREST].tolist():
             if np.isfinite(best[other]):
-                pairs.add((min(one, other), max(one, other)))
-    return sorted(pairs)
+                pairs.add(_pair(one, other))
+    return pairs
 
 
 def _sorted(pairs: Iterable[Duplicate]) -> list[Duplicate]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mllm.errors import MediaError, MllmError, RecordError
 from mllm.media.sources import MEDIA_SUFFIXES, OWN_FILES, open_ordinary, walk_folders
 from mllm.records.transcript import Segment, Transcript
+from mllm.search.guard import require_writable
 from mllm.search.items import (
     BY_SUBTITLES,
     BY_TRANSCRIPT,
@@ -35,7 +36,6 @@ from mllm.search.store import (
     quoted,
     read_columns,
     replace_item,
-    require_writable,
 )
 from mllm.search.subtitles import SubtitlesBeside, subtitle_segments
 

@@ -31,11 +31,11 @@ from mllm.search.confidence import Calibration, load_calibration
 from mllm.search.expressions import Filters
 from mllm.search.filters import fields_of, to_sql
 from mllm.search.fusion import REFERENCES, SAMPLE, Chance, RowSample
+from mllm.search.guard import alone_at, store_errors
 from mllm.search.items import ITEM_COLUMNS, KINDS, SAID, Item, find_item
 from mllm.search.moments import Hit, HitList, Moment, by_item, fuse, hits_of
 from mllm.search.query import Query, check_modality, check_vector
 from mllm.search.store import (
-    alone_at,
     create_table,
     delete_items,
     exists,
@@ -47,10 +47,9 @@ from mllm.search.store import (
     read_columns,
     read_stamp,
     sample_rows,
-    store_errors,
     with_words,
 )
-from mllm.search.summary import IndexInfo, attribute_kinds, describe, filled_by
+from mllm.search.summary import IndexInfo, attribute_kinds, check_model, describe, filled_by
 from mllm.search.words import WantedWords
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ class Index:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
             table = create_table(folder, stamp, rebuild)
-        _check_model(read_stamp(table, folder), embedder, folder)  # another process may have been first
+        check_model(read_stamp(table, folder), embedder, folder)  # another process may have been first
         return cls(folder, table, embedder)
 
     # --- fill -----------------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ class Index:
         with alone_at(self.folder):
             migrate(self.table, self.folder)
             # It may have been filled anew since it was opened.
-            _check_model(read_stamp(self.table, self.folder), self.embedder, self.folder)
+            check_model(read_stamp(self.table, self.folder), self.embedder, self.folder)
             filling = Filling(self.table, self.folder, self.embedder, progress, transcriber)
             return filling.run(items, prune, make_item)
 
@@ -394,16 +393,3 @@ def _without(one: HitList, unwanted: Sequence[WantedWords]) -> HitList:
     """A list without texts that have words which are not meant."""
     hits = [hit for hit in one.hits if not any(words.matched(hit.text) for words in unwanted)]
     return HitList(hits, one.weight)
-
-
-def _check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:
-    if stamp["stamp"] == embedder.fingerprint():
-        return
-    theirs, ours = f"{stamp['model']} ({stamp['stamp'][:12]})", f"({embedder.fingerprint()[:12]})"
-    rebuild = f"fill it again with mllm index add DIR --index {folder} --rebuild"
-    if stamp["model"] == embedder.name:
-        reason = f"before its weights changed {ours}, and their vectors don't compare: {rebuild}"
-    else:
-        choice = f"use --model {stamp['model']}, or {rebuild}"
-        reason = f"not by {embedder.name} {ours}, and their vectors don't compare: {choice}"
-    raise ConfigError(f"index {folder} was filled by model {theirs}, {reason}")

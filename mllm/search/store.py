@@ -1,4 +1,4 @@
-"""The LanceDB table of an index, and its errors. Private to `index`."""
+"""The LanceDB table of an index. Private to `index`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from importlib import util
@@ -21,14 +20,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mllm.errors import ConfigError, MllmError
-from mllm.files import one_at_a_time
+from mllm.errors import ConfigError
+from mllm.search.guard import (
+    TABLE,
+    alone_at,
+    damaged,
+    require_writable,
+    store_errors,
+    table_path,
+    unwritable,
+)
 from mllm.search.words import STOP_WORDS
 
 _log = logging.getLogger(__name__)
 
-_TABLE = "windows"
-_LOCK = "writer.lock"
 _STAMP = b"mllm"
 _STAMPED = {"model": str, "stamp": str, "dim": int, "created": str}
 # Earlier tables, without items, have these names for columns …
@@ -42,7 +47,7 @@ _WORD = [("start", pa.float64()), ("end", pa.float64()), ("text", pa.string())]
 def exists(folder: str | Path) -> bool:
     """Whether there is an index, possibly damaged, in the folder."""
     try:
-        os.lstat(_table_path(folder))
+        os.lstat(table_path(folder))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     except OSError:  # no permission: opening the index reports it
@@ -58,10 +63,10 @@ def open_table(folder: Path) -> Any:
     """
     if not exists(folder):
         raise ConfigError(f"there is no index in {folder}: make one with mllm index add DIR --index {folder}")
-    if os.path.isdir(_table_path(folder)) and not os.access(_table_path(folder), os.R_OK | os.X_OK):
+    if os.path.isdir(table_path(folder)) and not os.access(table_path(folder), os.R_OK | os.X_OK):
         raise ConfigError(f"no permission to read index {folder}: change its mode or owner")
     with store_errors(folder):
-        return _lancedb().connect(folder).open_table(_TABLE)
+        return _lancedb().connect(folder).open_table(TABLE)
 
 
 def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
@@ -81,11 +86,11 @@ def create_table(folder: Path, stamp: Mapping[str, Any], rebuild: bool) -> Any:
                 _take_away(folder)
             schema = _schema(stamp["dim"]).with_metadata({_STAMP: json.dumps(stamp).encode()})
             with store_errors(folder):
-                table = _lancedb().connect(folder).create_table(_TABLE, schema=schema, exist_ok=True)
+                table = _lancedb().connect(folder).create_table(TABLE, schema=schema, exist_ok=True)
                 _index_words(table)
                 return table
     except OSError as error:
-        raise ConfigError(_unwritable(folder, error.errno or errno.EACCES)) from error
+        raise ConfigError(unwritable(folder, error.errno or errno.EACCES)) from error
 
 
 def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def read_stamp(table: Any, folder: Path) -> dict[str, Any]:
         found = json.loads(written or b"")
         return {key: kind(found[key]) for key, kind in _STAMPED.items()}
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(_damaged(folder, "its stamp cannot be read")) from None
+        raise ConfigError(damaged(folder, "its stamp cannot be read")) from None
 
 
 def read_columns(table: Any, names: Sequence[str], folder: Path, where: str | None = None) -> pa.Table:
@@ -190,7 +195,7 @@ def replace_table(folder: Path, other: Any) -> Any:
     with store_errors(folder):
         rows = other.search().limit(max(other.count_rows(), 1)).to_batches()
         connection = _lancedb().connect(folder)
-        table = connection.create_table(_TABLE, data=rows, schema=other.schema, mode="overwrite")
+        table = connection.create_table(TABLE, data=rows, schema=other.schema, mode="overwrite")
         _index_words(table)
         return table
 
@@ -271,70 +276,9 @@ def _index_words(table: Any) -> None:
     table.create_index("text", config=config, name=_WORDS_INDEX)
 
 
-def require_writable(folder: Path) -> None:
-    """Raises ConfigError if the index in `folder` cannot be written."""
-    written = _table_path(folder) if os.path.isdir(_table_path(folder)) else folder
-    if not os.access(written, os.W_OK):
-        read_only = os.statvfs(written).f_flag & os.ST_RDONLY
-        raise ConfigError(_unwritable(folder, errno.EROFS if read_only else errno.EACCES))
-
-
-@contextmanager
-def alone_at(folder: Path) -> Iterator[None]:
-    """Waits until no other process writes to the index in `folder`.
-
-    Two that insert rows of one id at the same time would both insert them.
-
-    Raises:
-        ConfigError: if the folder cannot be written.
-    """
-    require_writable(folder)
-    with ExitStack() as held:
-        try:
-            waiting = f"waiting until another process has written to index {folder}"
-            held.enter_context(one_at_a_time(folder / _LOCK, waiting))
-        except OSError as error:
-            raise ConfigError(_unwritable(folder, error.errno or errno.EACCES)) from error
-        yield
-
-
-@contextmanager
-def store_errors(folder: Path) -> Iterator[None]:
-    """Turns whatever LanceDB raises into one line that names the index and the remedy."""
-    try:
-        yield
-    except MllmError:
-        raise
-    except Exception as error:  # RuntimeError, ValueError, OSError; a panic in Rust has no public type
-        said = " ".join(str(error).split()) or type(error).__name__
-        found = re.search(r"os error (\d+)", said)
-        number = int(found[1]) if found else getattr(error, "errno", None) or 0
-        cause = re.sub(r"^lance error: |LanceError\(\w+\): |,? \S+\.rs:\d+:\d+.*$", "", said)[:120]
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            problem = _unwritable(folder, number)
-        elif number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            problem = f"cannot open index {folder}: {os.strerror(number)}: raise the limit, and try again"
-        elif re.search("conflict|concurrent", said, re.IGNORECASE):
-            problem = f"index {folder} is written by another process ({cause}): try again when it has ended"
-        else:
-            problem = _damaged(folder, cause)
-        raise ConfigError(problem) from error
-
-
-def _unwritable(folder: Path, number: int) -> str:
-    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "make room, and add again" if full else "change its mode or owner, or name another with --index"
-    return f"cannot write index {folder}: {os.strerror(number)}: {remedy}"
-
-
-def _damaged(folder: Path, cause: str) -> str:
-    rebuild = f"fill it again with mllm index add DIR --index {folder} --rebuild"
-    return f"index {folder} cannot be read ({cause}): it is damaged, or another version wrote it: {rebuild}"
-
-
 def _take_away(folder: Path) -> None:
     """Removes the table; overwriting it would read it, which fails if it is damaged."""
-    path, foreign = _table_path(folder), False
+    path, foreign = table_path(folder), False
     with suppress(ConfigError):
         table = open_table(folder)
         with store_errors(folder):
@@ -388,10 +332,6 @@ def kind_of(modalities: Iterable[str]) -> str:
 def _is_foreign(table: Any) -> bool:
     ours = _schema(1).names
     return not {*ours} - {*_ADDED} <= set(stored_as(table, ours))
-
-
-def _table_path(folder: str | Path) -> Path:
-    return Path(folder) / f"{_TABLE}.lance"
 
 
 def _schema(dim: int) -> pa.Schema:

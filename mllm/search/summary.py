@@ -6,12 +6,16 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mllm.errors import ConfigError
 from mllm.search.items import BY_SUBTITLES, KINDS, SAID, WRITTEN, kind
 from mllm.search.store import open_table, read_columns, read_stamp
+
+if TYPE_CHECKING:
+    from mllm.search.embedder import Embedder
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,20 @@ def filled_by(folder: str | Path) -> str | None:
     """
     model = read_stamp(open_table(Path(folder)), Path(folder))["model"]
     return model if Path(model).exists() or not Path(model).is_absolute() else None
+
+
+def check_model(stamp: dict[str, Any], embedder: Embedder, folder: Path) -> None:
+    """Raises ConfigError if the index in `folder`, which has this stamp, was filled by another model."""
+    if stamp["stamp"] == embedder.fingerprint():
+        return
+    theirs, ours = f"{stamp['model']} ({stamp['stamp'][:12]})", f"({embedder.fingerprint()[:12]})"
+    rebuild = f"fill it again with mllm index add DIR --index {folder} --rebuild"
+    if stamp["model"] == embedder.name:
+        reason = f"before its weights changed {ours}, and their vectors don't compare: {rebuild}"
+    else:
+        choice = f"use --model {stamp['model']}, or {rebuild}"
+        reason = f"not by {embedder.name} {ours}, and their vectors don't compare: {choice}"
+    raise ConfigError(f"index {folder} was filled by model {theirs}, {reason}")
 
 
 def _short_source(said_by: str | None) -> str:

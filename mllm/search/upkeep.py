@@ -13,10 +13,10 @@ from mllm.records.transcript import Segment, Word
 from mllm.search.expressions import Filters
 from mllm.search.fill import Filling, read_items
 from mllm.search.filters import fields_of, to_sql
+from mllm.search.guard import alone_at
 from mllm.search.index import Index
 from mllm.search.items import SAID, Indexed, Item, find_item
 from mllm.search.store import (
-    alone_at,
     compact,
     delete_items,
     exists,

@@ -109,7 +109,16 @@ def test_a_cut_off_the_grid_of_windows_is_heard(sounds):
     assert (pair.by, pair.offset) == ("sound", pytest.approx(5.3, abs=0.02))
     assert pair.share > 0.9
     assert pair.score > 0.5
-    assert same_sounds(sounds / "index", known=[pair]) == []
+
+
+def test_what_only_looks_alike_is_not_heard(sounds):
+    alike = duplicates(sounds / "index", alike=-1, share=0)
+    assert len(alike) == 6  # every pair
+    (pair,) = same_sounds(sounds / "index", alike)
+    assert pair.by == "sound"
+    for name in ("cut", "other", "jingle"):
+        (sounds / f"clips/{name}.wav").unlink()
+    assert len(same_sounds(sounds / "index", alike)) == 6  # that cannot be heard again
 
 
 def test_a_recording_that_cannot_be_heard_is_named(sounds):
