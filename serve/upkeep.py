@@ -94,9 +94,9 @@ def delete(
 @index_app.command("compact")
 def compact(index: IndexOption = DEFAULT_INDEX) -> None:
     """Join the small files of an index, and drop versions older than an hour."""
-    from mllm.search.upkeep import tidy
+    from mllm.search.upkeep import compact_index
 
-    before, after = tidy(index)
+    before, after = compact_index(index)
     typer.echo(f"{before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after in {index}")
 
 

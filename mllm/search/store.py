@@ -246,17 +246,17 @@ def migrate(table: Any, folder: Path) -> None:
         if added:
             table.add_columns(added)
         if table.count_rows("kind IS NULL"):
-            _tell_kinds(table)
+            _fill_kinds(table)
         _index_words(table)
     if added:
         _log.info("index %s was made by an earlier version: its table was migrated", folder)
 
 
-def _tell_kinds(table: Any) -> None:
+def _fill_kinds(table: Any) -> None:
     """Fills the columns `duration` and `kind` of rows from before there were any."""
     rows = table.search().select(["id", "item_id", "modality", "end"]).limit(table.count_rows()).to_arrow()
-    told = rows.group_by("item_id").aggregate([("end", "max"), ("modality", "distinct")]).to_pylist()
-    items = {row["item_id"]: (row["end_max"], kind_of(row["modality_distinct"])) for row in told}
+    found = rows.group_by("item_id").aggregate([("end", "max"), ("modality", "distinct")]).to_pylist()
+    items = {row["item_id"]: (row["end_max"], kind_of(row["modality_distinct"])) for row in found}
     durations, kinds = zip(*(items[item_id] for item_id in rows["item_id"].to_pylist()), strict=True)
     filled = pa.table({"id": rows["id"], "duration": pa.array(durations), "kind": pa.array(kinds)})
     table.merge_insert("id").when_matched_update_all().execute(filled)

@@ -90,7 +90,7 @@ def _named(items: Sequence[Item], name: str, folder: Path) -> list[Item]:
     return below or [find_item(items, name, folder)]
 
 
-def tidy(folder: str | Path) -> tuple[int, int]:
+def compact_index(folder: str | Path) -> tuple[int, int]:
     """Compacts the table of an index, and brings its full-text index up to date.
 
     Returns:

@@ -18,6 +18,7 @@ import pytest
 
 from mllm.errors import ConfigError
 from mllm.search.index import Index, describe, exists
+from mllm.search.store import sample_rows
 from tests.search.test_index import CountingEmbedder, full, recording
 
 NOBODY = 65534
@@ -228,6 +229,17 @@ def test_an_index_that_cannot_be_read(folder):
 def test_a_stamp_says_what_it_said(folder):
     table = lancedb.connect(folder).open_table("windows")
     assert set(json.loads(table.schema.metadata[b"mllm"])) == {"model", "stamp", "dim", "created"}
+
+
+def test_a_sample_stands_for_the_rows_that_are_left(folder, library):
+    index = Index.open(folder, CountingEmbedder())
+    (gone, *_) = index.items()
+    index.remove([gone.id])
+    index.table.checkout_latest()
+    assert len(sample_rows(index.table, folder, ["modality"], 100)) == 6
+    drawn = sample_rows(index.table, folder, ["item_id", "vector"], 4)
+    assert len(drawn) == 4
+    assert gone.id not in drawn["item_id"].to_pylist()
 
 
 def test_the_store_starts_without_its_clients_for_catalogues():

@@ -10,7 +10,7 @@ from mllm.errors import ConfigError
 from mllm.search.expressions import parse_expression
 from mllm.search.index import Index, describe
 from mllm.search.items import Item
-from mllm.search.upkeep import delete, list_items, renew, tidy
+from mllm.search.upkeep import compact_index, delete, list_items, renew
 from tests.search.test_index import CountingEmbedder, full, recording
 from tests.search.test_items import former_index
 from tests.search.test_texts import Listener, texts
@@ -120,8 +120,8 @@ def test_compacting_brings_an_earlier_index_up_to_date(tmp_path, clips):
     former_index(tmp_path / "former", [clips])
     with pytest.raises(ConfigError, match="nor 'duration'"):
         list_items(tmp_path / "former", parse_expression("duration > 3"))
-    before, after = tidy(tmp_path / "former")
+    before, after = compact_index(tmp_path / "former")
     assert min(before, after) > 0
     assert len(list_items(tmp_path / "former", parse_expression("duration > 3"))) == 1
     with pytest.raises(ConfigError, match="no index in"):
-        tidy(tmp_path / "none")
+        compact_index(tmp_path / "none")
