@@ -75,9 +75,14 @@ def fill(
         first: (model, source, folder, max_gb, first, min(first + SCENES, length))
         for first in range(0, length, SCENES)
     }
+    new = old = 0
     outcomes = run(fill_stretch, stretches, engine, workers, isolated=False)
-    counts = [outcome.result() for outcome in progress(outcomes, len(stretches))]
-    return sum(new for new, _ in counts), sum(old for _, old in counts)
+    # Not in a comprehension: its frame, and so an error's traceback, would keep the progress bar open until
+    # Python itself ends, where the bar may wait for ever for a thread of its own.
+    for outcome in progress(outcomes, len(stretches)):
+        computed, found = outcome.result()
+        new, old = new + computed, old + found
+    return new, old
 
 
 def fill_stretch(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +257,28 @@ def test_recordings_with_captions_alone_are_filled_too(tmp_path: Path) -> None:
     row = {"id": "1", "messages": [{"role": "user", "content": user}], "captions": ["a star"]}
     write_records(tmp_path / "rows.jsonl", [row])
     assert fill(str(tmp_path / "model"), str(tmp_path / "rows.jsonl"), tmp_path / "features", 1.0) == (1, 0)
+
+
+def test_where_filling_fails_its_progress_bar_is_closed_at_once(tmp_path: Path) -> None:
+    """And not by Python as it ends: there a bar of rich may wait for ever for its own thread."""
+    save(*tiny(), tmp_path / "model")
+    make(tmp_path / "a.mp4", seconds=1)
+    user = [{"type": "video", "video": str(tmp_path / "a.mp4")}]
+    row = {"id": "1", "messages": [{"role": "user", "content": user}], "captions": ["a star"]}
+    write_records(tmp_path / "rows.jsonl", [row])
+    rows, features = str(tmp_path / "rows.jsonl"), tmp_path / "features"
+    features.write_text("no folder")
+    closed = []
+
+    def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
+        try:
+            yield from items
+        finally:
+            closed.append(total)
+
+    with pytest.raises(ConfigError, match="no cache can be kept there") as caught:
+        fill(str(tmp_path / "model"), rows, features, 1.0, progress=progress)
+    assert closed == [1], caught  # while the error, and so its traceback, is alive
 
 
 def test_windows_of_the_index_are_those_of_a_prompt(tmp_path: Path) -> None:
