@@ -70,8 +70,10 @@ class Query:
             object.__setattr__(self, "text", None)
         if self.text is None and self.like is None and not self.media:
             raise MllmError('nothing to search for: say what is seen or heard, "a dog barks" for one')
-        if not self.channels or not set(self.channels) <= set(CHANNELS):
-            raise ConfigError(f"no channel {self.channels!r:.80}: choose from {', '.join(CHANNELS)}")
+        unknown = [channel for channel in self.channels if channel not in CHANNELS]
+        if unknown or not self.channels:
+            named = f"no channel '{unknown[0]!s:.80}'" if unknown else "no channel is given"
+            raise ConfigError(f"{named}: choose from {', '.join(CHANNELS)}")
         if self.modality and self.channels != CHANNELS:
             raise ConfigError("a modality chooses rows of what is seen and heard: give it, or channels")
         if self.fusion not in FUSIONS:

@@ -99,7 +99,7 @@ def test_what_is_not_meant(clips):
 def test_what_cannot_be_asked_is_one_line(clips):
     for words, error in (
         ((), "nothing to search for"),
-        (("a", "--in", "smelt"), "no channel .*: choose from seen, heard, said, written"),
+        (("a", "--in", "smelt"), "no channel 'smelt': choose from seen, heard, said, written"),
         (("--image", "along.png", "--in", "said"), "found by words: give a text"),
         (("a", "--weights", "text"), "--weights 'text' is no weight: write text=1,image=0.5"),
         (("a", "--weights", "smell=1"), "no weight smell=1.0: give text, image"),
